@@ -1,0 +1,180 @@
+"""The capture: one instant of a host kernel and its VMs, immutable, holding no guest contents.
+
+Addresses and sizes are bytes; virtual addresses are as at run time (after KASLR).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from inspector.codec import Geometry
+
+SCHEMA = 1
+"""Version of the file format and of the JSON output."""
+
+
+@dataclass(frozen=True)
+class CpuState:
+    """One CPU's registers as the stub gave them; a register that QEMU lacks is absent.
+
+    ``running`` says what it was executing when stopped: ``guest``, ``host``, ``tlb-helper`` (the host, inside a TLB
+    invalidation helper that has switched VTTBR), ``user``.  ``symbol`` is the kernel function at its PC, if any.
+    ``vttbr_live`` tells whether VTTBR_EL2 names the stage-2 in force (HCR_EL2.VM=1, TGE=0, not in a TLB helper).
+    """
+
+    index: int
+    registers: Mapping[str, int]
+    running: str
+    symbol: str | None
+    vttbr_live: bool
+
+
+@dataclass(frozen=True)
+class Host:
+    """The host kernel.
+
+    ``mode`` is ``vhe``, ``nvhe``, ``hvhe``, ``protected`` or ``none`` (KVM not initialised).  ``features`` are the
+    CPU features that stage-2 depends on, from the ID registers all CPUs have: ``fwb``, ``ttl``, ``tlbirange``,
+    ``lpa2`` (stage-2 4K), ``hafdbs`` (0-2), ``vmid16``, ``parange`` (the field), ``vhe``, ``xnx``.  ``va_bits`` is the
+    kernel's actual one.  ``traits`` are facts of this kernel build recognised by symbols and types, by name.
+    """
+
+    release: str
+    banner: str
+    build_id: str | None
+    symbols: str
+    kaslr_slide: int
+    page_size: int
+    va_bits: int
+    mode: str
+    cpus: tuple[CpuState, ...]
+    features: Mapping[str, int]
+    traits: Mapping[str, bool]
+    ram: tuple[tuple[int, int], ...]
+    image_pa: tuple[int, int]
+    memory_backend: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PageInfo:
+    """``struct page`` of a table page: reference count and what the allocator says of it.
+
+    ``state`` is ``used``, ``free`` (in the buddy allocator), ``slab`` or ``reserved``.
+    """
+
+    refcount: int
+    state: str
+
+
+@dataclass(frozen=True)
+class Mmu:
+    """One ``struct kvm_s2_mmu``.
+
+    ``kind`` is ``vm`` (the VM's own) or ``shadow`` (nested).  ``vmid`` is the number in VTTBR, ``None`` before the
+    first run; ``vmid_raw`` the kernel's ``atomic64`` or, on 5.10/5.15, the generation in the upper half.
+    ``pgd_phys`` and ``pgd_pa`` are the two records of the root (the latter from ``pgt->pgd``; both ``None`` when
+    ``pgt`` is NULL or not readable: ``unreadable`` then says why).  ``vtcr`` is the kernel's stored value,
+    ``geometry`` is derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.
+    """
+
+    address: int
+    kind: str
+    vmid: int | None
+    vmid_raw: int
+    pgd_phys: int
+    pgd_pa: int | None
+    vtcr: int
+    ia_bits: int | None
+    start_level: int | None
+    pgt_flags: int | None
+    geometry: Geometry | None
+    unreadable: str | None = None
+    nested_valid: bool | None = None
+    nested_vttbr: int | None = None
+    nested_vtcr: int | None = None
+
+
+@dataclass(frozen=True)
+class Backing:
+    """A run of pages of the VMM's address space with one physical extent.
+
+    ``pa`` is ``None`` where nothing is mapped now; ``state`` is ``present``, ``none`` (a hole), ``swap`` (swap or
+    migration entry) or ``unreadable``.  ``protnone`` pages are ``present`` with ``readable`` false.
+    ``entry_size`` is the size of the stage-1 entries that make the run (4K, 2M …).
+    """
+
+    hva: int
+    size: int
+    pa: int | None
+    state: str
+    readable: bool = False
+    writable: bool = False
+    entry_size: int = 0
+
+
+@dataclass(frozen=True)
+class Memslot:
+    """One memory slot; ``base_gfn`` and ``npages`` are in host pages, ``userspace_addr`` is the HVA of its start."""
+
+    id: int
+    as_id: int
+    base_gfn: int
+    npages: int
+    userspace_addr: int
+    flags: int
+    dirty_bitmap: int
+    backing: tuple[Backing, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vcpu:
+    """One vCPU; ``loaded_on`` is the CPU it is loaded on now (``None``: not loaded, or not known: see notes)."""
+
+    address: int
+    id: int
+    cpu: int
+    loaded_on: int | None
+    hw_mmu: int
+
+
+@dataclass(frozen=True)
+class Vm:
+    """One VM.  ``found_by`` names the ways it was found: ``vm_list``, ``files``, ``vcpu-files``.
+
+    ``name`` is ``vm0``, ``vm1`` … in order of creation as far as ``vm_list`` or pid and fd tell it.
+    ``invalidating`` is true while an MMU-notifier invalidation is in progress.
+    """
+
+    name: str
+    address: int
+    pid: int | None
+    command: str | None
+    found_by: tuple[str, ...]
+    mmus: tuple[Mmu, ...]
+    memslots: tuple[Memslot, ...]
+    vcpus: tuple[Vcpu, ...]
+    invalidating: bool
+    object_pa: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Everything that dump, walk and the checks need.
+
+    ``pages`` holds every table page that was reached, by PA (one granule of bytes each); ``page_info`` their
+    ``struct page``; ``unreadable`` the table addresses that could not be read, with the reason.
+    ``stopped_seconds`` is how long the machine stood still.
+    """
+
+    tool: str
+    made: str
+    command: str
+    stopped_seconds: float
+    host: Host
+    vms: tuple[Vm, ...]
+    pages: Mapping[int, bytes] = field(repr=False)
+    page_info: Mapping[int, PageInfo] = field(repr=False)
+    unreadable: Mapping[int, str]
+    scope: str = "full"
