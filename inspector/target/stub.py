@@ -1,0 +1,125 @@
+"""A first look at a stub, before gdb: is it QEMU's, is it AArch64, does the machine run, which mode is it in.
+
+gdb answers these late, vaguely or not at all (a silent listener is a hang to it).  The look costs one short
+connection; connecting stops the machine, which attaching would do anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import dataclass
+
+from inspector.findings import InspectorError, TargetLost
+from inspector.target import host_process, qemu
+from inspector.target.address import Address
+from inspector.target.rsp import Closed, NoAnswer, NotAStub, RspClient, put_back
+
+
+@dataclass(frozen=True)
+class Found:
+    """The stub as it was found.
+
+    ``running``: whether the machine ran before we connected.  QEMU before 8.1 tells: connecting to a running machine
+    makes it send the stop reply ``T02`` unasked, connecting to a stopped one does not (measured on 7.2.22).  From
+    8.1 on ("gdbstub: only send stop-reply packets when allowed to") it never does, and then only a run state other
+    than ``paused`` (``prelaunch`` of ``-S``, ``debug``, ``shutdown`` …) shows that it stood; a machine somebody had
+    paused by hand looks like one that ran, and ``running`` is true.
+    ``physical_mode``: ``qqemu.PhyMemMode`` (0 or 1), which outlives connections.
+    ``pid``: the process behind the socket, when it is on this host and visible.
+    """
+
+    running: bool
+    physical_mode: int
+    status: str | None
+    version: str | None
+    pid: int | None
+
+
+def look(address: Address, timeout: float) -> Found:
+    """Connect, ask, and close without detaching: the machine is then stopped.
+
+    Raises `TargetLost` with one sentence for each way in which it is not a usable stub; the machine is then left as
+    it was found.
+    """
+    try:
+        client = RspClient(address, timeout)
+    except OSError as error:
+        raise TargetLost(_cannot_connect(address, error)) from error
+    running = False
+    try:
+        with client:
+            try:
+                supported = client.request(b"qSupported:multiprocess+")
+                running = bool(client.stop_replies)
+                return _ask(address, client, supported, running)
+            except NoAnswer as error:
+                raise TargetLost(_silent(address, client.socket)) from error
+            except (NotAStub, Closed) as error:
+                raise TargetLost(
+                    f"{address} is no gdbstub: {error}; start QEMU with -s or -gdb and give that address"
+                ) from error
+    except BaseException:
+        if running:
+            put_back(address, physical_mode=None, run=True, timeout=3.0)
+        raise
+
+
+def _ask(address: Address, client: RspClient, supported: bytes, running: bool) -> Found:
+    if b"PacketSize" not in supported:
+        raise TargetLost(f"{address} is a gdbstub that QEMU did not make: only QEMU's has what this tool needs")
+    architecture = None
+    if b"qXfer:features:read+" in supported:
+        architecture = qemu.parse_architecture(client.read_object("features", "target.xml").decode(errors="replace"))
+    if architecture != "aarch64":
+        raise TargetLost(
+            f"the CPU at {address} is {architecture or 'of an unknown architecture'}, not AArch64: "
+            "attach to a qemu-system-aarch64 with a 64-bit CPU"
+        )
+    mode = client.request(b"qqemu.PhyMemMode")
+    if mode not in (b"0", b"1"):
+        raise TargetLost(
+            f"the gdbstub at {address} has no physical memory mode: it needs QEMU 4.1 or newer in system emulation"
+        )
+    status = qemu.parse_status(client.monitor("info status"))
+    version = qemu.parse_version(client.monitor("info version"))
+    pid = None
+    with contextlib.suppress(OSError):
+        pid = host_process.peer_pid(client.socket)
+    ran = running or (status == "paused" and qemu.version_tuple(version) >= (8, 1))
+    return Found(ran, int(mode), status, version, pid)
+
+
+def _cannot_connect(address: Address, error: OSError) -> str:
+    hint = "start QEMU with -s or -gdb, or give the address it listens on"
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return f"nothing listens on {address}: {hint}"
+    if isinstance(error, socket.gaierror):
+        return f"the host of {address} is unknown ({error.strerror}): {hint}"
+    if isinstance(error, TimeoutError | BlockingIOError):
+        # A unix socket whose backlog is full gives EAGAIN, TCP is silent.
+        return f"{address} does not take connections: another debugger may be attached, else {hint}"
+    if isinstance(error, PermissionError):
+        return f"no permission to connect to {address}: run as the user that QEMU runs as"
+    return f"cannot connect to {address} ({error.strerror or error}): {hint}"
+
+
+def _silent(address: Address, connection: socket.socket) -> str:
+    """QEMU takes one client at a time; a second one connects (the kernel's backlog) and is never answered."""
+    pid = None
+    with contextlib.suppress(OSError):
+        pid = host_process.listener_pid(connection)
+    if pid is not None and host_process.is_qemu(pid):
+        return (
+            f"another debugger is attached to QEMU (process {pid}) at {address}: detach it first, "
+            "the stub takes one at a time"
+        )
+    if pid is not None:
+        name = " ".join(host_process.command_line(pid)[:1]) or "a process"
+        return f"{address} is no gdbstub: {name} (process {pid}) listens there and does not answer; start QEMU with -s"
+    return (
+        f"{address} accepts connections but does not answer: it is no gdbstub, or another debugger is attached to it"
+    )
+
+
+__all__ = ["Found", "InspectorError", "look"]
