@@ -2,3 +2,18 @@
 
 Knows file formats.  Knows nothing of gdb, of a running machine, or of KVM.
 """
+
+from inspector.symbols.api import Member, MissingSymbol, StructType, Symbols, TypeKind, TypeRef
+from inspector.symbols.kernel import KernelSymbols, check_build_id, open_symbols
+
+__all__ = [
+    "KernelSymbols",
+    "Member",
+    "MissingSymbol",
+    "StructType",
+    "Symbols",
+    "TypeKind",
+    "TypeRef",
+    "check_build_id",
+    "open_symbols",
+]
