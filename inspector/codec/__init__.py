@@ -1,0 +1,38 @@
+"""The codec: what 64 bits of a page table, a translation register or a TLBI operand mean, and back.
+
+One idea: bit positions are tables (`bits.Field` in a `bits.Layout`), chosen by regime, level, geometry and format, and
+the same tables drive decoding, encoding and the numpy bulk decoder (`codec.bulk`, which is imported explicitly).
+
+This room knows nothing of memory, gdb, symbols, kernel objects, kernel releases or policy: it does not read, does not
+walk, and does not judge whether KVM would write a value.  What differs between kernel generations comes in as a
+`Format`.  Standard library only, ``bulk`` apart: the interpreter inside gdb imports it.
+
+Any 64-bit value is data: `decode` never raises for one.
+"""
+
+from inspector.codec.bits import RES, Field, Layout, Part
+from inspector.codec.descriptor import Descriptor, decode, encode
+from inspector.codec.formats import Format, InvalidForm, Kind, Regime
+from inspector.codec.geometry import Geometry
+from inspector.codec.registers import REGISTERS, RegisterField, Vttbr, decode_register, encode_register, vttbr
+
+__all__ = [
+    "REGISTERS",
+    "RES",
+    "Descriptor",
+    "Field",
+    "Format",
+    "Geometry",
+    "InvalidForm",
+    "Kind",
+    "Layout",
+    "Part",
+    "Regime",
+    "RegisterField",
+    "Vttbr",
+    "decode",
+    "decode_register",
+    "encode",
+    "encode_register",
+    "vttbr",
+]
