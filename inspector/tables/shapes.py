@@ -1,0 +1,123 @@
+"""What a walk hands on: tables, entries, problems, ranges, the steps of one translation.
+
+Addresses and sizes are bytes.  Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from inspector.codec import Descriptor, Format, Geometry
+
+Read = Callable[[int, int], bytes]
+"""``read(pa, size)``; an exception that has a ``reason`` says the memory is unreadable."""
+
+ReadMany = Callable[[Sequence[tuple[int, int]]], Sequence[bytes | None]]
+"""``read_many([(pa, size), ...])``: the bytes of each, ``None`` where unreadable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry: ``index`` in the table page at ``table_pa``; ``ia`` is the first input address it covers."""
+
+    table_pa: int
+    index: int
+    level: int
+    ia: int
+    descriptor: Descriptor
+
+    @property
+    def pa(self) -> int:
+        """Where the entry itself is."""
+        return self.table_pa + 8 * self.index
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in a tree that the architecture gives no good meaning to; the walk went on around it.
+
+    ``kind``, and what became of the entry:
+      ``unreadable``  the table page cannot be read: its subtree is missing;
+      ``loop``        a table entry points at a table above it: not followed;
+      ``shared``      a table entry points at a table that another entry already leads to: not walked again;
+      ``reserved``    a reserved encoding (type bit 0 at level 3, a block at a level that has none);
+      ``misaligned``  a block with address bits below its size: shown without them;
+      ``beyond-pa``   an address with more bits than the output address size: shown, a table is not followed;
+      ``beyond-ia``   a non-zero root entry that no input address reaches;
+      ``limit``       the walk had read ``max_bytes``: the rest is missing.
+
+    The place is the entry (``table_pa``, ``index``, ``level``, ``raw``); for a root page that cannot be read ``table_pa``
+    is that page and ``index`` and ``raw`` are ``None``.
+    """
+
+    kind: str
+    table_pa: int
+    index: int | None
+    level: int
+    ia: int
+    raw: int | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table page: its bytes, the first input address it covers, and the entry that leads to it (roots: ``None``).
+
+    ``raw`` is one granule, or less for the small root of a stage 1.
+    """
+
+    pa: int
+    level: int
+    ia: int
+    parent_pa: int | None
+    parent_index: int | None
+    raw: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Every table that a root leads to, in walk order (depth first, as the kernel visits), and what was wrong."""
+
+    geometry: Geometry
+    format: Format
+    root_pa: int
+    tables: tuple[Table, ...] = field(repr=False)
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Leaves of one level, contiguous in input and output address, equal in every other bit (AF included).
+
+    ``attrs`` is the first leaf; ``leaves`` how many there are; ``size`` their bytes together.
+    """
+
+    ia: int
+    size: int
+    pa: int
+    level: int
+    attrs: Descriptor
+    leaves: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One level of a translation: the entry that was used and where it is."""
+
+    level: int
+    root_page: int | None
+    table_pa: int
+    index: int
+    entry_pa: int
+    descriptor: Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """How one input address translates.  ``pa`` is ``None`` unless a leaf was reached; ``verdict`` says what happened."""
+
+    ia: int
+    steps: tuple[Step, ...]
+    pa: int | None
+    verdict: str
