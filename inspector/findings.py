@@ -79,3 +79,9 @@ class TargetLost(InspectorError):
     """The target could not be reached, is not what it should be, or went away (exit 3)."""
 
     exit_code = ExitCode.TARGET_LOST
+
+
+class Untestable(InspectorError):
+    """The machine is there, but has nothing that could be looked at (exit 125, which ``git bisect run`` skips)."""
+
+    exit_code = ExitCode.UNTESTABLE

@@ -107,5 +107,16 @@ class Symbols(Protocol):
     def enumerator(self, enum_name: str, name: str) -> int | None:
         """The value of enumerator ``name`` of ``enum_name`` (any enum when ``enum_name`` is empty), or ``None``."""
 
+    @property
+    def link_text(self) -> int:
+        """Link address of the Image's first byte (`_text`)."""
+
+    @property
+    def image_size(self) -> int:
+        """Bytes from `_text` to the end of the loaded image, the zeroed part included."""
+
+    def find_bytes(self, pattern: bytes) -> int | None:
+        """Link address of the first occurrence of ``pattern`` in the image, or ``None``."""
+
     def text(self, va: int, size: int) -> bytes | None:
         """``size`` bytes of the kernel image as linked at ``va`` (to decode a function), or ``None``."""

@@ -1,0 +1,153 @@
+"""Taking a capture: everything is read in one stop of the machine, and put together after it runs on."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import inspector
+from inspector.behaviours import stage2_format
+from inspector.capture.data import Backing, Capture, Host, Memslot, Mmu, PageInfo, Vm
+from inspector.kernel.cpus import loaded_vcpus
+from inspector.kernel.host import describe, find_kernel
+from inspector.kernel.memory import StoppedMemory
+from inspector.kernel.objects import Kernel
+from inspector.kernel.pages import page_map
+from inspector.kernel.space import BadPointer
+from inspector.kernel.vmm import backing
+from inspector.kernel.vms import ReadVm, read_vms
+from inspector.symbols.api import Symbols
+from inspector.tables import Tree, walk_tree
+from inspector.target.api import Target
+
+SCOPES = ("vms", "walk", "full")
+"""What is read: VMs with their MMUs and slots; and tables and reference counts; and what backs the slots."""
+
+Progress = Callable[[str], None]
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one stop brought."""
+
+    host: Host
+    vms: list[ReadVm]
+    trees: list[Tree]
+    page_info: Mapping[int, PageInfo]
+    backings: Mapping[tuple[str, int], tuple[Backing, ...]]
+    notes: list[str]
+
+
+def _trees(kernel: Kernel, host: Host, vms: Sequence[ReadVm]) -> list[Tree]:
+    """The stage-2 tree of every MMU whose root and geometry are known."""
+    trees = []
+    for read in vms:
+        for mmu in read.vm.mmus:
+            root = _root(mmu)
+            if root is not None and mmu.geometry is not None:
+                memory = kernel.space.memory
+                trees.append(walk_tree(memory.read_many, root, mmu.geometry, stage2_format(host, mmu)))
+    return trees
+
+
+def _root(mmu: Mmu) -> int | None:
+    """Where the walk starts: what the hardware is given (``pgd_phys``), unless the table is not readable."""
+    return None if mmu.unreadable or not mmu.pgd_phys else mmu.pgd_phys
+
+
+def _page_info(kernel: Kernel, trees: Sequence[Tree], notes: list[str]) -> Mapping[int, PageInfo]:
+    try:
+        pages = page_map(kernel)
+    except BadPointer as e:
+        notes.append(f"reference counts are not known: {e}")
+        return {}
+    return pages.page_info({table.pa for tree in trees for table in tree.tables})
+
+
+def _backings(kernel: Kernel, vms: Sequence[ReadVm], notes: list[str]) -> dict[tuple[str, int], tuple[Backing, ...]]:
+    result: dict[tuple[str, int], tuple[Backing, ...]] = {}
+    for read in vms:
+        if not read.mm:
+            notes.append(f"what backs the memory of {read.vm.name} is not known: its VMM's address space is gone")
+            continue
+        ranges = [(s.userspace_addr, s.npages * kernel.space.geometry.granule) for s in read.vm.memslots]
+        try:
+            found = backing(kernel, read.mm, ranges)
+        except BadPointer as e:
+            notes.append(f"what backs the memory of {read.vm.name} cannot be read: {e}")
+            continue
+        result.update({(read.vm.name, s.id): runs for s, runs in zip(read.vm.memslots, found, strict=True)})
+    return result
+
+
+def _read(target: Target, symbols: Symbols, scope: str, progress: Progress) -> _Read:
+    """Everything that needs the machine to stand still."""
+    memory = StoppedMemory(target.memory)
+    cpus = target.cpus()
+    kernel = find_kernel(memory, symbols, cpus, progress)
+    notes: list[str] = []
+    if target.memory.why_not_faster:
+        notes.append(f"memory is read through {target.memory.name}: {target.memory.why_not_faster}")
+    host = describe(kernel, cpus, target.memory.name, ())
+    vms: list[ReadVm] = []
+    trees: list[Tree] = []
+    page_info: Mapping[int, PageInfo] = {}
+    backings: dict[tuple[str, int], tuple[Backing, ...]] = {}
+    if host.mode != "none":
+        progress("reading the VMs")
+        pkvm = host.mode == "protected"
+        running = loaded_vcpus(kernel, len(cpus), notes)
+        vms = read_vms(kernel, running, 16 if host.features.get("vmid16") else 8, notes, pkvm=pkvm)
+        if scope in ("walk", "full"):
+            progress("reading stage-2 tables")
+            trees = _trees(kernel, host, vms)
+            page_info = _page_info(kernel, trees, notes)
+        if scope == "full":
+            progress("reading what backs guest memory")
+            backings = _backings(kernel, vms, notes)
+    return _Read(host, vms, trees, page_info, backings, notes)
+
+
+def _slots(vm: Vm, backings: Mapping[tuple[str, int], tuple[Backing, ...]]) -> tuple[Memslot, ...]:
+    return tuple(replace(slot, backing=backings.get((vm.name, slot.id), ())) for slot in vm.memslots)
+
+
+def take(
+    target: Target, symbols: Symbols, *, scope: str = "full", progress: Progress = _quiet, command: str = ""
+) -> Capture:
+    """One instant of ``target``, stopped for as long as reading takes and then resumed.
+
+    ``scope`` is one of `SCOPES`.  Raises `BadInput` when ``symbols`` is another kernel's, `TargetLost` when no
+    kernel runs or the machine goes away.
+    """
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    target.stop()
+    start = time.monotonic()
+    try:
+        read = _read(target, symbols, scope, progress)
+    finally:
+        target.resume()
+    stopped = time.monotonic() - start
+    return Capture(
+        tool=f"kvm-stage2-inspector {inspector.__version__}",
+        made=made,
+        command=command,
+        stopped_seconds=stopped,
+        host=replace(read.host, notes=tuple(read.notes)),
+        vms=tuple(replace(r.vm, memslots=_slots(r.vm, read.backings)) for r in read.vms),
+        pages={table.pa: table.raw for tree in read.trees for table in tree.tables},
+        page_info=read.page_info,
+        unreadable={
+            problem.table_pa: problem.detail
+            for tree in read.trees
+            for problem in tree.problems
+            if problem.kind == "unreadable"
+        },
+        scope=scope,
+    )

@@ -1,0 +1,91 @@
+"""What each CPU was doing when the machine stopped, and which vCPU is loaded on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from inspector.capture.data import CpuState
+from inspector.kernel.insn import accessed_address
+from inspector.kernel.objects import Kernel
+from inspector.kernel.registers import HCR_E2H, HCR_TGE, HCR_VM, exception_level
+from inspector.kernel.space import BadPointer
+from inspector.symbols.api import Symbols
+from inspector.target.api import Cpu
+
+_ACCESSOR_BYTES = 64
+# The TLB invalidation helpers, which load another VM's VTTBR for a moment (arch/arm64/kvm/hyp/vhe/tlb.c; 6.12+ adds
+# the enter/exit_vmid_context pair): facts 15.2.
+_TLB_HELPERS = ("__kvm_tlb_flush_", "__tlb_switch_to_", "enter_vmid_context", "exit_vmid_context")
+
+
+def accessor_variable(kernel: Kernel, function: str) -> int | None:
+    """Run-time address of the variable that a one-line accessor returns, or ``None``."""
+    link = kernel.symbols.address(function)
+    code = kernel.symbols.text(link, _ACCESSOR_BYTES) if link is not None else None
+    if link is None or code is None:
+        return None
+    address = accessed_address(code, link)
+    return None if address is None else kernel.space.runtime(address)
+
+
+def loaded_vcpus(kernel: Kernel, count: int, notes: list[str]) -> dict[int, int]:
+    """CPU index to the address of the vCPU loaded there: the per-CPU ``kvm_running_vcpu`` (virt/kvm/kvm_main.c).
+
+    The variable is static; its accessor ``kvm_get_running_vcpus`` (5.10 and later) names it in any kernel.
+    """
+    variable = kernel.symbol("kvm_running_vcpu") or accessor_variable(kernel, "kvm_get_running_vcpus")
+    offsets = kernel.symbol("__per_cpu_offset")
+    if variable is None or offsets is None:
+        notes.append("which vCPU is loaded where is not known: kvm_running_vcpu cannot be found in this kernel")
+        return {}
+    loaded = {}
+    for cpu in range(count):
+        try:
+            # Per-CPU symbols are link-time addresses; the offset already holds the slide.
+            vcpu = kernel.space.u64(variable + kernel.space.u64(offsets + 8 * cpu) & ((1 << 64) - 1))
+        except BadPointer as e:
+            notes.append(f"which vCPU is loaded on CPU {cpu} is not known: {e}")
+            continue
+        if vcpu:
+            loaded[cpu] = vcpu
+    return loaded
+
+
+def _symbol(registers: Mapping[str, int], symbols: Symbols, slide: int, in_image: bool) -> str | None:
+    if not in_image:
+        return None
+    near = symbols.nearest(registers["pc"] - slide)
+    return near[0] if near else None
+
+
+def cpu_state(cpu: Cpu, kernel: Kernel | None) -> CpuState:
+    """One CPU's registers with what they mean.
+
+    ``running``: ``guest`` (EL1/0 with HCR_EL2.VM=1, TGE=0), ``host`` (kernel), ``user``, ``hyp`` (EL2 of an nVHE
+    hypervisor), ``world-switch`` (VHE kernel with a guest's stage-2 loaded), ``tlb-helper``.
+    VTTBR_EL2 is live only where a guest's stage-2 is in force (facts 2.4).
+    """
+    r = cpu.registers
+    hcr = r.get("HCR_EL2", 0)
+    stage2 = bool(hcr & HCR_VM) and not hcr & HCR_TGE
+    level = exception_level(r)
+    vhe = bool(hcr & HCR_E2H)
+    symbol = None
+    if kernel is not None and "pc" in r:
+        symbol = _symbol(r, kernel.symbols, kernel.space.slide, kernel.space.in_image(r["pc"]))
+    if level == 2 and symbol is not None and symbol.startswith(_TLB_HELPERS):
+        running = "tlb-helper"
+    elif level == 2 and not vhe:
+        running = "hyp"
+    elif level == 2:
+        running = "world-switch" if stage2 else "host"
+    elif stage2 and (vhe or r.get("VTTBR_EL2", 0) >> 48):
+        running = "guest"  # under nVHE a protected host runs with VM=1 and VMID 0: not a guest
+    else:
+        running = "user" if level == 0 else "host"
+    live = stage2 and running in ("guest", "world-switch")
+    return CpuState(cpu.index, dict(r), running, symbol, live)
+
+
+def cpu_states(cpus: Sequence[Cpu], kernel: Kernel | None) -> tuple[CpuState, ...]:
+    return tuple(cpu_state(cpu, kernel) for cpu in cpus)

@@ -1,0 +1,64 @@
+"""The host kernel as a whole: found, named, described."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inspector.capture.data import Host
+from inspector.kernel.cpus import cpu_states
+from inspector.kernel.locate import Progress, locate
+from inspector.kernel.memory import StoppedMemory
+from inspector.kernel.mode import kvm_mode
+from inspector.kernel.objects import Kernel
+from inspector.kernel.registers import features
+from inspector.kernel.space import KernelSpace
+from inspector.kernel.traits import traits
+from inspector.symbols.api import Symbols
+from inspector.target.api import Cpu
+
+_RELEASE = re.compile(r"Linux version (\S+)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a kernel was found to run: constant until the machine reboots, so a later stop need not look again."""
+
+    root_pa: int
+    va_bits: int
+    slide: int
+    image_pa: int
+
+
+def place_of(space: KernelSpace) -> Place:
+    return Place(space.root_pa, space.geometry.ia_bits, space.slide, space.image_pa)
+
+
+def find_kernel(memory: StoppedMemory, symbols: Symbols, cpus: Sequence[Cpu], progress: Progress) -> Kernel:
+    """The running kernel; raises `BadInput` for another kernel's file, `TargetLost` when none has booted."""
+    return Kernel(symbols, locate(memory, symbols, cpus, progress))
+
+
+def describe(kernel: Kernel, cpus: Sequence[Cpu], memory_backend: str, notes: Sequence[str]) -> Host:
+    """Everything that `Host` says, from the running kernel and the CPUs' registers."""
+    symbols, space = kernel.symbols, kernel.space
+    banner = symbols.banner or ""
+    release = _RELEASE.match(banner)
+    return Host(
+        release=release[1] if release else "unknown",
+        banner=banner,
+        build_id=symbols.build_id,
+        symbols=symbols.description,
+        kaslr_slide=space.slide,
+        page_size=space.geometry.granule,
+        va_bits=space.geometry.ia_bits,
+        mode=kvm_mode(kernel, cpus),
+        cpus=cpu_states(cpus, kernel),
+        features=features(cpus),
+        traits=traits(symbols),
+        ram=tuple((r.start, r.end) for r in space.memory.ram),
+        image_pa=(space.image_pa, space.image_pa + space.image_size),
+        memory_backend=memory_backend,
+        notes=tuple(notes),
+    )

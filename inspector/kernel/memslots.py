@@ -1,0 +1,63 @@
+"""Memory slots of a VM, in both generations of the kernel's bookkeeping (facts 13.3)."""
+
+from __future__ import annotations
+
+from inspector.capture.data import Memslot
+from inspector.kernel.objects import Kernel, Obj
+from inspector.kernel.space import BadPointer
+
+_SLOT_BOUND = 1 << 16
+
+
+def memslots(kernel: Kernel, kvm: Obj) -> tuple[Memslot, ...]:
+    """The slots of address space 0 (arm64 has no other), ascending by guest frame."""
+    set_address = _first(kernel, kvm)
+    if not set_address:
+        return ()
+    slots = kernel.at("kvm_memslots", set_address)
+    found = _hashed(kernel, slots) if slots.has("id_hash") and slots.has("node_idx") else _array(kernel, slots)
+    return tuple(sorted((_memslot(kernel, s) for s in found), key=lambda s: (s.base_gfn, s.id)))
+
+
+def _first(kernel: Kernel, kvm: Obj) -> int:
+    offset = kernel.symbols.member("kvm", "memslots").offset
+    return int.from_bytes(kvm.data[offset : offset + 8], "little")
+
+
+def _hashed(kernel: Kernel, slots: Obj) -> list[int]:
+    """5.17 and later: ``id_hash[]`` of hlists through ``id_node[node_idx]`` of the active set."""
+    symbols = kernel.symbols
+    member = symbols.member("kvm_memslots", "id_hash")
+    index = slots.u("node_idx")
+    node = symbols.member("kvm_memory_slot", "id_node")
+    node_offset = node.offset + index * symbols.sizeof("hlist_node")
+    found: list[int] = []
+    for bucket in range(member.type.count):
+        start = member.offset + 8 * bucket
+        at = int.from_bytes(slots.data[start : start + 8], "little")
+        while at:
+            found.append(at - node_offset)
+            if len(found) > _SLOT_BOUND:
+                raise BadPointer(slots.address, "the hash of memory slots does not end")
+            at = kernel.space.u64(at)
+    return found
+
+
+def _array(kernel: Kernel, slots: Obj) -> list[int]:
+    """5.10, 5.15: ``memslots[used_slots]``."""
+    size = kernel.symbols.sizeof("kvm_memory_slot")
+    start = slots.addr("memslots")
+    return [start + i * size for i in range(min(slots.u("used_slots"), _SLOT_BOUND))]
+
+
+def _memslot(kernel: Kernel, address: int) -> Memslot:
+    slot = kernel.at("kvm_memory_slot", address)
+    return Memslot(
+        id=slot.s("id"),
+        as_id=slot.u("as_id"),
+        base_gfn=slot.u("base_gfn"),
+        npages=slot.u("npages"),
+        userspace_addr=slot.u("userspace_addr"),
+        flags=slot.u("flags"),
+        dirty_bitmap=slot.u("dirty_bitmap"),
+    )

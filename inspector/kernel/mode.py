@@ -1,0 +1,59 @@
+"""How KVM runs on this host: VHE, nVHE, hVHE, protected, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inspector.kernel.cpus import accessor_variable
+from inspector.kernel.objects import Kernel
+from inspector.kernel.registers import HCR_E2H
+from inspector.kernel.space import BadPointer
+from inspector.target.api import Cpu
+
+
+def kvm_mode(kernel: Kernel, cpus: Sequence[Cpu]) -> str:
+    """``vhe``, ``nvhe``, ``hvhe``, ``protected``, or ``none`` (KVM absent, switched off, or not initialised).
+
+    ``kvm_mode`` and ``kvm_arm_initialised`` (arch/arm64/kvm/arm.c) are static; their accessors name them.  A kernel
+    running at EL1 whose VBAR_EL2 is still the boot stub's (``__hyp_stub_vectors``) has no KVM at EL2.
+    """
+    if kernel.symbol("kvm_vm_release") is None:
+        return "none"
+    selected = _enum_value(kernel, "kvm_get_mode", "kvm_mode")
+    if selected is not None and selected == kernel.symbols.enumerator("kvm_mode", "KVM_MODE_NONE"):
+        return "none"
+    initialised = accessor_variable(kernel, "is_kvm_arm_initialised")
+    if initialised is not None and not _byte(kernel, initialised):
+        return "none"
+    protected = selected is not None and selected == kernel.symbols.enumerator("kvm_mode", "KVM_MODE_PROTECTED")
+    e2h = any(cpu.registers.get("HCR_EL2", 0) & HCR_E2H for cpu in cpus)
+    if protected:
+        return "protected"
+    if not e2h:
+        return "none" if _hyp_stub(kernel, cpus) else "nvhe"
+    # hVHE sets E2H at EL2 while the kernel stays at EL1; a VHE kernel has its tables in TTBR1_EL2.
+    root = kernel.space.root_pa
+    at_el2 = any(cpu.registers.get("TTBR1_EL2", 0) & 0xFFFF_FFFF_F000 == root for cpu in cpus)
+    return "vhe" if at_el2 else "hvhe"
+
+
+def _enum_value(kernel: Kernel, accessor: str, variable: str) -> int | None:
+    address = kernel.symbol(variable) or accessor_variable(kernel, accessor)
+    try:
+        return None if address is None else kernel.space.u32(address)
+    except BadPointer:
+        return None
+
+
+def _byte(kernel: Kernel, address: int) -> int:
+    try:
+        return kernel.space.read(address, 1)[0]
+    except BadPointer:
+        return 1
+
+
+def _hyp_stub(kernel: Kernel, cpus: Sequence[Cpu]) -> bool:
+    stub = kernel.symbol("__hyp_stub_vectors")
+    if stub is None:
+        return False
+    return all(cpu.registers.get("VBAR_EL2") == kernel.space.pa(stub) for cpu in cpus)

@@ -1,0 +1,87 @@
+"""A kernel object at an address, read once, its members by dotted path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from inspector.kernel.space import BadPointer, KernelSpace
+from inspector.symbols.api import Symbols, TypeKind
+
+_LIST_BOUND = 1 << 16
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The running kernel: its symbols and its address space."""
+
+    symbols: Symbols
+    space: KernelSpace
+
+    def at(self, struct: str, address: int) -> Obj:
+        """The ``struct`` at run-time ``address``; raises `BadPointer` when it is not mapped."""
+        return Obj(self, struct, address, self.space.read(address, self.symbols.sizeof(struct)))
+
+    def symbol(self, name: str) -> int | None:
+        """Run-time address of ``name``, or ``None`` where no provider has it."""
+        link = self.symbols.address(name)
+        return None if link is None else self.space.runtime(link)
+
+    def has(self, struct: str, path: str) -> bool:
+        return self.symbols.has_member(struct, path)
+
+    def list_of(self, head: int, struct: str, path: str) -> Iterator[int]:
+        """Addresses of the ``struct`` objects on the ``list_head`` at ``head``, linked by member ``path``.
+
+        A list that does not come back to its head ends with `BadPointer`: the kernel was stopped while it edited
+        it, or memory is corrupt.
+        """
+        offset = self.symbols.member(struct, path).offset
+        node = self.space.u64(head)
+        seen = 0
+        while node != head:
+            yield node - offset
+            seen += 1
+            if seen > _LIST_BOUND:
+                raise BadPointer(head, f"the list of {struct}.{path} does not end")
+            node = self.space.u64(node)
+
+
+@dataclass(frozen=True)
+class Obj:
+    """One object: ``data`` is its bytes as they were when it was read."""
+
+    kernel: Kernel
+    struct: str
+    address: int
+    data: bytes
+
+    def u(self, path: str) -> int:
+        """The unsigned value of an integer, enum or pointer member."""
+        member = self.kernel.symbols.member(self.struct, path)
+        size = member.type.size or 8
+        value = int.from_bytes(self.data[member.offset : member.offset + size], "little")
+        if member.bit_offset is not None and member.bit_size is not None:
+            value = (value >> (member.bit_offset - 8 * member.offset)) & ((1 << member.bit_size) - 1)
+        return value
+
+    def s(self, path: str) -> int:
+        """As `u`, two's complement."""
+        size = self.kernel.symbols.member(self.struct, path).type.size or 8
+        value = self.u(path)
+        return value - (1 << (8 * size)) if value >> (8 * size - 1) else value
+
+    def text(self, path: str) -> str:
+        """A NUL-terminated character array."""
+        member = self.kernel.symbols.member(self.struct, path)
+        return self.data[member.offset : member.offset + member.type.size].split(b"\0")[0].decode("utf-8", "replace")
+
+    def addr(self, path: str) -> int:
+        """The address of a member inside this object."""
+        return self.address + self.kernel.symbols.member(self.struct, path).offset
+
+    def has(self, path: str) -> bool:
+        return self.kernel.has(self.struct, path)
+
+    def kind(self, path: str) -> TypeKind:
+        return self.kernel.symbols.member(self.struct, path).type.kind

@@ -1,0 +1,96 @@
+"""``struct page``: where the array of them lies, reference counts, and what the allocator says of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from inspector.capture.data import PageInfo
+from inspector.kernel.objects import Kernel
+from inspector.kernel.space import BadPointer
+from inspector.kernel.tasks import processes
+
+_PAGE_TYPE_BASE = 0xF000_0000
+_PG_BUDDY_BEFORE_ENUM = 0x80  # PG_buddy, a macro up to 6.10 (include/linux/page-flags.h 6.1)
+
+
+@dataclass(frozen=True)
+class PageMap:
+    """``struct page`` of frame ``pfn`` is at ``base + pfn * size`` (the kernel's biased ``vmemmap``)."""
+
+    kernel: Kernel
+    base: int
+    size: int
+
+    def struct_page(self, pa: int) -> int:
+        return self.base + (pa >> self.kernel.space.geometry.granule_shift) * self.size
+
+    def page_info(self, pas: Iterable[int]) -> dict[int, PageInfo]:
+        """Reference count and state of each page at ``pas``; a page without a ``struct page`` is left out."""
+        wanted: list[tuple[int, int]] = []
+        for pa in pas:
+            try:
+                wanted.append((pa, self.kernel.space.pa(self.struct_page(pa))))
+            except BadPointer:
+                continue
+        raw = self.kernel.space.memory.read_many([(where, self.size) for _, where in wanted])
+        return {
+            pa: PageInfo(self._field(data, "_refcount", signed=True), self._state(data))
+            for (pa, _), data in zip(wanted, raw, strict=True)
+            if data is not None
+        }
+
+    def _field(self, data: bytes, path: str, *, signed: bool = False) -> int:
+        member = self.kernel.symbols.member("page", path)
+        return int.from_bytes(data[member.offset : member.offset + member.type.size], "little", signed=signed)
+
+    def _state(self, data: bytes) -> str:
+        """``free`` or ``slab`` by page type or flag, ``reserved`` by flag, else ``used``.
+
+        Page types: a byte in the top of ``page_type`` since 6.11/6.12 (enum pagetype: PGTY_buddy, PGTY_slab), a
+        mask of cleared bits before; the slab was a page flag up to 6.9 (enum pageflags: PG_slab).
+        """
+        symbols = self.kernel.symbols
+        flags = self._field(data, "flags")
+        page_type = self._field(data, "page_type")
+        buddy = symbols.enumerator("pagetype", "PGTY_buddy")
+        if buddy is not None:
+            if page_type >> 24 == buddy:
+                return "free"
+            if page_type >> 24 == symbols.enumerator("pagetype", "PGTY_slab"):
+                return "slab"
+        else:
+            slab = symbols.enumerator("pageflags", "PG_slab")
+            if slab is not None and flags >> slab & 1:
+                return "slab"
+            if page_type & (_PAGE_TYPE_BASE | _PG_BUDDY_BEFORE_ENUM) == _PAGE_TYPE_BASE:
+                return "free"
+        reserved = symbols.enumerator("pageflags", "PG_reserved")
+        if reserved is not None and flags >> reserved & 1:
+            return "reserved"
+        return "used"
+
+
+def page_map(kernel: Kernel) -> PageMap:
+    """Where ``struct page`` lies, from the kernel's own pointers rather than from its layout constants.
+
+    A task's stack (VMAP_STACK) is mapped page by page, and its ``vm_struct.pages[]`` names the ``struct page`` of
+    each: address and frame number of the same page give the base.  Every stack page of the first task that has one
+    must agree.  Raises `BadPointer` when no task tells.
+    """
+    size = kernel.symbols.sizeof("page")
+    shift = kernel.space.geometry.granule_shift
+    for task in processes(kernel):
+        area_address = task.u("stack_vm_area") if task.has("stack_vm_area") else 0
+        if not area_address:
+            continue
+        area = kernel.at("vm_struct", area_address)
+        count = area.u("nr_pages")
+        bases = {
+            kernel.space.u64(area.u("pages") + 8 * i) - (kernel.space.pa(area.u("addr") + (i << shift)) >> shift) * size
+            for i in range(min(count, 16))
+        }
+        if len(bases) == 1:
+            return PageMap(kernel, bases.pop(), size)
+        raise BadPointer(area.u("pages"), "the pages of a task's stack do not agree on where struct page lies")
+    raise BadPointer(0, "no task has a stack whose pages are named (CONFIG_VMAP_STACK off)")

@@ -1,0 +1,113 @@
+"""Kernel virtual addresses to physical ones, by the kernel's own stage-1 tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from inspector.codec import Format, Geometry, Kind, Regime, decode
+from inspector.kernel.memory import StoppedMemory
+from inspector.target.api import UnreadableMemory
+
+_VA_TOP = 1 << 64
+
+
+class BadPointer(Exception):
+    """A kernel virtual address that the kernel's tables do not map, or map to what is no RAM."""
+
+    def __init__(self, va: int, why: str) -> None:
+        super().__init__(f"kernel address {va:#x}: {why}")
+        self.va = va
+        self.why = why
+
+
+def stage1_geometry(va_bits: int, granule_shift: int) -> Geometry:
+    """The shape of a kernel's stage-1 tree.
+
+    52-bit addresses with 4K or 16K pages need the descriptor layout of FEAT_LPA2 (TCR_ELx.DS = 1), and Linux uses
+    it exactly then (``CONFIG_ARM64_LPA2``, arch/arm64/mm/proc.S, 6.8 and later).
+    """
+    wide = va_bits > 48
+    return Geometry.for_stage1(va_bits, granule_shift, pa_bits=52 if wide else 48, lpa2=wide and granule_shift != 16)
+
+
+@dataclass
+class KernelSpace:
+    """The kernel half of the virtual address space.
+
+    ``root_pa`` is swapper_pg_dir's PA.  ``link_text`` is the link address of the Image's first byte, ``slide`` the
+    KASLR displacement in bytes, ``image_pa`` where that first byte lies, ``image_size`` bytes long.
+    """
+
+    memory: StoppedMemory
+    root_pa: int
+    geometry: Geometry
+    link_text: int
+    slide: int
+    image_pa: int
+    image_size: int
+    format: Format = field(default_factory=lambda: Format(regime=Regime.LINUX_STAGE1))
+    _tlb: dict[int, int] = field(default_factory=dict)
+
+    def runtime(self, link_va: int) -> int:
+        """The run-time address of a symbol linked at ``link_va``."""
+        return link_va + self.slide
+
+    def link(self, va: int) -> int:
+        """The link address of run-time image address ``va``."""
+        return va - self.slide
+
+    def in_image(self, va: int) -> bool:
+        text = self.link_text + self.slide
+        return text <= va < text + self.image_size
+
+    def pa(self, va: int) -> int:
+        """The PA behind kernel address ``va``; raises `BadPointer`."""
+        if self.in_image(va):
+            return va - self.link_text - self.slide + self.image_pa
+        page = va >> self.geometry.granule_shift
+        frame = self._tlb.get(page)
+        if frame is None:
+            frame = self._walk(va) >> self.geometry.granule_shift
+            self._tlb[page] = frame
+        return (frame << self.geometry.granule_shift) | (va & (self.geometry.granule - 1))
+
+    def _walk(self, va: int) -> int:
+        if va >> self.geometry.ia_bits != (1 << (64 - self.geometry.ia_bits)) - 1:
+            raise BadPointer(va, "not a kernel address")
+        table = self.root_pa
+        for level in range(self.geometry.start_level, 4):
+            try:
+                raw = self.memory.u64(table + 8 * self.geometry.index(level, va))
+            except UnreadableMemory as e:
+                raise BadPointer(va, f"its level-{level} table cannot be read: {e}") from None
+            entry = decode(raw, level, self.geometry, self.format)
+            address = entry.output_address
+            if entry.kind is Kind.TABLE and address is not None:
+                table = address
+            elif entry.kind.is_leaf and address is not None:
+                return address + (va & (self.geometry.block_size(level) - 1))
+            else:
+                raise BadPointer(va, f"not mapped (level {level} entry {raw:#x})")
+        raise BadPointer(va, "the walk does not end in a leaf")
+
+    def read(self, va: int, size: int) -> bytes:
+        """``size`` bytes at kernel address ``va``, page by page; raises `BadPointer`."""
+        if not 0 <= va < _VA_TOP:
+            raise BadPointer(va, "not an address")
+        granule = self.geometry.granule
+        parts = []
+        at = va
+        try:
+            while at < va + size:
+                n = min(va + size - at, granule - (at & (granule - 1)))
+                parts.append(self.memory.read(self.pa(at), n))
+                at += n
+        except UnreadableMemory as e:
+            raise BadPointer(at, str(e)) from None
+        return b"".join(parts)
+
+    def u64(self, va: int) -> int:
+        return int.from_bytes(self.read(va, 8), "little")
+
+    def u32(self, va: int) -> int:
+        return int.from_bytes(self.read(va, 4), "little")

@@ -1,0 +1,148 @@
+"""What backs guest memory: the VMM's own stage-1 tables, read for the address ranges of its memory slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.capture.data import Backing
+from inspector.codec import Descriptor, Format, Geometry, Kind, Regime, decode
+from inspector.codec.layouts import layout
+from inspector.kernel.objects import Kernel
+from inspector.kernel.traits import present_invalid_bit11
+
+U64 = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class _Leaves:
+    """Entries that end a walk at one level: parallel arrays, ascending by address; ``attrs`` has no address bits."""
+
+    level: int
+    va: U64
+    pa: U64
+    attrs: U64
+
+
+def _address_mask(geometry: Geometry, fmt: Format, level: int) -> int:
+    """The bits of a level's leaf or table entries that hold an address."""
+    kinds = (Kind.PAGE,) if level == 3 else (Kind.TABLE, Kind.BLOCK)
+    result = 0
+    for kind in kinds:
+        if kind is Kind.BLOCK and level not in geometry.arch_block_levels:
+            continue
+        result |= layout(kind, level, geometry, fmt).by_name["output_address"].mask
+    return result
+
+
+def _addresses(raw: U64, geometry: Geometry, fmt: Format, level: int) -> U64:
+    """Output addresses of ``raw`` (pages and tables; a block's low bits are zero)."""
+    kind = Kind.PAGE if level == 3 else Kind.TABLE
+    result = np.zeros(len(raw), np.uint64)
+    for part in layout(kind, level, geometry, fmt).by_name["output_address"].parts:
+        result |= ((raw & np.uint64(part.mask)) >> np.uint64(part.lo)) << np.uint64(part.at)
+    return result
+
+
+def _inside(va: U64, size: int, ranges: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Which entries, ``size`` bytes each at ``va``, touch any of ``ranges`` (start, bytes)."""
+    result = np.zeros(len(va), np.bool_)
+    for start, length in ranges:
+        if length:
+            result |= (va < np.uint64(start + length)) & (va + np.uint64(size - 1) >= np.uint64(start))
+    return result
+
+
+def _level(
+    kernel: Kernel,
+    geometry: Geometry,
+    fmt: Format,
+    level: int,
+    tables: U64,
+    bases: U64,
+    ranges: Sequence[tuple[int, int]],
+) -> tuple[_Leaves, list[Backing], U64, U64]:
+    """One level of the walk: what ends there (leaves, swap entries), unreadable tables' spans, the next tables."""
+    size = geometry.granule
+    got = kernel.space.memory.read_many([(int(pa), size) for pa in tables])
+    raw = np.frombuffer(b"".join(g if g is not None else bytes(size) for g in got), "<u8")
+    step = geometry.block_size(level)
+    span = step * geometry.entries
+    lost = [
+        Backing(int(base), span, None, "unreadable", entry_size=span)
+        for base, g in zip(bases, got, strict=True)
+        if g is None
+    ]
+    offsets = np.arange(geometry.entries, dtype=np.uint64) * np.uint64(step)
+    va = (bases[:, None] + offsets[None, :]).ravel()
+    keep = (raw != 0) & _inside(va, step, ranges)
+    raw, va = raw[keep], va[keep]
+    is_table = (raw & np.uint64(3) == 3) if level < 3 else np.zeros(len(raw), np.bool_)
+    ends = ~is_table
+    pa = _addresses(raw, geometry, fmt, level)
+    attrs = raw & ~np.uint64(_address_mask(geometry, fmt, level))
+    return _Leaves(level, va[ends], pa[ends], attrs[ends]), lost, pa[is_table], va[is_table]
+
+
+def _walk(kernel: Kernel, root: int, ranges: Sequence[tuple[int, int]], fmt: Format) -> Iterator[Backing]:
+    geometry = kernel.space.geometry
+    tables, bases = np.array([root], np.uint64), np.zeros(1, np.uint64)
+    for level in range(geometry.start_level, 4):
+        if not len(tables):
+            return
+        leaves, lost, tables, bases = _level(kernel, geometry, fmt, level, tables, bases, ranges)
+        yield from lost
+        if len(leaves.va):
+            yield from _runs(leaves, geometry, fmt)
+
+
+def _entry(descriptor: Descriptor) -> tuple[str, bool, bool]:
+    """``(state, readable, writable)`` of an entry that is not zero and not a table."""
+    if descriptor.kind.is_leaf:
+        # AP[1] (EL0 access) of a valid entry; PROT_NONE is present but nothing may touch it.
+        return "present", descriptor.valid, descriptor.writable
+    return "swap", False, False
+
+
+def _runs(leaves: _Leaves, geometry: Geometry, fmt: Format) -> list[Backing]:
+    """Runs of entries that continue each other in both address spaces with the same state."""
+    size = geometry.block_size(leaves.level)
+    kinds, which = np.unique(leaves.attrs, return_inverse=True)
+    states = [_entry(decode(int(a), leaves.level, geometry, fmt)) for a in kinds]
+    distinct = sorted(set(states))
+    label = np.array([distinct.index(s) for s in states])[which]
+    present = np.array([s[0] == "present" for s in distinct])[label]
+    step = np.uint64(size)
+    follows = (leaves.va[1:] - leaves.va[:-1] == step) & (label[1:] == label[:-1])
+    follows &= (leaves.pa[1:] - leaves.pa[:-1] == step) | ~present[1:]
+    starts = np.concatenate(([0], np.nonzero(~follows)[0] + 1))
+    ends = np.concatenate((starts[1:], [len(leaves.va)]))
+    result = []
+    for first, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        state, readable, writable = distinct[label[first]]
+        pa = int(leaves.pa[first]) if state == "present" else None
+        result.append(Backing(int(leaves.va[first]), (end - first) * size, pa, state, readable, writable, size))
+    return result
+
+
+def _clip(run: Backing, start: int, end: int) -> Backing | None:
+    low, high = max(run.hva, start), min(run.hva + run.size, end)
+    if low >= high:
+        return None
+    pa = None if run.pa is None else run.pa + low - run.hva
+    return Backing(low, high - low, pa, run.state, run.readable, run.writable, run.entry_size)
+
+
+def backing(kernel: Kernel, mm: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[Backing, ...]]:
+    """For each of ``ranges`` (host virtual address, bytes) of the process ``mm``: runs in ascending order.
+
+    What is not mapped is left out.  Entries as in facts 14.3a; the root is ``mm_struct.pgd``, whose level follows
+    from the kernel's actual VA size (-1 with 52 bits and 4K pages).  Raises `BadPointer` when the root is not mapped.
+    """
+    pgd = kernel.space.pa(kernel.space.u64(mm + kernel.symbols.member("mm_struct", "pgd").offset))
+    fmt = Format(regime=Regime.LINUX_STAGE1, linux_612=present_invalid_bit11(kernel.symbols))
+    runs = sorted(_walk(kernel, pgd, ranges, fmt), key=lambda run: run.hva)
+    return [tuple(c for run in runs if (c := _clip(run, at, at + size))) for at, size in ranges]

@@ -1,0 +1,244 @@
+"""Every VM of the host: found by ``vm_list`` where it can be named and by open files, and its MMUs and vCPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from inspector.capture.data import Mmu, Vcpu, Vm
+from inspector.codec import Geometry
+from inspector.kernel.memslots import memslots
+from inspector.kernel.objects import Kernel, Obj
+from inspector.kernel.space import BadPointer
+from inspector.kernel.tasks import open_files
+from inspector.symbols.api import TypeKind
+
+_VTTBR_CNP = 1  # "invalid" mark in kvm_s2_mmu.tlb_vttbr (arch/arm64/kvm/nested.c 6.12: kvm_s2_mmu_valid)
+_NESTED_BOUND = 4096
+_VCPU_BOUND = 4096
+
+
+@dataclass
+class _Found:
+    """How a ``struct kvm`` was found, and by whom."""
+
+    ways: list[str] = field(default_factory=list)
+    owner: tuple[int, int] | None = None  # tgid, fd
+    command: str | None = None
+
+
+def _add(found: dict[int, _Found], kvm: int, way: str) -> _Found:
+    entry = found.setdefault(kvm, _Found())
+    if way not in entry.ways:
+        entry.ways.append(way)
+    return entry
+
+
+def find_vms(kernel: Kernel, notes: list[str]) -> dict[int, _Found]:
+    """Addresses of every ``struct kvm``, with how each was found.
+
+    ``vm_list`` (virt/kvm/kvm_main.c) is a static variable: it has a name only in a vmlinux or with KALLSYMS_ALL.  A
+    VM's and a vCPU's open file are recognised by their release function, whose text symbol every kernel has.
+    """
+    found: dict[int, _Found] = {}
+    head = kernel.symbol("vm_list")
+    if head is not None:
+        for kvm in kernel.list_of(head, "kvm", "vm_list"):
+            _add(found, kvm, "vm_list")
+    vm_release = kernel.symbol("kvm_vm_release")
+    vcpu_release = kernel.symbol("kvm_vcpu_release")
+    for file in open_files(kernel, notes):
+        if file.release == vm_release:
+            entry = _add(found, file.private_data, "files")
+        elif file.release == vcpu_release:
+            entry = _add(found, kernel.at("kvm_vcpu", file.private_data).u("kvm"), "vcpu-files")
+        else:
+            continue
+        if entry.owner is None or (file.tgid, file.fd) < entry.owner:
+            entry.owner = (file.tgid, file.fd)
+            entry.command = file.command
+    if head is not None:
+        _explain_differences(found, notes)
+    return found
+
+
+def _explain_differences(found: Mapping[int, _Found], notes: list[str]) -> None:
+    for kvm, entry in found.items():
+        if entry.ways == ["vm_list"]:
+            notes.append(
+                f"the VM at {kvm:#x} is on vm_list but no open file names it: it is being created, or is kept alive "
+                "by a device file or a mapping alone"
+            )
+        elif "vm_list" not in entry.ways:
+            notes.append(
+                f"the VM at {kvm:#x} has an open file but is not on vm_list: it was not yet added, or is going away"
+            )
+        elif "files" not in entry.ways:
+            notes.append(f"the VM at {kvm:#x} is kept alive by a vCPU's file; its own file is closed")
+
+
+def _vmid(kernel: Kernel, mmu: Obj, bits: int) -> tuple[int | None, int]:
+    """``(VMID, raw)``: 6.1+ ``atomic64 id`` with the generation above the VMID; 5.10/5.15 ``{vmid_gen, vmid}``."""
+    if mmu.has("vmid.id"):
+        raw = mmu.u("vmid.id")
+        return (raw & ((1 << bits) - 1) if raw else None), raw
+    generation = mmu.u("vmid.vmid_gen")
+    vmid = mmu.u("vmid.vmid")
+    return (vmid if generation else None), (generation << 32) | vmid
+
+
+def _geometry(vtcr: int) -> Geometry | None:
+    try:
+        return Geometry.from_vtcr(vtcr)
+    except ValueError:
+        return None
+
+
+def read_mmu(kernel: Kernel, address: int, kind: str, vtcr: int | None, vmid_bits: int, *, pkvm: bool) -> Mmu:
+    """One ``struct kvm_s2_mmu`` (facts 13.2).  ``vtcr`` is the VM's where the structure has none (before 6.12)."""
+    mmu = kernel.at("kvm_s2_mmu", address)
+    vmid, vmid_raw = _vmid(kernel, mmu, vmid_bits)
+    value = mmu.u("vtcr") if mmu.has("vtcr") else (vtcr or 0)
+    pgt = mmu.u("pgt")
+    unreadable = None
+    ia_bits = start_level = flags = pgd_pa = None
+    if pkvm and kernel.has("kvm_pgtable", "pkvm_mappings"):
+        unreadable = "protected mode: the hypervisor owns this table, the kernel's kvm_pgtable holds no root (6.18+)"
+    elif not pgt:
+        unreadable = "pgt is NULL: the table is not made yet, or is being torn down (kvm_free_stage2_pgd)"
+    else:
+        try:
+            table = kernel.at("kvm_pgtable", pgt)
+            ia_bits = table.u("ia_bits")
+            start_level = table.s("start_level")
+            flags = table.u("flags") if table.has("flags") else None
+            pgd_pa = kernel.space.pa(table.u("pgd"))
+        except BadPointer as e:
+            unreadable = f"its kvm_pgtable cannot be followed: {e}"
+    nested = kind == "shadow"
+    return Mmu(
+        address=address,
+        kind=kind,
+        vmid=vmid,
+        vmid_raw=vmid_raw,
+        pgd_phys=mmu.u("pgd_phys"),
+        pgd_pa=pgd_pa,
+        vtcr=value,
+        ia_bits=ia_bits,
+        start_level=start_level,
+        pgt_flags=flags,
+        geometry=_geometry(value),
+        unreadable=unreadable,
+        nested_valid=not mmu.u("tlb_vttbr") & _VTTBR_CNP if nested else None,
+        nested_vttbr=mmu.u("tlb_vttbr") if nested else None,
+        nested_vtcr=mmu.u("tlb_vtcr") if nested else None,
+    )
+
+
+def _shadow_mmus(kernel: Kernel, kvm: Obj) -> list[int]:
+    """Addresses of the nested MMUs: an array of structs (6.18.2) or of pointers (6.12.117, 7.3), by its type."""
+    if not kvm.has("arch.nested_mmus"):
+        return []
+    base = kvm.u("arch.nested_mmus")
+    count = min(kvm.u("arch.nested_mmus_size"), _NESTED_BOUND)
+    if not base or not count:
+        return []
+    target = kernel.symbols.member("kvm", "arch.nested_mmus").type.target
+    if target is not None and target.kind is TypeKind.POINTER:
+        raw = kernel.space.read(base, 8 * count)
+        pointers = [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8)]
+        return [p for p in pointers if p]
+    size = kernel.symbols.sizeof("kvm_s2_mmu")
+    return [base + i * size for i in range(count)]
+
+
+def _vcpu_addresses(kernel: Kernel, kvm: Obj) -> list[int]:
+    """vCPUs: the ``vcpu_array`` xarray (5.16 and later) or the ``vcpus[]`` array before."""
+    if kvm.has("vcpu_array"):
+        return list(_xarray(kernel, kvm.u("vcpu_array.xa_head")))
+    member = kernel.symbols.member("kvm", "vcpus")
+    raw = kvm.data[member.offset : member.offset + 8 * min(member.type.count, _VCPU_BOUND)]
+    pointers = (int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8))
+    return [p for p in pointers if p]
+
+
+def _xarray(kernel: Kernel, entry: int, depth: int = 0) -> list[int]:
+    """The pointers in an xarray: bits 1:0 == 2 mark an internal node (include/linux/xarray.h: xa_is_internal)."""
+    if not entry:
+        return []
+    if entry & 3 != 2:
+        return [entry] if entry & 3 == 0 else []
+    if entry <= 4096 or depth > 12:  # xa_is_node: larger than the reserved internal values
+        return []
+    node = kernel.at("xa_node", entry - 2)
+    member = kernel.symbols.member("xa_node", "slots")
+    raw = node.data[member.offset : member.offset + 8 * member.type.count]
+    result: list[int] = []
+    for i in range(0, len(raw), 8):
+        result.extend(_xarray(kernel, int.from_bytes(raw[i : i + 8], "little"), depth + 1))
+    return result
+
+
+def _vcpu(kernel: Kernel, address: int, running: Mapping[int, int]) -> Vcpu:
+    vcpu = kernel.at("kvm_vcpu", address)
+    return Vcpu(
+        address=address,
+        id=vcpu.u("vcpu_id"),
+        cpu=vcpu.s("cpu"),
+        loaded_on=next((cpu for cpu, loaded in running.items() if loaded == address), None),
+        hw_mmu=vcpu.u("arch.hw_mmu"),
+    )
+
+
+def _invalidating(kvm: Obj) -> bool:
+    """MMU-notifier invalidation in progress: ``mmu_invalidate_in_progress`` (6.0+), ``mmu_notifier_count`` before."""
+    return any(kvm.has(name) and kvm.u(name) for name in ("mmu_invalidate_in_progress", "mmu_notifier_count"))
+
+
+@dataclass(frozen=True)
+class ReadVm:
+    """A VM and the address of its VMM's ``mm_struct`` (0 when it has none)."""
+
+    vm: Vm
+    mm: int
+
+
+def read_vms(
+    kernel: Kernel, running: Mapping[int, int], vmid_bits: int, notes: list[str], *, pkvm: bool
+) -> list[ReadVm]:
+    """Every VM, named ``vm0`` … by process and file number.
+
+    ``running`` maps CPU index to the address of the vCPU loaded there.  A VM that cannot be read is noted.
+    """
+    found = find_vms(kernel, notes)
+    order = sorted(found, key=lambda kvm: (found[kvm].owner or (1 << 62, 0), kvm))
+    result = []
+    for number, address in enumerate(order):
+        try:
+            result.append(_read_vm(kernel, f"vm{number}", address, found[address], running, vmid_bits, pkvm=pkvm))
+        except BadPointer as e:
+            notes.append(f"the VM at {address:#x} cannot be read: {e}")
+    return result
+
+
+def _read_vm(
+    kernel: Kernel, name: str, address: int, how: _Found, running: Mapping[int, int], vmid_bits: int, *, pkvm: bool
+) -> ReadVm:
+    kvm = kernel.at("kvm", address)
+    vtcr = kvm.u("arch.vtcr") if kvm.has("arch.vtcr") else None
+    own = read_mmu(kernel, kvm.addr("arch.mmu"), "vm", vtcr, vmid_bits, pkvm=pkvm)
+    shadows = [read_mmu(kernel, a, "shadow", vtcr, vmid_bits, pkvm=pkvm) for a in _shadow_mmus(kernel, kvm)]
+    pa = kernel.space.pa(address)
+    vm = Vm(
+        name=name,
+        address=address,
+        pid=how.owner[0] if how.owner else None,
+        command=how.command,
+        found_by=tuple(how.ways),
+        mmus=(own, *shadows),
+        memslots=memslots(kernel, kvm),
+        vcpus=tuple(_vcpu(kernel, a, running) for a in _vcpu_addresses(kernel, kvm)),
+        invalidating=_invalidating(kvm),
+        object_pa=(pa, pa + min(len(kvm.data), kernel.space.geometry.granule - pa % kernel.space.geometry.granule)),
+    )
+    return ReadVm(vm, kvm.u("mm"))
