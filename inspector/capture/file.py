@@ -1,0 +1,267 @@
+"""The capture file: one zip with a versioned JSON header and the raw table pages, written atomically.
+
+Members, all deflated and CRC-checked by the zip format itself:
+
+``header.json``
+    ``{"format": "kvm-stage2-inspector capture", "schema": N, "capture": {...}}``: every dataclass of
+    `inspector.capture.data` as an object with the field names of the dataclass.  Integers below 2**32 are JSON
+    numbers, larger ones are ``"0x..."`` strings (a JSON number above 2**53 is not safe in every reader).
+    ``pages`` is not in it; ``page_info`` and ``unreadable`` are, keyed by ``"0x..."`` addresses.
+``pages.bin``
+    The distinct table pages, one after the other.
+``pages.idx``
+    One little-endian record ``<QQI`` a table page, ascending by address: physical address, offset in ``pages.bin``,
+    length in bytes.  Pages of equal content share an offset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import lzma
+import math
+import os
+import struct
+import types
+import typing
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from inspector.capture.data import SCHEMA, Capture
+from inspector.findings import BadInput
+
+FORMAT = "kvm-stage2-inspector capture"
+HEADER, PAGES, INDEX = "header.json", "pages.bin", "pages.idx"
+_RECORD = struct.Struct("<QQI")
+_JSON_NUMBER_LIMIT = 1 << 32
+
+#: What ``zipfile`` and its decompressors raise on damaged data (found by flipping bytes; none is documented as a set).
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    MemoryError,
+    ValueError,
+    KeyError,
+    OSError,
+)
+
+
+class _Malformed(ValueError):
+    """The header's JSON does not have the shape of a capture; the message names the field."""
+
+
+# --- dataclasses to JSON and back, driven by the dataclasses' own annotations ---
+
+
+def _int_to_json(value: int) -> int | str:
+    return value if -_JSON_NUMBER_LIMIT < value < _JSON_NUMBER_LIMIT else hex(value)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, bool) or value is None or isinstance(value, str | float):
+        return value
+    if isinstance(value, int):
+        return _int_to_json(value)
+    if isinstance(value, Mapping):
+        return {hex(k) if isinstance(k, int) else k: _to_json(v) for k, v in sorted(value.items())}
+    if isinstance(value, tuple | list):
+        return [_to_json(v) for v in value]
+    return {f.name: _to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+
+
+def _int_from_json(value: Any, where: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return int(value, 16)
+    raise _Malformed(f"{where} is not a number")
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _object_from_json(cls: type, value: Any, where: str, given: Mapping[str, Any]) -> Any:
+    if not isinstance(value, dict):
+        raise _Malformed(f"{where} is not an object")
+    hints = _hints(cls)
+    arguments: dict[str, Any] = dict(given)
+    for field in dataclasses.fields(cls):
+        if field.name in given:
+            continue
+        if field.name in value:
+            arguments[field.name] = _from_json(hints[field.name], value[field.name], f"{where}.{field.name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise _Malformed(f"{where}.{field.name} is missing")
+    return cls(**arguments)
+
+
+def _scalar_from_json(kind: Any, value: Any, where: str) -> Any:
+    if kind is int:
+        return _int_from_json(value, where)
+    if kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    elif isinstance(value, kind):
+        return value
+    raise _Malformed(f"{where} is not a {kind.__name__}")
+
+
+def _from_json(kind: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType or origin is typing.Union:
+        if value is None:
+            return None
+        return _from_json(next(a for a in args if a is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _Malformed(f"{where} is not a list")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            raise _Malformed(f"{where} does not have {len(kinds)} elements")
+        return tuple(_from_json(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is not None:  # Mapping
+        if not isinstance(value, dict):
+            raise _Malformed(f"{where} is not an object")
+        key_kind, item_kind = args
+        return {
+            (_int_from_json(k, where) if key_kind is int else k): _from_json(item_kind, v, f"{where}.{k}")
+            for k, v in value.items()
+        }
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        return _object_from_json(kind, value, where, {})
+    return _scalar_from_json(kind, value, where)
+
+
+# --- writing ---
+
+
+@contextlib.contextmanager
+def _atomic(path: Path) -> Iterator[typing.BinaryIO]:
+    """A new file that takes ``path``'s name only when everything was written and is on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("xb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _pack_pages(pages: Mapping[int, bytes]) -> tuple[bytes, bytes]:
+    """``pages.bin`` and ``pages.idx`` of ``pages``."""
+    offsets: dict[bytes, int] = {}
+    blob = bytearray()
+    index = bytearray()
+    for pa, content in sorted(pages.items()):
+        if content not in offsets:
+            offsets[content] = len(blob)
+            blob += content
+        index += _RECORD.pack(pa, offsets[content], len(content))
+    return bytes(blob), bytes(index)
+
+
+def save(capture: Capture, path: str | os.PathLike[str]) -> None:
+    """Write ``capture`` to ``path``.
+
+    The same capture gives the same bytes.  The file appears under its name only when it is complete.
+    Raises `BadInput` when it cannot be written.
+    """
+    fields = {
+        f.name: _to_json(getattr(capture, f.name)) for f in dataclasses.fields(capture) if f.name != "pages"
+    }
+    header = {"format": FORMAT, "schema": SCHEMA, "capture": fields}
+    blob, index = _pack_pages(capture.pages)
+    members = ((HEADER, json.dumps(header, indent=1).encode()), (PAGES, blob), (INDEX, index))
+    try:
+        with _atomic(Path(path)) as out, zipfile.ZipFile(out, "w") as archive:
+            for name, data in members:
+                # A fixed date, so that equal captures are equal files.
+                info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+                info.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(info, data)
+    except OSError as error:
+        raise BadInput(f"cannot write the capture to {os.fspath(path)}: {error.strerror or error}") from None
+
+
+# --- reading ---
+
+
+def _unpack_pages(blob: bytes, index: bytes) -> dict[int, bytes]:
+    if len(index) % _RECORD.size:
+        raise _Malformed("the index of the table pages is cut off")
+    shared: dict[tuple[int, int], bytes] = {}
+    pages: dict[int, bytes] = {}
+    for pa, offset, length in _RECORD.iter_unpack(index):
+        if offset + length > len(blob):
+            raise _Malformed(f"the table page at {pa:#x} lies outside of the file")
+        pages[pa] = shared.setdefault((offset, length), blob[offset : offset + length])
+    return pages
+
+
+def _refuse_constant(name: str) -> typing.NoReturn:
+    raise _Malformed(f"the header holds {name}")
+
+
+def _parse_header(data: bytes, path: str) -> Any:
+    """The header's ``capture`` object, once format and schema are known to be ours."""
+    header = json.loads(data.decode(), parse_constant=_refuse_constant)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise _Malformed("its header is not that of a capture")
+    schema = header.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise _Malformed("its schema version is not a number")
+    if schema > SCHEMA:
+        raise BadInput(
+            f"{path} is a capture of schema {schema}, and this version of inspector reads schema {SCHEMA} and older: "
+            "use the version that made it, or a newer one"
+        )
+    return header.get("capture")
+
+
+def load(path: str | os.PathLike[str]) -> Capture:
+    """Read a capture.
+
+    Raises `BadInput` with one sentence when the file is missing, cut off, damaged, of another kind or of a newer
+    schema; never anything else.
+    """
+    name = os.fspath(path)
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise BadInput(f"cannot read the capture {name}: {error.strerror or error}") from None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            body = _parse_header(archive.read(HEADER), name)
+            pages = _unpack_pages(archive.read(PAGES), archive.read(INDEX))
+        capture: Capture = _object_from_json(Capture, body, "capture", {"pages": pages})
+    except _DAMAGE as error:
+        raise BadInput(
+            f"{name} is not a whole capture file ({_one_line(error)}): it was cut off or damaged, take it again"
+        ) from None
+    return capture
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().strip("'\"") or type(error).__name__
+    if isinstance(error, KeyError):
+        text = text if "no item" in text.lower() else f"no member {text}"
+    return text.splitlines()[0].rstrip(".")

@@ -1,0 +1,90 @@
+"""What a capture says of one stage-2 table: its geometry, its format, its tree, and its name.
+
+Shared by the checks and the reports, so that both see one and the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from inspector.behaviours import stage2_format
+from inspector.capture.data import Capture, Mmu, Vm
+from inspector.codec import Format, Geometry
+from inspector.tables import Tree, walk_tree
+
+
+def regime_name(mmu: Mmu) -> str:
+    """``stage-2 VMID 3``, ``shadow stage-2 VMID 4``, ``stage-2, no VMID yet``."""
+    kind = "stage-2" if mmu.kind == "vm" else f"{mmu.kind} stage-2"
+    return f"{kind}, no VMID yet" if mmu.vmid is None else f"{kind} VMID {mmu.vmid}"
+
+
+def vm_title(vm: Vm) -> str:
+    """``vm0 (pid 123 qemu-system-aar)``, with what is known of the VMM."""
+    known = [f"pid {vm.pid}"] if vm.pid is not None else []
+    known += [vm.command] if vm.command else []
+    return f"{vm.name} ({' '.join(known)})" if known else vm.name
+
+
+@dataclass(frozen=True)
+class TableView:
+    """One MMU whose table can be walked; ``number`` is its place in ``vm.mmus``."""
+
+    capture: Capture
+    vm: Vm
+    mmu: Mmu
+    number: int
+    geometry: Geometry
+    root_pa: int
+
+    @property
+    def regime(self) -> str:
+        return regime_name(self.mmu)
+
+    @property
+    def title(self) -> str:
+        """``stage-2 VMID 3 of vm0 (pid 123 qemu)``."""
+        return f"{self.regime} of {vm_title(self.vm)}"
+
+    @cached_property
+    def format(self) -> Format:
+        return stage2_format(self.capture.host, self.mmu)
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The whole tree, walked in the captured pages."""
+        return walk_tree(self.read_many, self.root_pa, self.geometry, self.format)
+
+    def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
+        """Captured bytes at each ``(pa, size)``; ``None`` where the capture holds none."""
+        return [self._read(pa, size) for pa, size in requests]
+
+    def _read(self, pa: int, size: int) -> bytes | None:
+        granule = self.geometry.granule
+        out = b""
+        while len(out) < size:
+            at = pa + len(out)
+            page = self.capture.pages.get(at - at % granule)
+            if page is None:
+                return None
+            out += page[at % granule :][: size - len(out)]
+            if len(page) < granule:
+                return out if len(out) == size else None
+        return out
+
+    def root_pages(self) -> list[int]:
+        """The addresses of the concatenated root tables."""
+        return [self.root_pa + i * self.geometry.granule for i in range(self.geometry.root_pages)]
+
+
+def table_views(capture: Capture) -> Iterator[TableView]:
+    """Every MMU of every VM that has a root and a geometry, in order.
+
+    The root is ``pgd_phys``, which is what the hardware is given.
+    """
+    for vm in capture.vms:
+        for number, mmu in enumerate(vm.mmus):
+            if mmu.pgd_phys and mmu.unreadable is None and mmu.geometry is not None:
+                yield TableView(capture, vm, mmu, number, mmu.geometry, mmu.pgd_phys)

@@ -1,0 +1,180 @@
+"""What every check is handed: the capture, its walked tables, and the questions that several checks ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from inspector.behaviours import Counted, counted, invalid_form
+from inspector.capture.data import Capture, CpuState, Mmu, Vm
+from inspector.capture.view import TableView, regime_name, table_views
+from inspector.check.entries import Entries, Mask, entries_of
+from inspector.codec import InvalidForm
+from inspector.findings import Finding, Severity, Where
+
+#: At most this many findings of one kind a table; the last one says how many more there are.
+LIMIT = 64
+
+#: Functions in which an idle CPU is found; they hold no lock.
+_IDLE = ("cpu_do_idle", "default_idle_call", "arch_cpu_idle", "do_idle", "psci_", "cpu_suspend", "__cpu_suspend")
+
+
+def where_vm(vm: Vm, mmu: Mmu | None = None) -> Where:
+    """The place ``vm``, or one MMU of it."""
+    return Where(vm=vm.name, regime=None if mmu is None else regime_name(mmu))
+
+
+def where_view(
+    view: TableView,
+    *,
+    ipa: int | None = None,
+    size: int | None = None,
+    level: int | None = None,
+    table_pa: int | None = None,
+    index: int | None = None,
+    raw: int | None = None,
+) -> Where:
+    """A place in the table ``view``."""
+    return Where(view.vm.name, view.regime, ipa, size, level, table_pa, index, raw)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring entries of one level and pattern that are wrong in the same way, as one place."""
+
+    where: Where
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """A capture and what is computed from it once for all checks."""
+
+    capture: Capture
+
+    @cached_property
+    def views(self) -> tuple[TableView, ...]:
+        return tuple(table_views(self.capture))
+
+    @cached_property
+    def _entries(self) -> dict[tuple[int, int], Entries]:
+        return {}
+
+    def entries(self, view: TableView) -> Entries:
+        """The non-zero entries of ``view``'s tree."""
+        key = id(view.vm), view.number
+        if key not in self._entries:
+            self._entries[key] = entries_of(view.tree)
+        return self._entries[key]
+
+    @cached_property
+    def protected(self) -> bool:
+        """The hypervisor is in charge of (some) tables: ``kvm-arm.mode=protected``."""
+        return self.capture.host.mode == "protected"
+
+    @cached_property
+    def invalid_form(self) -> InvalidForm:
+        return invalid_form(self.capture.host.traits)
+
+    @cached_property
+    def counted(self) -> Counted:
+        return counted(self.capture.host.traits)
+
+    @cached_property
+    def walkers(self) -> tuple[CpuState, ...]:
+        """The CPUs that may be inside a table walk: stopped in kernel or hypervisor code that is not idle.
+
+        Not only those in ``stage2_*`` or ``kvm_pgtable_*``: a walker is as often stopped in what it calls (a TLB
+        helper, a cache clean, the page allocator) or in an interrupt taken on top of it, and only the innermost
+        function is known here.  mmu_lock disables preemption, so a CPU in a guest, in user space or idle holds none.
+        """
+        return tuple(cpu for cpu in self.capture.host.cpus if _may_walk(cpu))
+
+    def walk_in_progress(self) -> str | None:
+        """Who may be inside a table walk, in words, or ``None`` when nobody can be."""
+        if not self.walkers:
+            return None
+        return " and ".join(f"CPU {c.index} was stopped in {c.symbol or 'the kernel'}" for c in self.walkers)
+
+    def is_ram(self, pa: int, size: int) -> bool:
+        """True when all of ``[pa, pa+size)`` is RAM (ranges that touch count as one)."""
+        end = pa + size
+        for start, stop in sorted(self.capture.host.ram):
+            if start <= pa < stop:
+                pa = stop
+            if pa >= end:
+                return True
+        return pa >= end
+
+    def touches_ram(self, pa: int, size: int) -> bool:
+        """True when any of ``[pa, pa+size)`` is RAM."""
+        return any(start < pa + size and pa < stop for start, stop in self.capture.host.ram)
+
+
+def _may_walk(cpu: CpuState) -> bool:
+    if cpu.running == "tlb-helper":
+        return True
+    return cpu.running == "host" and not (cpu.symbol or "").startswith(_IDLE)
+
+
+def spans(view: TableView, entries: Entries, mask: Mask) -> Iterator[Span]:
+    """The masked entries as places, neighbours in one table with one pattern joined; at most `LIMIT` of them.
+
+    When there are more, the last one covers all the rest by number only (its ``count``).
+    """
+    at = np.flatnonzero(mask)
+    if not len(at):
+        return
+    joins = (
+        (np.diff(entries.table_pa[at]) == 0)
+        & (np.diff(entries.index[at]) == 1)
+        & (np.diff(entries.pattern[at]) == 0)
+        & (np.diff(at) == 1)
+    )
+    starts = np.concatenate(([0], np.flatnonzero(~joins) + 1))
+    ends = np.concatenate((starts[1:], [len(at)]))
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if number == LIMIT - 1:
+            end = len(at)
+        first, count = int(at[start]), int(end - start)
+        size = int(entries.size[first])
+        where = where_view(
+            view,
+            ipa=int(entries.ia[first]),
+            size=size * count if number < LIMIT - 1 or len(starts) == LIMIT else size,
+            level=int(entries.level[first]),
+            table_pa=int(entries.table_pa[first]),
+            index=int(entries.index[first]),
+            raw=int(entries.raw[first]),
+        )
+        yield Span(where, first, count)
+        if number == LIMIT - 1:
+            return
+
+
+def many(count: int) -> str:
+    """A suffix for the actual value of a span: ``" (512 entries)"``."""
+    return f" ({count} entries)" if count > 1 else ""
+
+
+def error_or_note(
+    check: str, where: Where, expected: str, actual: str, why: str, function: str | None, excuse: str | None
+) -> Finding:
+    """An error, or a note whose ``why`` is the excuse, when there is one."""
+    if excuse is None:
+        return Finding(check, Severity.ERROR, where, expected, actual, why, function)
+    return Finding(check, Severity.NOTE, where, expected, actual, excuse, function)
+
+
+def error(check: str, where: Where, expected: str, actual: str, why: str, function: str | None = None) -> Finding:
+    """A finding that contradicts the rule."""
+    return Finding(check, Severity.ERROR, where, expected, actual, why, function)
+
+
+def note(check: str, where: Where, expected: str, actual: str, why: str, function: str | None = None) -> Finding:
+    """A finding that has a legal explanation, which ``why`` states."""
+    return Finding(check, Severity.NOTE, where, expected, actual, why, function)

@@ -1,0 +1,92 @@
+"""CPUs whose VTTBR_EL2 is in force, and the MMU that each must be running on.
+
+Outside of the guest VTTBR_EL2 is stale by design (facts 2.4: it keeps the last guest's value on VHE, 0 under nVHE), so
+only CPUs with ``vttbr_live`` are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from inspector.capture.data import Capture, CpuState, Mmu, Vm
+
+#: VTTBR_EL2.BADDR [47:1] without CnP and without the PA[51:48] field (DDI 0487 D19.2 VTTBR_EL2).
+_BADDR = (1 << 48) - (1 << 6)
+
+
+def register(cpu: CpuState, name: str) -> int | None:
+    """A register by name, whatever case the capture wrote it in."""
+    for key in (name, name.upper(), name.lower()):
+        if key in cpu.registers:
+            return cpu.registers[key]
+    return None
+
+
+def root_of(vttbr: int) -> int:
+    """The physical address of the root.
+
+    Bits [5:2] hold PA[51:48] when the output size is 52 bits; otherwise a root is aligned to at least 64 bytes and
+    they are zero, so one reading serves both.
+    """
+    return (vttbr & _BADDR) | (vttbr >> 2 & 0xF) << 48
+
+
+def vmid_of(vttbr: int) -> int:
+    """VTTBR_EL2.VMID [63:48]."""
+    return vttbr >> 48
+
+
+@dataclass(frozen=True)
+class Live:
+    """A CPU with its stage-2 in force.
+
+    ``vm``/``mmu`` are what it must be running on: the MMU of the vCPU loaded on it, where that is known
+    (``loaded`` is then true), else the MMU that has this root; both ``None`` when there is none.
+    """
+
+    cpu: CpuState
+    vttbr: int
+    vtcr: int | None
+    vm: Vm | None
+    mmu: Mmu | None
+    loaded: bool
+
+
+def _by_loaded_vcpu(capture: Capture, cpu: CpuState) -> tuple[Vm, Mmu] | None:
+    for vm in capture.vms:
+        for vcpu in vm.vcpus:
+            if vcpu.loaded_on != cpu.index:
+                continue
+            for mmu in vm.mmus:
+                if mmu.address == vcpu.hw_mmu:
+                    return vm, mmu
+    return None
+
+
+def _by_root(capture: Capture, root: int) -> tuple[Vm, Mmu] | None:
+    for vm in capture.vms:
+        for mmu in vm.mmus:
+            if mmu.pgd_phys == root:
+                return vm, mmu
+    return None
+
+
+def live_cpus(capture: Capture) -> Iterator[Live]:
+    """Every CPU whose VTTBR_EL2 names the stage-2 in force.
+
+    Under protected mode the host itself runs on a stage-2 with VMID 0, and the hypervisor may run guests on tables of
+    its own (6.18+): a root that no VM has says nothing there, so such CPUs are left out.
+    """
+    for cpu in capture.host.cpus:
+        vttbr = register(cpu, "VTTBR_EL2")
+        if not cpu.vttbr_live or vttbr is None:
+            continue
+        loaded = _by_loaded_vcpu(capture, cpu)
+        found = loaded or _by_root(capture, root_of(vttbr))
+        if capture.host.mode == "protected":
+            found, loaded = _by_root(capture, root_of(vttbr)), None
+            if found is None:
+                continue
+        vm, mmu = found or (None, None)
+        yield Live(cpu, vttbr, register(cpu, "VTCR_EL2"), vm, mmu, loaded is not None)
