@@ -1,0 +1,33 @@
+"""The model: the kernel's stage-2 page-table code, written anew in Python, emitting the events it performs.
+
+It reproduces the observable behaviour of ``arch/arm64/kvm/hyp/pgtable.c``: every table entry, every reference
+count, every return code, and the order of stores, TLB invalidations, cache maintenance, references and allocations.
+It knows nothing of gdb, of captures or of symbols.  Kernel generations differ by named behaviours
+(:mod:`inspector.model.generations`), never by a version test.
+
+Reading order: ``pages`` (the store), ``walker``, ``attributes``, ``stage2`` (the operations, one module each:
+``map``, ``unmap``, ``attrs``, ``split``, ``destroy``), ``hyp``, ``script``.
+"""
+
+from inspector.model.generations import GENERATIONS, Machine, ModelBehaviours, generation
+from inspector.model.hyp import HypStage1
+from inspector.model.pages import MemoryCache, PageStore
+from inspector.model.prot import Memory, Prot
+from inspector.model.script import ScriptError, StepResult, run_script
+from inspector.model.stage2 import Stage2
+
+__all__ = [
+    "GENERATIONS",
+    "HypStage1",
+    "Machine",
+    "Memory",
+    "MemoryCache",
+    "ModelBehaviours",
+    "PageStore",
+    "Prot",
+    "ScriptError",
+    "Stage2",
+    "StepResult",
+    "generation",
+    "run_script",
+]

@@ -1,0 +1,112 @@
+"""The page store: table pages with their entries, reference counts, and the events of taking and giving them.
+
+Stands for what ``kvm_pgtable_mm_ops`` reaches in a kernel: pages, ``page_count``, ``get_page``, ``put_page``,
+``zalloc_page``, the memory cache.  Addresses are bytes; an entry's address is the page's plus eight times its index.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+from inspector.events import ALLOC, ALLOC_EXACT, ALLOCFAIL, FREE, FREE_EXACT, PUT, RawEvent
+
+FIRST_ADDRESS = 0x4000_0000
+"""Where the store's own addresses begin."""
+
+
+class MemoryCache:
+    """``struct kvm_mmu_memory_cache``: how many pages are still in it (``nobjs``)."""
+
+    __slots__ = ("nobjs",)
+
+    def __init__(self, nobjs: int) -> None:
+        self.nobjs = nobjs
+
+
+class PageStore:
+    """Table pages by physical address.
+
+    ``pages`` maps a page's address to its entries, ``counts`` to its reference count; ``events`` is the list that
+    everything appends raw events to (the same list object for the life of the store).  A freed page is gone from
+    both; its address is not used again, so that a name means one page only.  ``feed`` supplies the addresses of the
+    next allocations (to follow a recorded run); without it the store counts up from ``FIRST_ADDRESS``.
+    ``fail_in`` = n lets the n-th allocation from now give NULL (1 = the next; 0 = none).
+    """
+
+    __slots__ = ("counts", "emit", "events", "fail_in", "feed", "granule", "next_address", "pages", "zero")
+
+    def __init__(self, granule: int, feed: Iterator[int] | None = None) -> None:
+        self.granule = granule
+        self.pages: dict[int, array[int]] = {}
+        self.counts: dict[int, int] = {}
+        self.events: list[RawEvent] = []
+        self.emit = self.events.append
+        self.fail_in = 0
+        self.feed = feed
+        self.next_address = FIRST_ADDRESS
+        self.zero = bytes(granule)
+
+    def take_events(self) -> list[RawEvent]:
+        """The raw events since the last call."""
+        taken = self.events[:]
+        self.events.clear()
+        return taken
+
+    def _address(self, size: int) -> int:
+        if self.feed is not None:
+            return next(self.feed)
+        address = -(-self.next_address // size) * size
+        self.next_address = address + size
+        return address
+
+    def _refused(self) -> bool:
+        if not self.fail_in:
+            return False
+        self.fail_in -= 1
+        return self.fail_in == 0
+
+    def zalloc(self, cache: MemoryCache | None = None) -> int:
+        """A zeroed page with one reference, from ``cache`` if given; 0 when there is none."""
+        if self._refused() or (cache is not None and cache.nobjs <= 0):
+            self.emit((ALLOCFAIL,))
+            return 0
+        if cache is not None:
+            cache.nobjs -= 1
+        page = self._address(self.granule)
+        self.pages[page] = array("Q", self.zero)
+        self.counts[page] = 1
+        self.emit((ALLOC, page))
+        return page
+
+    def zalloc_exact(self, count: int) -> int:
+        """``count`` consecutive zeroed pages, one reference each; 0 when there are none."""
+        if self._refused():
+            self.emit((ALLOCFAIL,))
+            return 0
+        size = count * self.granule
+        first = self._address(size)
+        for page in range(first, first + size, self.granule):
+            self.pages[page] = array("Q", self.zero)
+            self.counts[page] = 1
+        self.emit((ALLOC_EXACT, first, size))
+        return first
+
+    def free_exact(self, first: int, count: int) -> None:
+        """Give back what :meth:`zalloc_exact` gave."""
+        size = count * self.granule
+        for page in range(first, first + size, self.granule):
+            del self.pages[page]
+            del self.counts[page]
+        self.emit((FREE_EXACT, first, size))
+
+    def put(self, page: int) -> None:
+        """Drop a reference; at 0 the page is freed.  Putting a page that is gone already shows as count -1."""
+        count = self.counts.get(page, 0) - 1
+        self.emit((PUT, page, count))
+        if count > 0:
+            self.counts[page] = count
+        elif count == 0:
+            del self.pages[page]
+            del self.counts[page]
+            self.emit((FREE, page))
