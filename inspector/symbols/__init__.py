@@ -4,7 +4,8 @@ Knows file formats.  Knows nothing of gdb, of a running machine, or of KVM.
 """
 
 from inspector.symbols.api import Member, MissingSymbol, StructType, Symbols, TypeKind, TypeRef
-from inspector.symbols.kernel import KernelSymbols, check_build_id, open_symbols
+from inspector.symbols.kernel import KernelSymbols, check_build_id
+from inspector.symbols.opening import open_symbols
 
 __all__ = [
     "KernelSymbols",

@@ -341,7 +341,7 @@ class Btf:
         bit_offset = None if each.bit_size is None else each.bit_offset
         return Member(each.name, each.bit_offset // 8, self._ref(each.type), bit_offset, each.bit_size)
 
-    def _ref(self, number: int, targets: int = 1) -> TypeRef:
+    def _ref(self, number: int, *, targets: bool = True, sized: bool = True) -> TypeRef:
         each = self._type(self._strip(number))
         if each.kind == INT:
             (encoding,) = struct.unpack_from("<I", self.blob, each.at)
@@ -349,34 +349,32 @@ class Btf:
         if each.kind == FLOAT:
             return TypeRef(TypeKind.INT, each.name, each.value, True)
         if each.kind == PTR:
-            return TypeRef(TypeKind.POINTER, size=8, target=self._ref(each.value, 0) if targets else None)
+            return TypeRef(TypeKind.POINTER, size=8, target=self._pointed(each.value) if targets else None)
         if each.kind in (STRUCT, UNION):
-            return TypeRef(TypeKind.STRUCT, each.name, each.value)
+            # Behind a pointer the size is not said: whether it is known depends on the provider.
+            return TypeRef(TypeKind.STRUCT, each.name, each.value if sized else 0)
         if each.kind == FWD:
             return TypeRef(TypeKind.STRUCT, each.name)
         if each.kind in (ENUM, ENUM64):
             return TypeRef(TypeKind.ENUM, each.name, each.value, each.flag)
         if each.kind == ARRAY:
-            element, _, count = struct.unpack_from("<III", self.blob, each.at)
-            inner = self._ref(element, 0)
-            return TypeRef(
-                TypeKind.ARRAY,
-                size=self._size(element) * count,
-                count=count,
-                target=inner if targets else None,
-            )
+            number, count = self._elements(number)
+            inner = self._ref(number, targets=False)
+            return TypeRef(TypeKind.ARRAY, size=count * inner.size, count=count, target=inner if targets else None)
         if each.kind in (FUNC, FUNC_PROTO):
             return TypeRef(TypeKind.FUNCTION)
         return TypeRef(TypeKind.VOID)
 
-    def _size(self, number: int) -> int:
+    def _pointed(self, number: int) -> TypeRef:
+        return self._ref(number, targets=False, sized=False)
+
+    def _elements(self, number: int) -> tuple[int, int]:
+        """An array's element type and number, all its dimensions as one: pahole makes one array of them."""
         count = 1
         for _ in range(_MAX_DEPTH):
             each = self._type(self._strip(number))
             if each.kind != ARRAY:
-                pointer = 8 if each.kind == PTR else 0
-                sized = each.value if each.kind in (INT, STRUCT, UNION, ENUM, ENUM64, FLOAT) else pointer
-                return count * sized
+                return number, count
             number, _, elements = struct.unpack_from("<III", self.blob, each.at)
             count *= elements
         raise BadBtf("an array contains itself")
@@ -389,9 +387,7 @@ class Btf:
             if each.kind == ENUM:
                 name, value = struct.unpack_from("<Ii" if signed else "<II", self.blob, each.at + 8 * index)
             else:
-                name, low, high = struct.unpack_from(
-                    "<IIi" if each.flag else "<III", self.blob, each.at + 12 * index
-                )
+                name, low, high = struct.unpack_from("<IIi" if each.flag else "<III", self.blob, each.at + 12 * index)
                 value = high << 32 | low
             values[_string(self.blob, self._header, name).decode("utf-8", "replace")] = value
         return values

@@ -116,9 +116,7 @@ class Elf:
         if not section.flags & _SHF_COMPRESSED:
             return data
         if len(data) < _CHDR.size:
-            raise BadInput(
-                f"{self.path} is damaged: its section {name} is shorter than its compression header"
-            )
+            raise BadInput(f"{self.path} is damaged: its section {name} is shorter than its compression header")
         kind, _, size, _ = _CHDR.unpack_from(data)
         if kind == _ZLIB:
             return self._inflate(section, data[_CHDR.size :], size)
@@ -213,9 +211,7 @@ class Elf:
             raise BadInput(f"{self.path} is damaged: it has no section names")
         for header in headers:
             if header[1] != _SHT_NOBITS and header[4] + header[5] > size:
-                raise BadInput(
-                    f"{self.path} is cut short: a section ends at byte {header[4] + header[5]} of {size}"
-                )
+                raise BadInput(f"{self.path} is cut short: a section ends at byte {header[4] + header[5]} of {size}")
         strings = data[headers[names][4] : headers[names][4] + headers[names][5]]
         sections = []
         for name_at, kind, flags, address, offset, length, link, _, _, _ in headers:
@@ -238,9 +234,7 @@ class Elf:
         try:
             done = subprocess.run(["zstd", "-dcq"], input=data, capture_output=True, check=False)
         except FileNotFoundError as error:
-            raise BadInput(
-                f"{self.path} has zstd-compressed debug sections: install the zstd program"
-            ) from error
+            raise BadInput(f"{self.path} has zstd-compressed debug sections: install the zstd program") from error
         if done.returncode != 0:
             raise BadInput(f"{self.path} is damaged: section {section.name} does not unpack")
         return memoryview(done.stdout)

@@ -57,9 +57,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image:
     packed = read_file(path) if data is None else data
     plain = unpack(path, packed)
     if not is_plain_image(plain):
-        raise BadInput(
-            f"{path} is not an arm64 kernel Image (no 'ARM\\x64' magic at byte 0x38 once unpacked)"
-        )
+        raise BadInput(f"{path} is not an arm64 kernel Image (no 'ARM\\x64' magic at byte 0x38 once unpacked)")
     text_offset, size, flags = struct.unpack_from("<QQQ", plain, 8)
     if flags & 1:
         raise BadInput(f"{path} is a big-endian kernel Image; only little-endian kernels are supported")
@@ -88,9 +86,7 @@ def _unpack_zboot(path: Path, data: bytes) -> bytes:
         raise BadInput(f"{path} is cut short: it ends inside its EFI zboot header")
     start, size = struct.unpack_from("<II", data, 8)
     if start < HEADER_SIZE or start + size > len(data):
-        raise BadInput(
-            f"{path} is cut short: its EFI zboot payload ends at byte {start + size} of {len(data)}"
-        )
+        raise BadInput(f"{path} is cut short: its EFI zboot payload ends at byte {start + size} of {len(data)}")
     payload = data[start : start + size]
     name = data[0x18:0x38].split(b"\0")[0].decode("latin-1")
     if name == "gzip":

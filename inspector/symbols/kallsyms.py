@@ -208,9 +208,7 @@ def _grows(values: tuple[int, ...]) -> bool:
 
 def _expand(data: bytes, names: _Names, table: int, index: int) -> tuple[str, tuple[str, ...]]:
     offsets = struct.unpack_from(f"<{_TOKENS}H", data, index)
-    tokens = [
-        data[table + offset : data.index(b"\0", table + offset)].decode("latin-1") for offset in offsets
-    ]
+    tokens = [data[table + offset : data.index(b"\0", table + offset)].decode("latin-1") for offset in offsets]
     kinds, texts = [], []
     at = names.start
     token = tokens.__getitem__

@@ -77,9 +77,7 @@ class SymbolTable:
         while low < len(self.by_name) and self._name(self.by_name[low]) == wanted:
             found.append(self[self.by_name[low]])
             low += 1
-        return sorted(
-            found, key=lambda symbol: (not symbol.kind.isupper(), symbol.kind in _WEAK, symbol.address)
-        )
+        return sorted(found, key=lambda symbol: (not symbol.kind.isupper(), symbol.kind in _WEAK, symbol.address))
 
     def nearest_text(self, address: int) -> tuple[str, int] | None:
         """The symbol at or below ``address`` and the distance, when the closest symbol is one of text."""
@@ -123,8 +121,6 @@ class SymbolTable:
 
 def _order(symbol: Symbol) -> tuple[int, bool, bool, int]:
     name = symbol.name
-    provided = name.startswith(("__start_", "__stop_", "__end_")) or (
-        name[:2] == "__" and name.endswith("_end")
-    )
+    provided = name.startswith(("__start_", "__stop_", "__end_")) or (name[:2] == "__" and name.endswith("_end"))
     underscores = len(name) - len(name.lstrip("_"))
     return symbol.address, symbol.kind in "wW", provided, underscores
