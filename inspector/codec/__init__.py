@@ -11,7 +11,7 @@ Any 64-bit value is data: `decode` never raises for one.
 """
 
 from inspector.codec.bits import RES, Field, Layout, Part
-from inspector.codec.descriptor import Descriptor, decode, encode
+from inspector.codec.descriptor import Descriptor, decode, decoder, encode
 from inspector.codec.formats import Format, InvalidForm, Kind, Regime
 from inspector.codec.geometry import Geometry
 from inspector.codec.registers import REGISTERS, RegisterField, Vttbr, decode_register, encode_register, vttbr
@@ -32,6 +32,7 @@ __all__ = [
     "Vttbr",
     "decode",
     "decode_register",
+    "decoder",
     "encode",
     "encode_register",
     "vttbr",

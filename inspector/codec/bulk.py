@@ -5,6 +5,9 @@ Not imported by the package itself: the interpreter inside gdb has no numpy.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +18,7 @@ from inspector.codec.layouts import Rule, layout, rules
 
 Words = NDArray[np.uint64]
 Flags = NDArray[np.bool_]
+Flat = NDArray[np.intp]
 
 KINDS: tuple[Kind, ...] = tuple(Kind)
 """Kind by the code that `kinds` gives."""
@@ -27,9 +31,36 @@ def words(raw: bytes | bytearray | memoryview) -> Words:
     return np.frombuffer(raw, dtype="<u8")
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What is known of a whole array from two passes: the bits ``every`` entry has, and those ``some`` entry has."""
+
+    every: int
+    some: int
+
+    def excludes(self, rule: Rule) -> bool:
+        """No entry can satisfy the rule."""
+        if rule.negate:
+            return not (self.every ^ rule.value) & rule.mask and not (self.some ^ rule.value) & rule.mask
+        return bool(self.every & rule.mask & ~rule.value or rule.value & ~self.some)
+
+    def implies(self, rule: Rule) -> bool:
+        """Every entry satisfies the rule."""
+        return not rule.negate and not ((self.every ^ rule.value) | (self.some ^ rule.value)) & rule.mask
+
+
+def summary(raw: Words) -> Summary:
+    """The summary of an array; of an empty one, as if it held a zero."""
+    if not raw.size:
+        return Summary(0, 0)
+    return Summary(int(np.bitwise_and.reduce(raw)), int(np.bitwise_or.reduce(raw)))
+
+
 def _holds(raw: Words, rule: Rule) -> Flags:
-    masked = raw & np.uint64(rule.mask)
-    return np.not_equal(masked, rule.value) if rule.negate else np.equal(masked, rule.value)
+    masked: Words = raw & np.uint64(rule.mask)
+    value = np.uint64(rule.value)
+    holds: Flags = (masked != value) if rule.negate else (masked == value)
+    return holds
 
 
 def kinds(raw: Words, level: int, geometry: Geometry, fmt: Format) -> NDArray[np.uint8]:
@@ -40,22 +71,28 @@ def kinds(raw: Words, level: int, geometry: Geometry, fmt: Format) -> NDArray[np
     return result
 
 
-def are(raw: Words, wanted: frozenset[Kind], level: int, geometry: Geometry, fmt: Format) -> Flags:
-    """Which entries are of one of the kinds ``wanted``.
+@lru_cache(maxsize=256)
+def exact_rules(kind: Kind, level: int, geometry: Geometry, fmt: Format) -> tuple[Rule, ...]:
+    """The rules that make an entry of ``kind``, each sufficient by itself.
 
-    Only for kinds whose rules are exact by themselves: TABLE, BLOCK, PAGE and RESERVED (see `layouts.rules`), which
-    saves the passes over the others.
+    Only for TABLE, BLOCK, PAGE and RESERVED, whose rules are exact (see `layouts.rules`): it saves the passes over
+    the other kinds.
     """
-    found: Flags | None = None
-    for rule in rules(level, geometry, fmt):
-        if rule.kind in wanted:
-            assert not rule.negate
+    if kind not in (Kind.TABLE, Kind.BLOCK, Kind.PAGE, Kind.RESERVED):
+        raise ValueError(f"the rules for {kind.value} entries are not exact by themselves")
+    return tuple(rule for rule in rules(level, geometry, fmt) if rule.kind is kind)
+
+
+def are(raw: Words, known: Summary, which: tuple[Rule, ...]) -> Flags | bool:
+    """Which entries satisfy one of the rules (from `exact_rules`); a plain bool where all or none do."""
+    found: Flags | bool = False
+    for rule in which:
+        if known.implies(rule):
+            return True
+        if not known.excludes(rule):
             holds = _holds(raw, rule)
-            found = holds if found is None else found | holds
-    return np.zeros(raw.shape, dtype=np.bool_) if found is None else found
-
-
-LEAVES = frozenset({Kind.BLOCK, Kind.PAGE})
+            found = holds if found is False else found | holds
+    return found
 
 
 def leaf_kind(level: int) -> Kind:

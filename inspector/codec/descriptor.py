@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from inspector.codec import layouts
@@ -205,6 +205,16 @@ def decode(raw: int, level: int, geometry: Geometry, fmt: Format) -> Descriptor:
     return Descriptor(raw, level, layouts.classify(raw, level, geometry, fmt), geometry, fmt)
 
 
+def decoder(level: int, geometry: Geometry, fmt: Format) -> Callable[[int], Descriptor]:
+    """`decode` for many 64-bit values of one level: what does not depend on the value is looked up once."""
+    rules = layouts.rules(level, geometry, fmt)
+
+    def decode_one(raw: int) -> Descriptor:
+        return Descriptor(raw, level, layouts.first(rules, raw), geometry, fmt)
+
+    return decode_one
+
+
 def encode(kind: Kind, level: int, geometry: Geometry, fmt: Format, output_address: int = 0, **fields: int) -> int:
     """The 64-bit entry with these fields (absent: 0): ``encode(d.kind, d.level, d.geometry, d.format, **d.fields) == d.raw``.
 
@@ -229,4 +239,4 @@ def encode(kind: Kind, level: int, geometry: Geometry, fmt: Format, output_addre
     return raw
 
 
-__all__ = ["RES", "Descriptor", "decode", "encode"]
+__all__ = ["RES", "Descriptor", "decode", "decoder", "encode"]

@@ -43,10 +43,6 @@ class Rule:
     kind: Kind
     negate: bool = False
 
-    def holds(self, raw: int) -> bool:
-        """Whether the rule applies to ``raw``."""
-        return ((raw & self.mask) == self.value) is not self.negate
-
 
 def _invalid_rules(fmt: Format) -> tuple[Rule, ...]:
     """Rules for entries with bit 0 clear, tried when no rule for valid ones held.  The last one always holds."""
@@ -102,12 +98,17 @@ def rules(level: int, geometry: Geometry, fmt: Format) -> tuple[Rule, ...]:
     return valid + _present_invalid_rules(level, geometry, fmt) + _invalid_rules(fmt)
 
 
-def classify(raw: int, level: int, geometry: Geometry, fmt: Format) -> Kind:
-    """The kind of a 64-bit entry at ``level``."""
-    for rule in rules(level, geometry, fmt):
-        if rule.holds(raw):
+def first(which: tuple[Rule, ...], raw: int) -> Kind:
+    """The kind that the first rule to hold gives."""
+    for rule in which:
+        if ((raw & rule.mask) == rule.value) is not rule.negate:
             return rule.kind
     raise AssertionError("the last rule always holds")
+
+
+def classify(raw: int, level: int, geometry: Geometry, fmt: Format) -> Kind:
+    """The kind of a 64-bit entry at ``level``."""
+    return first(rules(level, geometry, fmt), raw)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -13,12 +13,19 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.codec import Format, Geometry, bulk, decode
-from inspector.tables.shapes import Entry, Range, Table, Tree
+from inspector.codec import Descriptor, Format, Geometry, bulk, decoder
+from inspector.codec.bits import WORD
+from inspector.codec.layouts import Rule
+from inspector.tables.shapes import Entry, Level, Range, Tree
 from inspector.tables.walk import chunks, reachable
 
-Columns = dict[str, NDArray[np.uint64]]
-_NAMES = ("ia", "size", "pa", "level", "raw", "leaves")
+_ZERO = np.zeros(1, dtype=np.intp)
+
+_Runs = tuple[bulk.Flat, bulk.Words, bulk.Flat]
+"""First positions, first entries and lengths of runs."""
+
+_Columns = tuple[bulk.Words, bulk.Words, bulk.Words, NDArray[np.int8], bulk.Words, bulk.Words]
+"""ia, size, pa, level, raw, leaves."""
 
 
 class RangeTable(Sequence[Range]):
@@ -53,7 +60,8 @@ class RangeTable(Sequence[Range]):
         return len(self.ia)
 
     def _range(self, ia: int, size: int, pa: int, level: int, raw: int, leaves: int) -> Range:
-        return Range(ia, size, pa, level, decode(raw, level, self.geometry, self.format), leaves)
+        kind = bulk.leaf_kind(level)
+        return Range(ia, size, pa, level, Descriptor(raw, level, kind, self.geometry, self.format), leaves)
 
     @overload
     def __getitem__(self, index: int) -> Range: ...
@@ -104,38 +112,64 @@ class RangeTable(Sequence[Range]):
         return f"RangeTable({len(self)} ranges, {int(self.leaves.sum())} leaves)"
 
 
-def _level_runs(tree: Tree, tables: Sequence[Table], level: int) -> tuple[bulk.Words, ...]:
+def _chunk_runs(
+    raw: bulk.Words, step: int, leaf_rules: tuple[Rule, ...]
+) -> tuple[bulk.Flat, bulk.Flat] | None:
+    """First positions and lengths of the runs of leaves in which each entry is the one before plus ``step``."""
+    leaf = bulk.are(raw, bulk.summary(raw), leaf_rules)
+    if leaf is False:
+        return None
+    apart = (raw[1:] - raw[:-1]) != np.uint64(step)
+    if leaf is True:
+        start = np.concatenate((_ZERO, np.flatnonzero(apart) + 1))
+        return start, np.diff(start, append=raw.size)
+    joined = np.logical_not(apart, out=apart)
+    joined &= leaf[1:]
+    joined &= leaf[:-1]
+    apart = np.logical_not(joined, out=joined)
+    begin = leaf.copy()
+    begin[1:] &= apart
+    leaf[:-1] &= apart
+    start = np.flatnonzero(begin)
+    return start, np.flatnonzero(leaf) - start + 1
+
+
+def _cut_at_gaps(runs: _Runs, ia: bulk.Words, per_table: int, shift: int) -> _Runs:
+    """Cut runs that go on from one table to the next where these are not contiguous in input address."""
+    start, first, count = runs
+    gaps = (np.flatnonzero(ia[1:] - ia[:-1] != np.uint64(per_table << shift)) + 1) * per_table
+    row = np.searchsorted(start, gaps, side="right") - 1
+    inside = (row >= 0) & (start[row] < gaps) & (gaps < start[row] + count[row])
+    if not inside.any():
+        return runs
+    gaps, row = gaps[inside], row[inside]
+    end = np.sort(np.concatenate((start + count, gaps)))
+    cut = first[row] + ((gaps - start[row]).astype(np.uint64) << np.uint64(shift))
+    start, first = np.concatenate((start, gaps)), np.concatenate((first, cut))
+    order = np.argsort(start)
+    return start[order], first[order], end - start[order]
+
+
+def _level_runs(tree: Tree, at: Level) -> tuple[bulk.Words, bulk.Words, bulk.Words] | None:
     """Runs of one level: (ia, first raw, leaves), in order of ``ia``."""
-    geometry, fmt = tree.geometry, tree.format
+    geometry, level = tree.geometry, at.level
     shift = geometry.level_shift(level)
-    step = np.uint64(1 << shift)
     per_table = reachable(geometry, level)
-    span = per_table << shift
-    ias, firsts, counts = [], [], []
-    for some, raw in chunks(tables, per_table):
-        leaf = bulk.are(raw, bulk.LEAVES, level, geometry, fmt)
-        if not leaf.any():
-            continue
-        page_ia = np.fromiter((table.ia for table in some), dtype=np.uint64, count=len(some))
-        joined = (raw[1:] - raw[:-1]) == step
-        joined &= leaf[1:]
-        joined &= leaf[:-1]
-        gaps = np.flatnonzero(page_ia[1:] - page_ia[:-1] != np.uint64(span))
-        joined[(gaps + 1) * per_table - 1] = False
-        apart = ~joined
-        begin = leaf.copy()
-        begin[1:] &= apart
-        leaf[:-1] &= apart
-        start = np.flatnonzero(begin)
-        count = np.flatnonzero(leaf) - start + 1
-        page, index = np.divmod(start, per_table)
-        ias.append(page_ia[page] + (index.astype(np.uint64) << np.uint64(shift)))
-        firsts.append(raw[start])
-        counts.append(count.astype(np.uint64))
-    if not ias:
-        empty = np.empty(0, dtype=np.uint64)
-        return empty, empty, empty
-    return np.concatenate(ias), np.concatenate(firsts), np.concatenate(counts)
+    leaf_rules = bulk.exact_rules(bulk.leaf_kind(level), level, geometry, tree.format)
+    starts, firsts, counts = [], [], []
+    for row, raw in chunks(at.raw, per_table):
+        found = _chunk_runs(raw, 1 << shift, leaf_rules)
+        if found is not None:
+            starts.append(found[0] + row * per_table)
+            firsts.append(raw[found[0]])
+            counts.append(found[1])
+    if not starts:
+        return None
+    table_ia = np.array(at.ia, dtype=np.uint64)
+    runs = (np.concatenate(starts), np.concatenate(firsts), np.concatenate(counts))
+    start, first, count = _cut_at_gaps(runs, table_ia, per_table, shift)
+    ia = table_ia[start // per_table] + ((start % per_table).astype(np.uint64) << np.uint64(shift))
+    return ia, first, count.astype(np.uint64)
 
 
 def _split_carries(
@@ -156,26 +190,25 @@ def _split_carries(
     return ia, raw, leaves
 
 
-def _level_ranges(tree: Tree, tables: Sequence[Table], level: int) -> Columns | None:
-    ia, raw, leaves = _level_runs(tree, tables, level)
-    if not ia.size:
+def _level_ranges(tree: Tree, at: Level) -> _Columns | None:
+    runs = _level_runs(tree, at)
+    if runs is None:
         return None
     geometry = tree.geometry
-    shift = geometry.level_shift(level)
-    address = bulk.address_field(bulk.leaf_kind(level), level, geometry, tree.format)
-    ia, raw, leaves = _split_carries(ia, raw, leaves, shift, address.parts[0].mask)
+    shift = geometry.level_shift(at.level)
+    address = bulk.address_field(bulk.leaf_kind(at.level), at.level, geometry, tree.format)
+    ia, raw, leaves = _split_carries(*runs, shift, address.parts[0].mask)
     pa = bulk.field(raw, address)
     size = leaves << np.uint64(shift)
-    attributes = raw & ~np.uint64(address.mask)
-    merges = ia[:-1] + size[:-1] == ia[1:]
-    merges &= pa[:-1] + size[:-1] == pa[1:]
-    merges &= attributes[:-1] == attributes[1:]
-    if merges.any():
-        keep = np.concatenate((np.zeros(1, dtype=np.intp), np.flatnonzero(~merges) + 1))
+    attributes = raw & np.uint64(WORD & ~address.mask)
+    apart = ia[:-1] + size[:-1] != ia[1:]
+    apart |= pa[:-1] + size[:-1] != pa[1:]
+    apart |= attributes[:-1] != attributes[1:]
+    if not apart.all():
+        keep = np.concatenate((_ZERO, np.flatnonzero(apart) + 1))
         size, leaves = np.add.reduceat(size, keep), np.add.reduceat(leaves, keep)
         ia, pa, raw = ia[keep], pa[keep], raw[keep]
-    levels = np.full(ia.shape, level, dtype=np.int64).view(np.uint64)
-    return {"ia": ia, "size": size, "pa": pa, "level": levels, "raw": raw, "leaves": leaves}
+    return ia, size, pa, np.full(ia.shape, at.level, dtype=np.int8), raw, leaves
 
 
 def merged_ranges(tree: Tree) -> RangeTable:
@@ -184,27 +217,18 @@ def merged_ranges(tree: Tree) -> RangeTable:
     Neighbours merge when they are of the same level, contiguous in input and output address, and equal in every bit that
     is not output address: AF, software bits and bits without a name included.
     """
-    by_level: dict[int, list[Table]] = {}
-    for table in tree.tables:
-        by_level.setdefault(table.level, []).append(table)
-    found = [columns for level, tables in by_level.items() if (columns := _level_ranges(tree, tables, level))]
+    found = [columns for at in tree.levels if (columns := _level_ranges(tree, at)) is not None]
     if not found:
-        found = [{name: np.empty(0, dtype=np.uint64) for name in _NAMES}]
-    columns = found[0]
+        none = np.empty(0, dtype=np.uint64)
+        found = [(none, none, none, np.empty(0, dtype=np.int8), none, none)]
+    ia, size, pa, level, raw, leaves = found[0]
     if len(found) > 1:
-        columns = {name: np.concatenate([part[name] for part in found]) for name in _NAMES}
-        order = np.argsort(columns["ia"], kind="stable")
-        columns = {name: column[order] for name, column in columns.items()}
-    return RangeTable(
-        tree.geometry,
-        tree.format,
-        columns["ia"],
-        columns["size"],
-        columns["pa"],
-        columns["level"].astype(np.int8),
-        columns["raw"],
-        columns["leaves"],
-    )
+        ia, size, pa, raw, leaves = (np.concatenate([part[n] for part in found]) for n in (0, 1, 2, 4, 5))
+        level = np.concatenate([part[3] for part in found])
+        order = np.argsort(ia, kind="stable")
+        ia, size, pa, raw, leaves = (part[order] for part in (ia, size, pa, raw, leaves))
+        level = level[order]
+    return RangeTable(tree.geometry, tree.format, ia, size, pa, level, raw, leaves)
 
 
 def reverse(tree: Tree, pa: int, size: int = 1) -> list[tuple[int, Entry]]:
@@ -214,24 +238,22 @@ def reverse(tree: Tree, pa: int, size: int = 1) -> list[tuple[int, Entry]]:
     """
     geometry, fmt = tree.geometry, tree.format
     hits: list[tuple[int, Entry]] = []
-    by_level: dict[int, list[Table]] = {}
-    for table in tree.tables:
-        by_level.setdefault(table.level, []).append(table)
-    for level, tables in by_level.items():
-        per_table = reachable(geometry, level)
-        block = geometry.block_size(level)
+    for at in tree.levels:
+        level = at.level
         if level not in geometry.arch_block_levels:
             continue
+        per_table, block = reachable(geometry, level), geometry.block_size(level)
+        leaf_rules = bulk.exact_rules(bulk.leaf_kind(level), level, geometry, fmt)
         address = bulk.address_field(bulk.leaf_kind(level), level, geometry, fmt)
-        for some, raw in chunks(tables, per_table):
+        decode = decoder(level, geometry, fmt)
+        for first, raw in chunks(at.raw, per_table):
             output = bulk.field(raw, address)
-            match = bulk.are(raw, bulk.LEAVES, level, geometry, fmt)
-            match &= output < np.uint64(pa + size)
-            match &= output + np.uint64(block) > np.uint64(pa)
+            match = (output < np.uint64(pa + size)) & (output + np.uint64(block) > np.uint64(pa))
+            match &= bulk.are(raw, bulk.summary(raw), leaf_rules)
             for n in np.flatnonzero(match).tolist():
-                table, index = some[n // per_table], n % per_table
-                ia = table.ia + index * block
-                entry = Entry(table.pa, index, level, ia, decode(int(raw[n]), level, geometry, fmt))
+                row, index = first + n // per_table, n % per_table
+                ia = at.ia[row] + index * block
+                entry = Entry(at.pa[row], index, level, ia, decode(int(raw[n])))
                 hits.append((ia + max(0, pa - int(output[n])), entry))
     hits.sort(key=lambda hit: hit[0])
     return hits

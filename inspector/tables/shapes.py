@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from inspector.codec import Descriptor, Format, Geometry
 
@@ -40,7 +41,8 @@ class Problem:
     ``kind``, and what became of the entry:
       ``unreadable``  the table page cannot be read: its subtree is missing;
       ``loop``        a table entry points at a table above it: not followed;
-      ``shared``      a table entry points at a table that another entry already leads to: not walked again;
+      ``shared``      a table entry points at a table that another entry already leads to: not walked again, or, where
+                      the other entry makes it a table of another level, walked as both;
       ``reserved``    a reserved encoding (type bit 0 at level 3, a block at a level that has none);
       ``misaligned``  a block with address bits below its size: shown without them;
       ``beyond-pa``   an address with more bits than the output address size: shown, a table is not followed;
@@ -76,14 +78,45 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Level:
+    """The tables of one level as columns, in order of input address: row by row what `Table` holds.
+
+    A big guest has thousands of tables: whoever works on all of them uses these.
+    """
+
+    level: int
+    pa: Sequence[int]
+    ia: Sequence[int]
+    parent_pa: Sequence[int | None]
+    parent_index: Sequence[int | None]
+    raw: Sequence[bytes] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Tree:
-    """Every table that a root leads to, in walk order (depth first, as the kernel visits), and what was wrong."""
+    """Every table that a root leads to, and what was wrong (in order of input address).
+
+    ``levels`` holds the tables by level, from the start level down; a level without tables is absent.
+    """
 
     geometry: Geometry
     format: Format
     root_pa: int
-    tables: tuple[Table, ...] = field(repr=False)
+    levels: tuple[Level, ...] = field(repr=False)
     problems: tuple[Problem, ...]
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables in walk order: depth first, as the kernel visits them."""
+        found = [
+            Table(pa, at.level, ia, parent_pa, parent_index, raw)
+            for at in self.levels
+            for pa, ia, parent_pa, parent_index, raw in zip(
+                at.pa, at.ia, at.parent_pa, at.parent_index, at.raw, strict=True
+            )
+        ]
+        found.sort(key=lambda table: (table.ia, table.level))
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ Any 64-bit value is data: whatever a table holds, the walk ends, and what it cou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
-from inspector.codec import Format, Geometry, Kind, Regime, bulk, decode, layouts
-from inspector.tables.shapes import Entry, Problem, ReadMany, Table, Tree
+from inspector.codec import Format, Geometry, Kind, Regime, bulk, decoder, layouts
+from inspector.tables.shapes import Entry, Level, Problem, ReadMany, Table, Tree
 
 CHUNK_BYTES = 1 << 18
 """Table bytes taken as one array: what fits a CPU's second-level cache."""
@@ -20,45 +21,67 @@ MAX_BYTES = 1 << 30
 """Default bound on the table memory one walk reads (4K pages: it maps 512 GiB page by page)."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A table page to read: where it is and how it was reached."""
-
-    pa: int
-    level: int
-    ia: int
-    parent_pa: int | None
-    parent_index: int | None
-    parent_raw: int | None
-    above: tuple[int, ...]
-
-
 def reader_of(pages: Mapping[int, bytes]) -> ReadMany:
-    """A ``read_many`` over pages already captured, by PA; a page that is not there is unreadable."""
+    """A ``read_many`` over pages already captured, by PA; a page that is not there is unreadable.
+
+    A read within a page, shorter than it or not at its start, is served too.
+    """
+
+    def within(pa: int, size: int) -> bytes | None:
+        for shift in (12, 14, 16):
+            start = pa >> shift << shift
+            page = pages.get(start)
+            if page is not None and pa + size <= start + len(page):
+                return page[pa - start : pa - start + size]
+        return None
 
     def read_many(requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
         found: list[bytes | None] = []
         for pa, size in requests:
             page = pages.get(pa)
-            found.append(page[:size] if page is not None and len(page) >= size else None)
+            found.append(page if page is not None and len(page) == size else within(pa, size))
         return found
 
     return read_many
 
 
-def chunks(tables: Sequence[Table], entries: int) -> Iterator[tuple[Sequence[Table], bulk.Words]]:
-    """Runs of ``tables`` with their first ``entries`` entries each, as one array, in cache-sized pieces."""
+def chunks(raw: Sequence[bytes], entries: int) -> Iterator[tuple[int, bulk.Words]]:
+    """The first ``entries`` entries of each table, in cache-sized arrays; with each, the row of its first table."""
     size = entries * 8
     step = max(1, CHUNK_BYTES // size)
-    for first in range(0, len(tables), step):
-        some = tables[first : first + step]
-        raw = b"".join([table.raw if len(table.raw) == size else table.raw[:size] for table in some])
-        yield some, bulk.words(raw)
+    for first in range(0, len(raw), step):
+        some = raw[first : first + step]
+        if len(some[0]) != size:
+            some = [table[:size] for table in some]
+        yield first, bulk.words(b"".join(some))
 
 
 def reachable(geometry: Geometry, level: int) -> int:
-    """Entries of a table page at ``level`` that some input address reaches."""
+    """Entries of a table page at ``level`` that some input address reaches; a power of two."""
     return geometry.root_entries if level == geometry.start_level else geometry.entries
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Tables to read: columns as in `Level`, and the raw entry and the row (one level up) each was found in."""
+
+    pa: list[int]
+    ia: list[int]
+    parent_pa: list[int | None]
+    parent_index: list[int | None]
+    parent_raw: list[int | None]
+    parent_row: list[int]
+
+    def rows(self, chosen: Sequence[int]) -> _Found:
+        """Only these rows."""
+        return _Found(
+            [self.pa[n] for n in chosen],
+            [self.ia[n] for n in chosen],
+            [self.parent_pa[n] for n in chosen],
+            [self.parent_index[n] for n in chosen],
+            [self.parent_raw[n] for n in chosen],
+            [self.parent_row[n] for n in chosen],
+        )
 
 
 class _Walk:
@@ -69,29 +92,32 @@ class _Walk:
         self.geometry = geometry
         self.format = fmt
         self.left = max_bytes
-        self.tables: list[Table] = []
+        self.levels: list[Level] = []
+        self.rows_above: list[list[int]] = []
+        """For each level in ``levels``, the row of every table's parent in the level before."""
+        self.known: dict[int, int] = {}
+        """Table pages met so far, with the last level they were met at."""
         self.problems: list[Problem] = []
-        self.seen: dict[tuple[int, int], tuple[int | None, int | None]] = {}
 
     def run(self, root_pa: int, ia_base: int) -> Tree:
         geometry = self.geometry
         span = geometry.block_size(geometry.start_level - 1)
-        pending = [
-            _Pending(root_pa + n * geometry.granule, geometry.start_level, ia_base + n * span, None, None, None, ())
-            for n in range(geometry.root_pages)
-        ]
-        roots = {visit.pa for visit in pending}
-        for visit in pending:
-            self.seen[visit.pa, visit.level] = (None, None)
+        pages = geometry.root_pages
+        found = _Found(
+            [root_pa + n * geometry.granule for n in range(pages)],
+            [ia_base + n * span for n in range(pages)],
+            [None] * pages,
+            [None] * pages,
+            [None] * pages,
+            [0] * pages,
+        )
         for level in geometry.levels:
-            if not pending:
+            found = self._fetch(found, level)
+            if not found.pa:
                 break
-            tables, above = self._fetch(pending, level)
-            self.tables += tables
-            pending = self._scan(tables, above, level, roots)
-        self.tables.sort(key=lambda table: (table.ia, table.level))
+            found = self._scan(self.levels[-1])
         self.problems.sort(key=lambda problem: (problem.ia, problem.level, problem.index or 0))
-        return Tree(geometry, self.format, root_pa, tuple(self.tables), tuple(self.problems))
+        return Tree(geometry, self.format, root_pa, tuple(self.levels), tuple(self.problems))
 
     def _size(self, level: int) -> int:
         """Bytes of a table: one granule, but a stage-1 root may be smaller (and share its page with other data)."""
@@ -99,119 +125,151 @@ class _Walk:
             return self.geometry.root_entries * 8
         return self.geometry.granule
 
-    def _fetch(self, pending: list[_Pending], level: int) -> tuple[list[Table], list[tuple[int, ...]]]:
+    def _fetch(self, found: _Found, level: int) -> _Found:
+        """Read the tables found and make them the next level; returns those that could be read."""
         size = self._size(level)
-        affordable = pending[: self.left // size]
-        for visit in pending[len(affordable) :]:
-            self._lost(visit, "limit", "not read: the walk's limit on table memory is reached")
-        self.left -= size * len(affordable)
-        data = self.read_many([(visit.pa, size) for visit in affordable]) if affordable else []
-        tables, above = [], []
-        for visit, raw in zip(affordable, data, strict=True):
-            if raw is None or len(raw) != size:
-                self._lost(visit, "unreadable", f"the level-{level} table at PA {visit.pa:#x} cannot be read")
-                continue
-            tables.append(Table(visit.pa, level, visit.ia, visit.parent_pa, visit.parent_index, raw))
-            above.append((*visit.above, visit.pa))
-        return tables, above
+        affordable = self.left // size
+        if len(found.pa) > affordable:
+            for n in range(affordable, len(found.pa)):
+                self._lost(found, n, level, "limit", "not read: the walk's limit on table memory is reached")
+            found = found.rows(range(affordable))
+        if not found.pa:
+            return found
+        self.left -= size * len(found.pa)
+        data = list(self.read_many(list(zip(found.pa, repeat(size)))))
+        if len(data) != len(found.pa):
+            raise ValueError(f"read_many answered {len(data)} of {len(found.pa)} requests")
+        good = [n for n, raw in enumerate(data) if raw is not None and len(raw) == size]
+        if len(good) != len(data):
+            for n in sorted(set(range(len(data))) - set(good)):
+                detail = f"the level-{level} table at PA {found.pa[n]:#x} cannot be read"
+                self._lost(found, n, level, "unreadable", detail)
+            found = found.rows(good)
+        raw = [page for page in data if page is not None and len(page) == size]
+        if raw:
+            self.levels.append(Level(level, found.pa, found.ia, found.parent_pa, found.parent_index, raw))
+            self.rows_above.append(found.parent_row)
+            self.known.update(zip(found.pa, repeat(level)))
+        return found
 
-    def _lost(self, visit: _Pending, kind: str, detail: str) -> None:
-        if visit.parent_pa is None:
-            self.problems.append(Problem(kind, visit.pa, None, visit.level, visit.ia, None, detail))
+    def _lost(self, found: _Found, n: int, level: int, kind: str, detail: str) -> None:
+        parent_pa = found.parent_pa[n]
+        if parent_pa is None:
+            problem = Problem(kind, found.pa[n], None, level, found.ia[n], None, detail)
         else:
-            self.problems.append(
-                Problem(kind, visit.parent_pa, visit.parent_index, visit.level - 1, visit.ia, visit.parent_raw, detail)
-            )
+            index, raw = found.parent_index[n], found.parent_raw[n]
+            problem = Problem(kind, parent_pa, index, level - 1, found.ia[n], raw, detail)
+        self.problems.append(problem)
 
-    def _scan(
-        self, tables: list[Table], above: list[tuple[int, ...]], level: int, roots: set[int]
-    ) -> list[_Pending]:
-        """Report what is wrong in the tables of one level, and collect the tables below."""
+    def _problem(self, kind: str, tables: Level, row: int, index: int, raw: int, detail: str) -> None:
+        ia = tables.ia[row] + index * self.geometry.block_size(tables.level)
+        self.problems.append(Problem(kind, tables.pa[row], index, tables.level, ia, raw, detail))
+
+    def _scan(self, tables: Level) -> _Found:
+        """Report what is wrong in the tables of one level, and find the tables below."""
+        level = tables.level
         per_table = reachable(self.geometry, level)
-        children: list[_Pending] = []
-        if per_table < self.geometry.entries and tables and len(tables[0].raw) > per_table * 8:
-            self._beyond_ia(tables, per_table, level)
-        done = 0
-        for some, raw in chunks(tables, per_table):
-            for n, kind, detail in self._wrong(raw, level):
-                table = some[n // per_table]
-                self.problems.append(self._problem(kind, table, n % per_table, int(raw[n]), detail))
-            if level < 3:
-                children += self._children(some, above[done : done + len(some)], raw, per_table, level, roots)
-            done += len(some)
-        return children
+        if len(tables.raw[0]) > per_table * 8:
+            self._beyond_ia(tables, per_table)
+        table_rules = bulk.exact_rules(Kind.TABLE, level, self.geometry, self.format)
+        where, values = [], []
+        for first, raw in chunks(tables.raw, per_table):
+            known = bulk.summary(raw)
+            for n, kind, detail in self._wrong(raw, known, level):
+                self._problem(kind, tables, first + n // per_table, n % per_table, int(raw[n]), detail)
+            chosen = bulk.are(raw, known, table_rules)
+            if chosen is not False:
+                at = np.arange(raw.size) if chosen is True else np.flatnonzero(chosen)
+                where.append(at + first * per_table)
+                values.append(raw[at])
+        if not where:
+            return _Found([], [], [], [], [], [])
+        return self._children(tables, np.concatenate(where), np.concatenate(values), per_table)
 
-    def _problem(self, kind: str, table: Table, index: int, raw: int, detail: str) -> Problem:
-        ia = table.ia + index * self.geometry.block_size(table.level)
-        return Problem(kind, table.pa, index, table.level, ia, raw, detail)
-
-    def _beyond_ia(self, tables: Iterable[Table], per_table: int, level: int) -> None:
-        for table in tables:
-            raw = bulk.words(table.raw)
+    def _beyond_ia(self, tables: Level, per_table: int) -> None:
+        for row, page in enumerate(tables.raw):
+            raw = bulk.words(page)
             for index in (per_table + np.flatnonzero(raw[per_table:])).tolist():
                 detail = f"not zero, but no {self.geometry.ia_bits}-bit input address reaches it"
-                self.problems.append(self._problem("beyond-ia", table, index, int(raw[index]), detail))
+                self._problem("beyond-ia", tables, row, index, int(raw[index]), detail)
 
-    def _wrong(self, raw: bulk.Words, level: int) -> Iterator[tuple[int, str, str]]:
+    def _wrong(self, raw: bulk.Words, known: bulk.Summary, level: int) -> Iterator[tuple[int, str, str]]:
         """Entries that are wrong by themselves: (position, kind of problem, detail)."""
         geometry, fmt = self.geometry, self.format
-        reserved = bulk.are(raw, frozenset({Kind.RESERVED}), level, geometry, fmt)
-        if reserved.any():
-            detail = "type bit 0 at level 3" if level == 3 else f"a block at level {level}, which has none"
-            for n in np.flatnonzero(reserved).tolist():
-                yield n, "reserved", f"reserved encoding: {detail}"
-        used = int(np.bitwise_or.reduce(raw)) if raw.size else 0
-        for kind in (Kind.TABLE, bulk.leaf_kind(level)):
-            if (level == 3) is (kind is Kind.TABLE):
-                continue
-            layout = layouts.layout(kind, level, geometry, fmt)
-            address = layout.by_name["output_address"]
-            too_high = address.put(address.value_mask >> geometry.pa_bits << geometry.pa_bits)
-            if used & too_high:
-                which = bulk.are(raw, frozenset({kind}), level, geometry, fmt) & ((raw & np.uint64(too_high)) != 0)
-                for n in np.flatnonzero(which).tolist():
-                    yield n, "beyond-pa", f"address {address.get(int(raw[n])):#x} has more than {geometry.pa_bits} bits"
-            low = layout.by_name["oa_res0"].mask if kind is Kind.BLOCK else 0
-            if used & low:
-                which = bulk.are(raw, frozenset({kind}), level, geometry, fmt) & ((raw & np.uint64(low)) != 0)
-                for n in np.flatnonzero(which).tolist():
-                    yield n, "misaligned", f"block address has bits {int(raw[n]) & low:#x} below its size"
 
-    def _children(
-        self,
-        some: Sequence[Table],
-        above: Sequence[tuple[int, ...]],
-        raw: bulk.Words,
-        per_table: int,
-        level: int,
-        roots: set[int],
-    ) -> list[_Pending]:
-        geometry = self.geometry
-        at = np.flatnonzero(bulk.are(raw, frozenset({Kind.TABLE}), level, geometry, self.format))
-        if not at.size:
-            return []
-        values = raw[at]
-        field = bulk.address_field(Kind.TABLE, level, geometry, self.format)
-        found: list[_Pending] = []
-        shift = geometry.level_shift(level)
-        for n, value, pa in zip(at.tolist(), values.tolist(), bulk.field(values, field).tolist(), strict=True):
-            which, index = divmod(n, per_table)
-            table = some[which]
-            if pa >> geometry.pa_bits:
-                continue
-            key = (pa, level + 1)
-            if pa in above[which] or pa in roots:
-                what = f"points at the table at PA {pa:#x} above it" if pa in above[which] else f"points at the root {pa:#x}"
-                self.problems.append(self._problem("loop", table, index, value, what))
-            elif key in self.seen:
-                first_pa, first_index = self.seen[key]
-                detail = f"the table at PA {pa:#x} is already reached from entry {first_index} of {first_pa or 0:#x}"
-                self.problems.append(self._problem("shared", table, index, value, detail))
+        def those(kind: Kind, bits: int) -> Iterator[int]:
+            """Positions of entries of a kind that have some of these bits."""
+            chosen = bulk.are(raw, known, bulk.exact_rules(kind, level, geometry, fmt))
+            if chosen is not False:
+                having = (raw & np.uint64(bits)) != 0
+                yield from np.flatnonzero(having if chosen is True else having & chosen).tolist()
+
+        for n in those(Kind.RESERVED, layouts.VALID):
+            what = "type bit 0 at level 3" if level == 3 else f"a block at level {level}, which has none"
+            yield n, "reserved", f"reserved encoding: {what}"
+        for kind in (Kind.PAGE,) if level == 3 else (Kind.TABLE, Kind.BLOCK):
+            fields = layouts.layout(kind, level, geometry, fmt).by_name
+            address = fields["output_address"]
+            too_high = address.put(address.value_mask >> geometry.pa_bits << geometry.pa_bits)
+            if known.some & too_high:
+                for n in those(kind, too_high):
+                    text = f"address {address.get(int(raw[n])):#x} has more than {geometry.pa_bits} bits"
+                    yield n, "beyond-pa", text
+            below = fields["oa_res0"].mask if kind is Kind.BLOCK else 0
+            if known.some & below:
+                for n in those(kind, below):
+                    yield n, "misaligned", f"block address has bits {int(raw[n]) & below:#x} below its size"
+
+    def _children(self, tables: Level, where: bulk.Flat, values: bulk.Words, per_table: int) -> _Found:
+        """The tables that the entries ``values`` at positions ``where`` of a level lead to, each only once."""
+        geometry, level = self.geometry, tables.level
+        pa = bulk.field(values, bulk.address_field(Kind.TABLE, level, geometry, self.format))
+        if geometry.pa_bits < 64 and (inside := pa >> np.uint64(geometry.pa_bits) == 0).sum() != pa.size:
+            where, values, pa = where[inside], values[inside], pa[inside]
+        row, index = where // per_table, where % per_table
+        ia = np.array(tables.ia, dtype=np.uint64)[row]
+        ia += index.astype(np.uint64) << np.uint64(geometry.level_shift(level))
+        found = _Found(
+            pa.tolist(),
+            ia.tolist(),
+            np.array(tables.pa, dtype=np.uint64)[row].tolist(),
+            index.tolist(),
+            values.tolist(),
+            row.tolist(),
+        )
+        distinct = set(found.pa)
+        if len(distinct) == len(found.pa) and distinct.isdisjoint(self.known):
+            return found
+        return found.rows(self._tree_edges(tables, found))
+
+    def _tree_edges(self, tables: Level, found: _Found) -> list[int]:
+        """The rows to follow when some page is met more than once; the others are reported."""
+        first: dict[int, int] = {}
+        follow = []
+        for n, pa in enumerate(found.pa):
+            row, index, raw = found.parent_row[n], found.parent_index[n] or 0, found.parent_raw[n] or 0
+            if (level := self._level_above(row, pa)) is not None:
+                detail = f"points at the level-{level} table at PA {pa:#x} above it"
+                self._problem("loop", tables, row, index, raw, detail)
+            elif pa in first:
+                where = f"entry {found.parent_index[first[pa]]} of the table at PA {found.parent_pa[first[pa]]:#x}"
+                detail = f"the table at PA {pa:#x} is already reached from {where}: not walked again"
+                self._problem("shared", tables, row, index, raw, detail)
             else:
-                self.seen[key] = (table.pa, index)
-                ia = table.ia + (index << shift)
-                found.append(_Pending(pa, level + 1, ia, table.pa, index, value, above[which]))
-        return found
+                first[pa] = n
+                follow.append(n)
+                if pa in self.known:
+                    detail = f"the page at PA {pa:#x} is also a level-{self.known[pa]} table of this tree"
+                    self._problem("shared", tables, row, index, raw, detail)
+        return follow
+
+    def _level_above(self, row: int, pa: int) -> int | None:
+        """The level at which ``pa`` is a table on the way to table ``row`` of the last level, or that table itself."""
+        for at, rows in zip(reversed(self.levels), reversed(self.rows_above), strict=True):
+            if at.pa[row] == pa:
+                return at.level
+            row = rows[row]
+        return None
 
 
 def walk_tree(
@@ -225,8 +283,8 @@ def walk_tree(
 ) -> Tree:
     """Read every table that the root(s) at ``root_pa`` lead to.
 
-    One ``read_many`` a level.  Each page is visited at most once at each level, and at most ``max_bytes`` of tables are
-    read, so any data ends.  ``ia_base`` is added to every input address (TTBR1: ``2**64 - 2**ia_bits``).  What
+    One ``read_many`` a level.  Each page is visited at most once at each level, and at most ``max_bytes`` of tables
+    are read, so any data ends.  ``ia_base`` is added to every input address (TTBR1: ``2**64 - 2**ia_bits``).  What
     ``read_many`` raises goes through; what it cannot read is a `Problem`.
     """
     return _Walk(read_many, geometry, fmt, max_bytes).run(root_pa, ia_base)
@@ -237,23 +295,23 @@ def entries(tree: Tree, *, nonzero: bool = True) -> Iterator[Entry]:
 
     With ``nonzero`` false the zero entries too.  Entries that no input address reaches are left out.
     """
-    geometry, fmt = tree.geometry, tree.format
-    below: dict[tuple[int | None, int | None, int], Table] = {}
+    geometry = tree.geometry
+    below: dict[tuple[int, int, int], Table] = {}
     roots: list[Table] = []
     for table in tree.tables:
-        if table.parent_pa is None:
+        if table.parent_pa is None or table.parent_index is None:
             roots.append(table)
         else:
             below[table.parent_pa, table.parent_index, table.level] = table
+    decoders = {level: decoder(level, geometry, tree.format) for level in geometry.levels}
 
     def visit(table: Table) -> Iterator[Entry]:
-        size = geometry.block_size(table.level)
-        words = bulk.words(table.raw)[: reachable(geometry, table.level)]
+        level, size, decode = table.level, geometry.block_size(table.level), decoders[table.level]
+        words = bulk.words(table.raw)[: reachable(geometry, level)]
         where = np.flatnonzero(words) if nonzero else np.arange(len(words))
         for index, raw in zip(where.tolist(), words[where].tolist(), strict=True):
-            descriptor = decode(raw, table.level, geometry, fmt)
-            yield Entry(table.pa, index, table.level, table.ia + index * size, descriptor)
-            child = below.get((table.pa, index, table.level + 1))
+            yield Entry(table.pa, index, level, table.ia + index * size, decode(raw))
+            child = below.get((table.pa, index, level + 1))
             if child is not None:
                 yield from visit(child)
 
