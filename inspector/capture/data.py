@@ -37,7 +37,10 @@ class Host:
     ``mode`` is ``vhe``, ``nvhe``, ``hvhe``, ``protected`` or ``none`` (KVM not initialised).  ``features`` are the
     CPU features that stage-2 depends on, from the ID registers all CPUs have: ``fwb``, ``ttl``, ``tlbirange``,
     ``lpa2`` (stage-2 4K), ``hafdbs`` (0-2), ``vmid16``, ``parange`` (the field), ``vhe``, ``xnx``.  ``va_bits`` is the
-    kernel's actual one.  ``traits`` are facts of this kernel build recognised by symbols and types, by name.
+    kernel's actual one.  ``image_pa`` is where the image was loaded, ``kernel_pa`` the parts of it that the kernel
+    still holds (initial code and data are freed after boot and may be anybody's).  ``zero_page`` is the PA of
+    ``empty_zero_page``, which a guest may be given to read.  ``traits`` are facts of this kernel build recognised by
+    symbols and types, by name.
     """
 
     release: str
@@ -55,6 +58,8 @@ class Host:
     image_pa: tuple[int, int]
     memory_backend: str
     notes: tuple[str, ...] = ()
+    kernel_pa: tuple[tuple[int, int], ...] = ()
+    zero_page: int | None = None
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,17 @@ def _root(mmu: Mmu) -> int | None:
     return None if mmu.unreadable or not mmu.pgd_phys else mmu.pgd_phys
 
 
-def _page_info(kernel: Kernel, trees: Sequence[Tree], notes: list[str]) -> Mapping[int, PageInfo]:
+def _pages(
+    kernel: Kernel, host: Host, trees: Sequence[Tree], notes: list[str]
+) -> tuple[Mapping[int, PageInfo], tuple[tuple[int, int], ...]]:
+    """``struct page`` of every table page, and the parts of its image that the kernel still holds."""
     try:
         pages = page_map(kernel)
+        held = pages.reserved(*host.image_pa)
     except BadPointer as e:
         notes.append(f"reference counts are not known: {e}")
-        return {}
-    return pages.page_info({table.pa for tree in trees for table in tree.tables})
+        return {}, ()
+    return pages.page_info({table.pa for tree in trees for table in tree.tables}), held
 
 
 def _backings(kernel: Kernel, vms: Sequence[ReadVm], notes: list[str]) -> dict[tuple[str, int], tuple[Backing, ...]]:
@@ -107,7 +111,8 @@ def _read(target: Target, symbols: Symbols, scope: str, progress: Progress) -> _
         if scope in ("walk", "full"):
             progress("reading stage-2 tables")
             trees = _trees(kernel, host, vms)
-            page_info = _page_info(kernel, trees, notes)
+            page_info, kernel_pa = _pages(kernel, host, trees, notes)
+            host = replace(host, kernel_pa=kernel_pa)
         if scope == "full":
             progress("reading what backs guest memory")
             backings = _backings(kernel, vms, notes)

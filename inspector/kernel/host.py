@@ -61,4 +61,11 @@ def describe(kernel: Kernel, cpus: Sequence[Cpu], memory_backend: str, notes: Se
         image_pa=(space.image_pa, space.image_pa + space.image_size),
         memory_backend=memory_backend,
         notes=tuple(notes),
+        zero_page=_zero_page(kernel),
     )
+
+
+def _zero_page(kernel: Kernel) -> int | None:
+    """PA of ``empty_zero_page`` (exported; arch/arm64/mm/mmu.c, mm/mm_init.c in 7.3)."""
+    address = kernel.symbol("empty_zero_page")
+    return None if address is None else kernel.space.pa(address)

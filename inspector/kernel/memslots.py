@@ -20,17 +20,16 @@ def memslots(kernel: Kernel, kvm: Obj) -> tuple[Memslot, ...]:
 
 
 def _first(kernel: Kernel, kvm: Obj) -> int:
-    offset = kernel.symbols.member("kvm", "memslots").offset
+    offset = kernel.member("kvm", "memslots").offset
     return int.from_bytes(kvm.data[offset : offset + 8], "little")
 
 
 def _hashed(kernel: Kernel, slots: Obj) -> list[int]:
     """5.17 and later: ``id_hash[]`` of hlists through ``id_node[node_idx]`` of the active set."""
-    symbols = kernel.symbols
-    member = symbols.member("kvm_memslots", "id_hash")
+    member = kernel.member("kvm_memslots", "id_hash")
     index = slots.u("node_idx")
-    node = symbols.member("kvm_memory_slot", "id_node")
-    node_offset = node.offset + index * symbols.sizeof("hlist_node")
+    node = kernel.member("kvm_memory_slot", "id_node")
+    node_offset = node.offset + index * kernel.sizeof("hlist_node")
     found: list[int] = []
     for bucket in range(member.type.count):
         start = member.offset + 8 * bucket
@@ -45,7 +44,7 @@ def _hashed(kernel: Kernel, slots: Obj) -> list[int]:
 
 def _array(kernel: Kernel, slots: Obj) -> list[int]:
     """5.10, 5.15: ``memslots[used_slots]``."""
-    size = kernel.symbols.sizeof("kvm_memory_slot")
+    size = kernel.sizeof("kvm_memory_slot")
     start = slots.addr("memslots")
     return [start + i * size for i in range(min(slots.u("used_slots"), _SLOT_BOUND))]
 

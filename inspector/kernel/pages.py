@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from inspector.capture.data import PageInfo
 from inspector.kernel.objects import Kernel
 from inspector.kernel.space import BadPointer
@@ -40,8 +42,26 @@ class PageMap:
             if data is not None
         }
 
+    def reserved(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
+        """Runs of ``[start, end)`` (PAs) whose pages the kernel never gave to the allocator (PG_reserved).
+
+        ``free_reserved_area`` clears the flag of the image's freed parts: initial code and data (``free_initmem``) and
+        up to 6.6 the head before ``_stext``.
+        """
+        granule = self.kernel.space.geometry.granule
+        flag = self.kernel.enumerator("pageflags", "PG_reserved")
+        if flag is None:
+            return ()
+        count = -(-(end - start) // granule)
+        data = np.frombuffer(self.kernel.space.read(self.struct_page(start), count * self.size), np.uint8)
+        at = self.kernel.member("page", "flags").offset
+        flags = np.ascontiguousarray(data.reshape(count, self.size)[:, at : at + 8]).view("<u8").ravel()
+        held = np.concatenate(([False], (flags >> np.uint64(flag) & np.uint64(1)).astype(np.bool_), [False]))
+        edges = np.nonzero(held[1:] != held[:-1])[0].tolist()
+        return tuple((start + a * granule, start + b * granule) for a, b in zip(edges[::2], edges[1::2], strict=True))
+
     def _field(self, data: bytes, path: str, *, signed: bool = False) -> int:
-        member = self.kernel.symbols.member("page", path)
+        member = self.kernel.member("page", path)
         return int.from_bytes(data[member.offset : member.offset + member.type.size], "little", signed=signed)
 
     def _state(self, data: bytes) -> str:
@@ -50,22 +70,22 @@ class PageMap:
         Page types: a byte in the top of ``page_type`` since 6.11/6.12 (enum pagetype: PGTY_buddy, PGTY_slab), a
         mask of cleared bits before; the slab was a page flag up to 6.9 (enum pageflags: PG_slab).
         """
-        symbols = self.kernel.symbols
+        enumerator = self.kernel.enumerator
         flags = self._field(data, "flags")
         page_type = self._field(data, "page_type")
-        buddy = symbols.enumerator("pagetype", "PGTY_buddy")
+        buddy = enumerator("pagetype", "PGTY_buddy")
         if buddy is not None:
             if page_type >> 24 == buddy:
                 return "free"
-            if page_type >> 24 == symbols.enumerator("pagetype", "PGTY_slab"):
+            if page_type >> 24 == enumerator("pagetype", "PGTY_slab"):
                 return "slab"
         else:
-            slab = symbols.enumerator("pageflags", "PG_slab")
+            slab = enumerator("pageflags", "PG_slab")
             if slab is not None and flags >> slab & 1:
                 return "slab"
             if page_type & (_PAGE_TYPE_BASE | _PG_BUDDY_BEFORE_ENUM) == _PAGE_TYPE_BASE:
                 return "free"
-        reserved = symbols.enumerator("pageflags", "PG_reserved")
+        reserved = enumerator("pageflags", "PG_reserved")
         if reserved is not None and flags >> reserved & 1:
             return "reserved"
         return "used"
@@ -78,7 +98,7 @@ def page_map(kernel: Kernel) -> PageMap:
     each: address and frame number of the same page give the base.  Every stack page of the first task that has one
     must agree.  Raises `BadPointer` when no task tells.
     """
-    size = kernel.symbols.sizeof("page")
+    size = kernel.sizeof("page")
     shift = kernel.space.geometry.granule_shift
     for task in processes(kernel):
         area_address = task.u("stack_vm_area") if task.has("stack_vm_area") else 0

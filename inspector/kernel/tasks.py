@@ -25,7 +25,7 @@ class OpenFile:
 def processes(kernel: Kernel) -> Iterator[Obj]:
     """Every thread-group leader but ``init_task`` itself, by ``task_struct.tasks``."""
     head = kernel.symbols.require("init_task")
-    tasks = kernel.symbols.member("task_struct", "tasks").offset
+    tasks = kernel.member("task_struct", "tasks").offset
     for address in kernel.list_of(kernel.space.runtime(head) + tasks, "task_struct", "tasks"):
         yield kernel.at("task_struct", address)
 
@@ -36,17 +36,17 @@ def threads(kernel: Kernel, leader: Obj) -> Iterator[Obj]:
     if not signal:  # released, about to leave the list
         yield leader
         return
-    head = signal + kernel.symbols.member("signal_struct", "thread_head").offset
+    head = signal + kernel.member("signal_struct", "thread_head").offset
     for address in kernel.list_of(head, "task_struct", "thread_node"):
         yield kernel.at("task_struct", address)
 
 
 def _files_of(kernel: Kernel, task: Obj, files: int) -> Iterator[OpenFile]:
     """The open files of a ``files_struct``: ``fdt->fd[0 .. max_fds)``, NULL where none is open."""
-    fdt = kernel.at("fdtable", kernel.space.u64(files + kernel.symbols.member("files_struct", "fdt").offset))
+    fdt = kernel.at("fdtable", kernel.space.u64(files + kernel.member("files_struct", "fdt").offset))
     count = min(fdt.u("max_fds"), _MAX_FDS)
     table = kernel.space.read(fdt.u("fd"), 8 * count)
-    release_offset = kernel.symbols.member("file_operations", "release").offset
+    release_offset = kernel.member("file_operations", "release").offset
     for fd in range(count):
         address = int.from_bytes(table[8 * fd : 8 * fd + 8], "little")
         if not address:

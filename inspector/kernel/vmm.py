@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.capture.data import Backing
-from inspector.codec import Descriptor, Format, Geometry, Kind, Regime, decode
-from inspector.codec.layouts import layout
+from inspector.codec import Descriptor, Field, Format, Geometry, Kind, Regime, bulk, decode
 from inspector.kernel.objects import Kernel
 from inspector.kernel.traits import present_invalid_bit11
 
@@ -27,24 +26,9 @@ class _Leaves:
     attrs: U64
 
 
-def _address_mask(geometry: Geometry, fmt: Format, level: int) -> int:
-    """The bits of a level's leaf or table entries that hold an address."""
-    kinds = (Kind.PAGE,) if level == 3 else (Kind.TABLE, Kind.BLOCK)
-    result = 0
-    for kind in kinds:
-        if kind is Kind.BLOCK and level not in geometry.arch_block_levels:
-            continue
-        result |= layout(kind, level, geometry, fmt).by_name["output_address"].mask
-    return result
-
-
-def _addresses(raw: U64, geometry: Geometry, fmt: Format, level: int) -> U64:
-    """Output addresses of ``raw`` (pages and tables; a block's low bits are zero)."""
-    kind = Kind.PAGE if level == 3 else Kind.TABLE
-    result = np.zeros(len(raw), np.uint64)
-    for part in layout(kind, level, geometry, fmt).by_name["output_address"].parts:
-        result |= ((raw & np.uint64(part.mask)) >> np.uint64(part.lo)) << np.uint64(part.at)
-    return result
+def _address_field(geometry: Geometry, fmt: Format, level: int) -> Field:
+    """Where an entry's address is; blocks that Linux makes have zero below their size, as a table's has."""
+    return bulk.address_field(Kind.PAGE if level == 3 else Kind.TABLE, level, geometry, fmt)
 
 
 def _inside(va: U64, size: int, ranges: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
@@ -68,7 +52,7 @@ def _level(
     """One level of the walk: what ends there (leaves, swap entries), unreadable tables' spans, the next tables."""
     size = geometry.granule
     got = kernel.space.memory.read_many([(int(pa), size) for pa in tables])
-    raw = np.frombuffer(b"".join(g if g is not None else bytes(size) for g in got), "<u8")
+    raw = bulk.words(b"".join(g if g is not None else bytes(size) for g in got))
     step = geometry.block_size(level)
     span = step * geometry.entries
     lost = [
@@ -80,10 +64,11 @@ def _level(
     va = (bases[:, None] + offsets[None, :]).ravel()
     keep = (raw != 0) & _inside(va, step, ranges)
     raw, va = raw[keep], va[keep]
-    is_table = (raw & np.uint64(3) == 3) if level < 3 else np.zeros(len(raw), np.bool_)
+    is_table = bulk.kinds(raw, level, geometry, fmt) == bulk.KINDS.index(Kind.TABLE)
     ends = ~is_table
-    pa = _addresses(raw, geometry, fmt, level)
-    attrs = raw & ~np.uint64(_address_mask(geometry, fmt, level))
+    address = _address_field(geometry, fmt, level)
+    pa = bulk.field(raw, address)
+    attrs = raw & ~np.uint64(address.mask)
     return _Leaves(level, va[ends], pa[ends], attrs[ends]), lost, pa[is_table], va[is_table]
 
 
@@ -136,13 +121,28 @@ def _clip(run: Backing, start: int, end: int) -> Backing | None:
     return Backing(low, high - low, pa, run.state, run.readable, run.writable, run.entry_size)
 
 
-def backing(kernel: Kernel, mm: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[Backing, ...]]:
-    """For each of ``ranges`` (host virtual address, bytes) of the process ``mm``: runs in ascending order.
+def _covered(runs: Sequence[Backing], start: int, end: int) -> Iterator[Backing]:
+    """The parts of ``runs`` inside ``[start, end)``, with the holes between them as runs of their own."""
+    at = start
+    for run in runs:
+        part = _clip(run, start, end)
+        if part is None:
+            continue
+        if at < part.hva:
+            yield Backing(at, part.hva - at, None, "none")
+        yield part
+        at = part.hva + part.size
+    if at < end:
+        yield Backing(at, end - at, None, "none")
 
-    What is not mapped is left out.  Entries as in facts 14.3a; the root is ``mm_struct.pgd``, whose level follows
-    from the kernel's actual VA size (-1 with 52 bits and 4K pages).  Raises `BadPointer` when the root is not mapped.
+
+def backing(kernel: Kernel, mm: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[Backing, ...]]:
+    """For each of ``ranges`` (host virtual address, bytes) of the process ``mm``: runs that cover it, ascending.
+
+    Entries as in facts 14.3a; the root is ``mm_struct.pgd``, whose level follows from the kernel's actual VA size
+    (-1 with 52 bits and 4K pages).  Raises `BadPointer` when the root is not mapped.
     """
-    pgd = kernel.space.pa(kernel.space.u64(mm + kernel.symbols.member("mm_struct", "pgd").offset))
+    pgd = kernel.space.pa(kernel.space.u64(mm + kernel.member("mm_struct", "pgd").offset))
     fmt = Format(regime=Regime.LINUX_STAGE1, linux_612=present_invalid_bit11(kernel.symbols))
     runs = sorted(_walk(kernel, pgd, ranges, fmt), key=lambda run: run.hva)
-    return [tuple(c for run in runs if (c := _clip(run, at, at + size))) for at, size in ranges]
+    return [tuple(_covered(runs, at, at + size)) for at, size in ranges]

@@ -143,12 +143,12 @@ def _shadow_mmus(kernel: Kernel, kvm: Obj) -> list[int]:
     count = min(kvm.u("arch.nested_mmus_size"), _NESTED_BOUND)
     if not base or not count:
         return []
-    target = kernel.symbols.member("kvm", "arch.nested_mmus").type.target
+    target = kernel.member("kvm", "arch.nested_mmus").type.target
     if target is not None and target.kind is TypeKind.POINTER:
         raw = kernel.space.read(base, 8 * count)
         pointers = [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8)]
         return [p for p in pointers if p]
-    size = kernel.symbols.sizeof("kvm_s2_mmu")
+    size = kernel.sizeof("kvm_s2_mmu")
     return [base + i * size for i in range(count)]
 
 
@@ -156,7 +156,7 @@ def _vcpu_addresses(kernel: Kernel, kvm: Obj) -> list[int]:
     """vCPUs: the ``vcpu_array`` xarray (5.16 and later) or the ``vcpus[]`` array before."""
     if kvm.has("vcpu_array"):
         return list(_xarray(kernel, kvm.u("vcpu_array.xa_head")))
-    member = kernel.symbols.member("kvm", "vcpus")
+    member = kernel.member("kvm", "vcpus")
     raw = kvm.data[member.offset : member.offset + 8 * min(member.type.count, _VCPU_BOUND)]
     pointers = (int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8))
     return [p for p in pointers if p]
@@ -171,7 +171,7 @@ def _xarray(kernel: Kernel, entry: int, depth: int = 0) -> list[int]:
     if entry <= 4096 or depth > 12:  # xa_is_node: larger than the reserved internal values
         return []
     node = kernel.at("xa_node", entry - 2)
-    member = kernel.symbols.member("xa_node", "slots")
+    member = kernel.member("xa_node", "slots")
     raw = node.data[member.offset : member.offset + 8 * member.type.count]
     result: list[int] = []
     for i in range(0, len(raw), 8):
