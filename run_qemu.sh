@@ -33,7 +33,7 @@ Commands
   start             boot and leave the machine running
   stop              end a machine that was started
   status            tell whether a machine is running, and how to reach it
-  send LINE         send one line to the exerciser in the machine (its console)
+  send LINE         have the exerciser in a started machine do something, and show its answer (`send help`)
   run [--] CMD...   run CMD beside the machine, with `inspector` on PATH and already told where to connect;
                     a temporary machine is used when none was started
   test [ARGS...]    set up, fetch the kernels that the tests need, and run pytest with ARGS
