@@ -1,22 +1,26 @@
-"""Runs inside gdb: many physical reads, and all registers of all CPUs, for one command over gdb/MI.
+"""Runs inside gdb: many physical reads for one command over gdb/MI.
 
-Loaded by ``inspector.target`` with ``source``; standard library and the ``gdb`` module only.  Requests and answers go
-through two anonymous files (memfd) that gdb inherits, so nothing is left on disk and no hex passes through MI.
+Loaded by ``inspector.target`` with ``source``; standard library and the ``gdb`` module only.  Requests and
+answers go through two anonymous files (memfd) that gdb inherits, so nothing is left on disk and no hex passes
+through MI.
 
-The stub must be in physical mode (``Qqemu.PhyMemMode:1``) for the reads; the caller sets it.  The caller also keeps
-requests inside RAM: the stub answers zeros where nothing is (QEMU 7.2.22).
+The stub must be in physical mode (``Qqemu.PhyMemMode:1``) for the reads; the caller sets it.  The caller also
+keeps requests inside RAM: the stub answers zeros where nothing is (QEMU 7.2.22).
 """
 
 from __future__ import annotations
 
 import array
 import os
+from collections.abc import Callable
 
 import gdb
 
-# QEMU 7.2 to 10.0 answer E22 to "m" for more than MAX_PACKET_LENGTH / 2 bytes (gdbstub: 4096 / 2, as hex digits).
+# QEMU 7.2 answers E22 to an "m" of more than MAX_PACKET_LENGTH / 2 bytes (4096 / 2).
 CHUNK = 0x800
 WRITE_SIZE = 1 << 20
+
+Reader = Callable[[int, int], "bytes | None"]
 
 
 def stage2_read(request_fd: int, reply_fd: int) -> None:
@@ -38,7 +42,7 @@ def stage2_read(request_fd: int, reply_fd: int) -> None:
     _write(reply_fd, bytes(flags) + b"".join(chunks))
 
 
-def _packet_reader():  # type: ignore[no-untyped-def]
+def _packet_reader() -> Reader | None:
     """Reads by ``m`` packets of our own over gdb's connection (gdb 12 on): no caches, no value objects."""
     connection = getattr(gdb.selected_inferior(), "connection", None)
     send = getattr(connection, "send_packet", None)
@@ -50,7 +54,7 @@ def _packet_reader():  # type: ignore[no-untyped-def]
         end = address + size
         while address < end:
             part = min(CHUNK, end - address)
-            answer = send("m%x,%x" % (address, part))
+            answer = send(f"m{address:x},{part:x}")
             # An error is E and two digits; data is an even number of lower-case hex digits.
             if not answer or answer[:1] == b"E":
                 return None
@@ -64,7 +68,7 @@ def _packet_reader():  # type: ignore[no-untyped-def]
     return read
 
 
-def _inferior_reader():  # type: ignore[no-untyped-def]
+def _inferior_reader() -> Reader:
     """Reads by gdb itself (before gdb 12)."""
     inferior = gdb.selected_inferior()
 

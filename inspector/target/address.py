@@ -25,7 +25,7 @@ class TcpAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def connect(self, timeout: float) -> socket.socket:
-        """A connected socket with TCP_NODELAY (without it the stub answers 22 requests a second, QEMU 7.2)."""
+        """A connected socket with TCP_NODELAY (without: 22 requests a second, QEMU 7.2)."""
         connection = socket.create_connection((self.host, self.port), timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection

@@ -1,4 +1,4 @@
-"""Attaching to a machine: the look at the stub, gdb, the memory backend, and the way back out of each step."""
+"""Attaching to a machine: a look at the stub, gdb, the memory backend, and the way back out of each step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inspector.target.gdb_memory import BulkFiles, GdbMemory, MiMemory, Physical
 from inspector.target.machine import Attachment, Machine
 from inspector.target.mi import GdbError, MiSession, find_gdb
 from inspector.target.process_memory import ProcessDenied, ProcessMemory, ProcessReader
-from inspector.target.registers import exception_level, is_aarch32
+from inspector.target.registers import GENERAL, exception_level, is_aarch32
 from inspector.target.signals import signals_raise
 from inspector.target.stub import look
 
@@ -36,14 +36,15 @@ def open_target(
 ) -> Machine:
     """Attach to the QEMU gdbstub at ``connection`` and stop the machine.
 
-    ``connection``: ``HOST:PORT``, ``:PORT`` or a unix socket's path.  ``memory``: the backend, ``auto`` takes the
-    fastest that works.  ``gdb``: a name or path, else gdb-multiarch or a gdb that knows AArch64.  ``timeout``:
-    seconds for one answer.  ``progress`` is told each step.  ``leave``: the state to leave the machine in; as found
-    cannot be told apart in one case, see `inspector.target.stub.Found`.
+    ``connection``: ``HOST:PORT``, ``:PORT`` or a unix socket's path.  ``memory``: the backend, ``auto`` takes
+    the fastest that works.  ``gdb``: a name or path, else gdb-multiarch or a gdb that knows AArch64.
+    ``timeout``: seconds for one answer.  ``progress`` is told each step.  ``leave``: the state to leave the
+    machine in; as found cannot be told apart in one case, see `inspector.target.stub.Found`.
 
-    Raises `BadInput` (no gdb, unusable address, a backend forced that is impossible) and `TargetLost` (nothing
-    listens, no gdbstub, not AArch64, no EL2, another debugger attached, lost on the way), each with one sentence;
-    whatever is raised, the machine is left as it was found.  Prefer `attached`, which also takes care of signals.
+    Raises `BadInput` (no gdb, unusable address, a backend forced that is impossible) and `TargetLost`
+    (nothing listens, no gdbstub, not AArch64, no EL2, another debugger attached, lost on the way), each with
+    one sentence; whatever is raised, the machine is left as it was found.  Prefer `attached`, which also
+    takes care of signals.
     """
     tell = progress or (lambda text: None)
     address = parse_address(connection)
@@ -69,7 +70,10 @@ def open_target(
         version = f"QEMU {found.version}" if found.version else "QEMU of unknown version"
         where = f"{address}, {version}" + (f" (process {found.pid})" if found.pid else "")
         machine = Machine(
-            attachment, backend, physical=physical, description=f"gdbstub at {where}, memory by {backend.name}"
+            attachment,
+            backend,
+            physical=physical,
+            description=f"gdbstub at {where}, memory by {backend.name}",
         )
         _require_el2(machine.cpus(), str(address))
         return machine
@@ -91,8 +95,8 @@ def attached(
     progress: Callable[[str], None] | None = None,
     leave: Leave = "as-found",
 ) -> Iterator[Machine]:
-    """`open_target` for a ``with`` block: everything is put back at its end, also when Ctrl-C (KeyboardInterrupt),
-    SIGTERM or SIGHUP (`inspector.target.signals.Interrupted`) end it."""
+    """`open_target` for a ``with`` block: everything is put back at its end, also when Ctrl-C
+    (KeyboardInterrupt), SIGTERM or SIGHUP (`inspector.target.signals.Interrupted`) end it."""
     with signals_raise():
         machine = open_target(
             connection, memory=memory, gdb=gdb, timeout=timeout, progress=progress, leave=leave
@@ -111,13 +115,17 @@ def _connect(session: MiSession, address: str, attachment: Attachment) -> None:
     try:
         session.command(f"-target-select remote {address}", timeout=2 * session.timeout)
     except GdbError as error:
-        raise TargetLost(f"gdb cannot attach to {address}: {str(error).rstrip('.')}; is QEMU still there?") from error
+        raise TargetLost(
+            f"gdb cannot attach to {address}: {str(error).rstrip('.')}; is QEMU still there?"
+        ) from error
 
 
 def _ram(session: MiSession) -> tuple[RamRange, ...]:
     ram = qemu.system_ram(qemu.parse_flat_views(session.monitor("info mtree -f")))
     if not ram:
-        raise TargetLost("QEMU's monitor names no RAM (info mtree -f): is it system emulation, QEMU 4.1 or newer?")
+        raise TargetLost(
+            "QEMU's monitor names no RAM (info mtree -f): is it system emulation, QEMU 4.1 or newer?"
+        )
     return ram
 
 
@@ -157,7 +165,7 @@ def _process_memory(pid: int | None, session: MiSession, ram: Sequence[RamRange]
         if not host_process.mapped(pid, base, one.end - one.start):
             name = (host_process.command_line(pid) or ["?"])[0]
             raise ProcessDenied(
-                f"process {pid} ({name}) at the other end is not QEMU itself, or its memory map may not be read"
+                f"process {pid} ({name}) is not QEMU itself, or its memory map may not be read"
             )
         bases.append(base)
     memory = ProcessMemory(ProcessReader(pid), ram, bases)
@@ -166,7 +174,7 @@ def _process_memory(pid: int | None, session: MiSession, ram: Sequence[RamRange]
 
 
 def _compare(process: ProcessMemory, stub: MiMemory, ram: Sequence[RamRange]) -> None:
-    """Pages of each range read both ways must be the same bytes: pids and addresses can deceive, contents not.
+    """Pages of each range read both ways must be the same bytes: pids can deceive, contents not.
 
     Pages that are not all zero are preferred, because zeros are the same everywhere.
     """
@@ -183,33 +191,40 @@ def _compare(process: ProcessMemory, stub: MiMemory, ram: Sequence[RamRange]) ->
             except InspectorError as error:
                 raise ProcessDenied(f"the QEMU process's memory could not be verified: {error}") from error
             if not same:
-                raise ProcessDenied(f"the process at the other end holds other bytes at {pa:#x} than the stub shows")
+                raise ProcessDenied(
+                    f"the process at the other end holds other bytes at {pa:#x} than the stub shows"
+                )
 
 
 def _require_el2(cpus: Sequence[Cpu], address: str) -> None:
-    """EL2 exists: its registers do, and no AArch64 code runs below EL2 with HCR_EL2 zero.
+    """EL2 exists: its registers do, and they are not the constant zeros of a CPU without it.
 
-    Without ``virtualization=on`` QEMU 7.2 has no VTTBR_EL2 at all; with ``secure=on`` alone it has the EL2 registers
-    as constant zeros.  HCR_EL2.RW or .TGE is one whenever EL2 exists and AArch64 runs at EL1 or EL0
-    (DDI 0487, D1.3.4 "Execution state", HCR_EL2.RW): zero there means that there is no EL2.
+    Without ``virtualization=on`` QEMU 7.2 has no VTTBR_EL2 at all; with ``secure=on`` alone it has the EL2
+    registers as constant zeros.  Where EL2 exists, HCR_EL2.RW or .TGE is one whenever AArch64 runs at EL1 or
+    EL0 (DDI 0487, "HCR_EL2"): all of it zero on every CPU that runs means that there is no EL2.
     """
     advice = "start QEMU with -M virt,virtualization=on"
     if not cpus:
         raise TargetLost(f"the stub at {address} shows no CPU; attach again")
-    first = cpus[0].registers
-    if "VTTBR_EL2" not in first or "HCR_EL2" not in first:
+    if any(name not in cpus[0].registers for name in ("VTTBR_EL2", "HCR_EL2")):
         raise TargetLost(f"the CPU at {address} has no EL2, so it cannot host KVM: {advice}")
-    for cpu in cpus:
-        cpsr = cpu.registers.get("cpsr", 0)
-        if exception_level(cpsr) < 2 and not is_aarch32(cpsr) and cpu.registers.get("HCR_EL2") == 0 and "pc" in (
-            cpu.registers
-        ) and _started(cpu):
-            raise TargetLost(f"the CPUs at {address} run below EL2 with HCR_EL2 = 0, so there is no EL2: {advice}")
+    started = [cpu for cpu in cpus if _started(cpu)]
+    if started and all(_below_el2(cpu) and _no_trace_of_el2(cpu) for cpu in started):
+        raise TargetLost(f"the CPUs at {address} run below EL2 and every EL2 register is zero: {advice}")
+
+
+def _below_el2(cpu: Cpu) -> bool:
+    cpsr = cpu.registers.get("cpsr")
+    return cpsr is not None and not is_aarch32(cpsr) and exception_level(cpsr) < 2
+
+
+def _no_trace_of_el2(cpu: Cpu) -> bool:
+    return not any(cpu.registers.get(name) for name in ("HCR_EL2", "VBAR_EL2", "SCTLR_EL2", "TCR_EL2"))
 
 
 def _started(cpu: Cpu) -> bool:
-    """A CPU that was never switched on (PSCI) shows zeros; any register but cpsr tells that it ran."""
-    return any(value for name, value in cpu.registers.items() if name.startswith("x") or name in ("pc", "sp"))
+    """A CPU that was never switched on (PSCI) shows zeros in all general registers and pc."""
+    return any(value for name, value in cpu.registers.items() if name in GENERAL and name != "cpsr")
 
 
 __all__ = ["Backend", "Leave", "attached", "open_target"]

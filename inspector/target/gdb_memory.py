@@ -21,8 +21,12 @@ from inspector.target.ranges import RamMap
 # About a second of reading (10 MiB/s measured): so an interrupted read is over soon.
 _BATCH_BYTES = 4 << 20
 _BATCH_REQUESTS = 1 << 16
-_CONTENTS = re.compile(r'\{begin="0x([0-9a-f]+)",offset="0x[0-9a-f]+",end="0x[0-9a-f]+",contents="([0-9a-f]*)"\}')
-_GONE = re.compile(r"connection closed|communication error|not being run|no thread|no registers", re.IGNORECASE)
+_CONTENTS = re.compile(
+    r'\{begin="0x([0-9a-f]+)",offset="0x[0-9a-f]+",end="0x[0-9a-f]+",contents="([0-9a-f]*)"\}'
+)
+_GONE = re.compile(
+    r"connection closed|communication error|not being run|no thread|no registers", re.IGNORECASE
+)
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "gdb_scripts"
 
@@ -43,14 +47,18 @@ class PhysicalMode:
     def get(self) -> int:
         answer = self._packet("qqemu.PhyMemMode")
         if answer not in ("0", "1"):
-            raise TargetLost(f"the stub does not tell its physical memory mode (it said {answer!r}): is it QEMU 4.1+?")
+            raise TargetLost(
+                f"the stub does not tell its physical memory mode (it said {answer!r}): is it QEMU 4.1+?"
+            )
         return int(answer)
 
     def set(self, value: int) -> None:
         """Set and read back; raises `TargetLost` when it did not take."""
         self._packet(f"Qqemu.PhyMemMode:{value}")
         if self.get() != value:
-            raise TargetLost(f"the stub does not switch its physical memory mode to {value}; is it QEMU 4.1 or newer?")
+            raise TargetLost(
+                f"the stub does not switch its physical memory mode to {value}; is it QEMU 4.1 or newer?"
+            )
 
     def _packet(self, packet: str) -> str:
         """The answer, which ``maintenance packet`` prints as ``received: "OK"`` (gdb 13.1)."""
@@ -67,7 +75,9 @@ class MiMemory:
 
     name = "gdb"
 
-    def __init__(self, session: MiSession, ram: Sequence[RamRange], why_not_faster: str | None = None) -> None:
+    def __init__(
+        self, session: MiSession, ram: Sequence[RamRange], why_not_faster: str | None = None
+    ) -> None:
         self._session = session
         self._map = RamMap(ram)
         self.why_not_faster = why_not_faster
@@ -108,7 +118,11 @@ class GdbMemory(MiMemory):
     """`MiMemory` whose `read_many` is one call of ``gdb_scripts/bulk_read.py`` for each few megabytes."""
 
     def __init__(
-        self, session: MiSession, ram: Sequence[RamRange], fds: tuple[int, int], why_not_faster: str | None = None
+        self,
+        session: MiSession,
+        ram: Sequence[RamRange],
+        fds: tuple[int, int],
+        why_not_faster: str | None = None,
     ) -> None:
         """``fds`` are the request and reply files, inherited by gdb; the caller owns them."""
         super().__init__(session, ram, why_not_faster)
@@ -179,7 +193,7 @@ def _read_all(fd: int) -> bytes:
 
 
 class BulkFiles:
-    """The two anonymous files through which the script in gdb is asked and answers (memfd_create, Linux 3.17)."""
+    """The two anonymous files through which the script in gdb is asked and answers (memfd_create(2))."""
 
     def __init__(self) -> None:
         self.request = os.memfd_create("stage2-request")
@@ -196,7 +210,7 @@ class BulkFiles:
 
 
 def load_script(session: MiSession, name: str) -> bool:
-    """Load ``gdb_scripts/<name>`` into gdb; false when this gdb has no Python or the file is not installed."""
+    """Load ``gdb_scripts/<name>`` into gdb; false when gdb has no Python or the file is not there."""
     path = SCRIPTS / name
     if not path.is_file():
         return False

@@ -25,8 +25,8 @@ _CLEANUP_TIMEOUT = 5.0
 class Attachment:
     """What is to be undone: filled step by step while attaching, so that any step may fail.
 
-    ``found`` is how the stub was found, ``physical_mode`` the mode now when we may have changed it (else ``None``),
-    ``run`` whether the machine is to run when we leave.
+    ``found`` is how the stub was found, ``run`` whether the machine is to run when we leave, ``connected``
+    whether gdb may be the stub's client, ``mode_touched`` whether the mode may differ from the one found.
     """
 
     address: Address
@@ -38,7 +38,7 @@ class Attachment:
     mode_touched: bool = False
 
     def undo(self) -> None:
-        """Put physical mode and run state back, end gdb, and reap it.  Never raises; signals wait meanwhile."""
+        """Put physical mode and run state back, end gdb, and reap it.  Never raises; signals wait."""
         with signals_wait():
             done = False
             session, self.session = self.session, None

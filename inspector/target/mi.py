@@ -1,7 +1,8 @@
 """A gdb/MI session: every command carries a token and is answered by the record with that token.
 
-The parser is pygdbmi's; the reading and writing are our own, because pygdbmi's ``GdbController.write`` waits for a
-quiet 0.2 s after every answer (measured: 202 ms for a 4 KiB read that takes 0.6 ms; cs01/pygdbmi issues 37, 50, 104).
+The parser is pygdbmi's; the reading and writing are our own, because pygdbmi's ``GdbController.write`` waits
+for a quiet 0.2 s after every answer (measured: 202 ms for a 4 KiB read that takes 0.6 ms; cs01/pygdbmi issues
+37, 50, 104).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from inspector.findings import BadInput, InspectorError, TargetLost
 
 GDB_NAMES = ("gdb-multiarch", "gdb", "aarch64-linux-gnu-gdb")
 
-# Options before any file is read (-iex): nothing of the user's configuration, nothing a debuggee brings along.
+# Before any file is read (-iex): nothing of the user's configuration, nothing a debuggee brings along.
 _BEFORE = (
     "set auto-load off",
     "set debuginfod enabled off",
@@ -72,7 +73,7 @@ class _Pending:
 
 
 def find_gdb(gdb: str | None = None) -> str:
-    """The path of a gdb that knows AArch64: ``gdb`` when given, else gdb-multiarch, else a gdb that supports it.
+    """The path of a gdb that knows AArch64: ``gdb`` when given, else gdb-multiarch, else any that does.
 
     Raises `BadInput` when there is none.
     """
@@ -83,7 +84,9 @@ def find_gdb(gdb: str | None = None) -> str:
         if gdb:
             trouble = "is not there or not executable" if path is None else "does not support AArch64"
             raise BadInput(f"the gdb given, {gdb}, {trouble}: give another or install gdb-multiarch")
-    raise BadInput("no gdb for AArch64 found on PATH: install gdb-multiarch (Debian, Ubuntu) or give --gdb PATH")
+    raise BadInput(
+        "no gdb for AArch64 found on PATH: install gdb-multiarch (Debian, Ubuntu) or give --gdb PATH"
+    )
 
 
 def _knows_aarch64(path: str) -> bool:
@@ -122,7 +125,9 @@ class MiSession:
                 env={**os.environ, "LC_ALL": "C", "DEBUGINFOD_URLS": ""},
             )
         except OSError as error:
-            raise BadInput(f"{gdb} cannot be started ({error}): install gdb-multiarch or give --gdb PATH") from error
+            raise BadInput(
+                f"{gdb} cannot be started ({error}): install gdb-multiarch or give --gdb PATH"
+            ) from error
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in = self._process.stdin.fileno()
         self._out = self._process.stdout.fileno()
@@ -169,8 +174,10 @@ class MiSession:
         _, line = self._command(text, timeout, _RAW)
         return line
 
-    def wait_event(self, wanted: Callable[[dict[str, Any]], bool], timeout: float | None = None) -> dict[str, Any]:
-        """The first queued or coming asynchronous record for which ``wanted`` holds; those before it are dropped."""
+    def wait_event(
+        self, wanted: Callable[[dict[str, Any]], bool], timeout: float | None = None
+    ) -> dict[str, Any]:
+        """The first queued or coming asynchronous record that is ``wanted``; those before are dropped."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while True:
             while self._events:
@@ -239,7 +246,7 @@ class MiSession:
             return Reply(result, payload, console, target, log), ""
 
     def _handle(self, line: bytes) -> None:
-        """A record that is not the result waited for: a stream, an event, or the result of an abandoned command."""
+        """A record that is not the result waited for: a stream, an event, an abandoned command's result."""
         if not line or line.startswith(b"(gdb)"):
             return
         record = parse_response(line.decode(errors="replace"))
@@ -293,7 +300,8 @@ class MiSession:
             self._process.wait(1.0)
         status = self._process.poll()
         how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
-        said = b" ".join(self._stderr).decode(errors="replace").strip().splitlines()
+        self._drain.join(1.0)
+        said = [line.decode(errors="replace").strip() for line in self._stderr if line.strip()]
         self._dead = f"gdb ended ({how}{': ' + said[-1] if said else ''}) while it was needed; attach again"
         raise TargetLost(self._dead)
 

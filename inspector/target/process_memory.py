@@ -26,7 +26,7 @@ class ProcessDenied(InspectorError):
 
 
 class _Iovec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]  # noqa: RUF012 - ctypes' own protocol
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
 
 def _process_vm_readv() -> Callable[..., int] | None:
@@ -43,14 +43,15 @@ def _process_vm_readv() -> Callable[..., int] | None:
         ctypes.c_ulong,
     ]
     function.restype = ctypes.c_ssize_t
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 class ProcessReader:
     """Reads of another process's virtual memory.
 
-    ``read(parts)`` returns the bytes of all ``(address, size)`` parts end to end, or ``None`` when any of them is
-    not mapped; raises `TargetLost` when the process is gone and `ProcessDenied` when it may not be read.
+    ``read(parts)`` returns the bytes of all ``(address, size)`` parts end to end, or ``None`` when any of
+    them is not mapped; raises `TargetLost` when the process is gone and `ProcessDenied` when it may not be
+    read.
     """
 
     def __init__(self, pid: int) -> None:
@@ -81,7 +82,7 @@ class ProcessReader:
         done = 0
         for batch in _batches(parts):
             wanted = sum(size for _, size in batch)
-            remote = (_Iovec * len(batch))(*batch)
+            remote = (_Iovec * len(batch))(*(_Iovec(address, size) for address, size in batch))
             local = _Iovec(base + done, wanted)
             got = self._readv(self.pid, ctypes.byref(local), 1, remote, len(batch), 0)
             if got < 0:
@@ -153,12 +154,16 @@ def _why_denied(pid: int) -> str:
     with contextlib.suppress(OSError):
         scope = Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip()
         if scope != "0":
-            return f"kernel.yama.ptrace_scope is {scope}: reading process {pid} needs CAP_SYS_PTRACE or scope 0"
-    return f"the kernel denies reading process {pid} (a container without CAP_SYS_PTRACE, or a security module)"
+            return (
+                f"kernel.yama.ptrace_scope is {scope}: reading process {pid} needs CAP_SYS_PTRACE or scope 0"
+            )
+    return (
+        f"the kernel denies reading process {pid} (a container without CAP_SYS_PTRACE, or a security module)"
+    )
 
 
 class ProcessMemory:
-    """`PhysicalMemory` out of the QEMU process; ``bases`` are the host addresses of the RAM ranges, in order."""
+    """`PhysicalMemory` out of the QEMU process; ``bases`` are the RAM ranges' host addresses, in order."""
 
     name = "process"
     why_not_faster: str | None = None

@@ -15,7 +15,7 @@ from inspector.target.api import RamRange
 def parse_version(text: str) -> str | None:
     """``monitor info version`` (QEMU 7.2.22, Debian 12)::
 
-        7.2.22Debian 1:7.2+dfsg-7+deb12u18+b3
+    7.2.22Debian 1:7.2+dfsg-7+deb12u18+b3
     """
     match = re.match(r"\s*(\d+\.\d+(?:\.\d+)?)", text)
     return match[1] if match else None
@@ -31,8 +31,8 @@ def parse_status(text: str) -> str | None:
 
         VM status: paused (prelaunch)
 
-    is ``prelaunch`` (started with ``-S`` and never run), ``VM status: paused`` is ``paused``, ``VM status: running``
-    is ``running``.  (Before QEMU 9.2 a ``(single step mode)`` may stand between; it is not a state.)
+    is ``prelaunch`` (started with ``-S``, not yet run); ``VM status: paused`` is ``paused`` and ``VM status:
+    running`` is ``running``.  ``(single step mode)``, which 7.2 adds under ``-singlestep``, is not a state.
     """
     match = re.search(r"VM status: (\w+)((?: \([^)]*\))*)", text)
     if not match:
@@ -67,8 +67,9 @@ def parse_flat_views(text: str) -> list[FlatView]:
           0000000040000000-000000004fffffff (prio 0, ram): mach-virt.ram
           0000000050000000-000000005fffffff (prio 0, ram): mach-virt.ram @0000000010000000
 
-    Both ends of a range are included.  ``ram`` and ``nv-ram`` (NVDIMM) are RAM; ``rom``, ``romd`` (flash), ``ramd``
-    (a device's memory) and ``i/o`` are not.  A backend may give several ranges (``@`` is the offset in it).
+    Both ends of a range are included.  ``ram`` and ``nv-ram`` (NVDIMM) are RAM; ``rom``, ``romd`` (flash),
+    ``ramd`` (a device's memory) and ``i/o`` are not.  A backend may give several ranges (``@`` is the offset
+    in it).
     """
     views: list[FlatView] = []
     spaces: list[str] = []
@@ -96,8 +97,8 @@ def system_ram(views: Sequence[FlatView]) -> tuple[RamRange, ...]:
     """The RAM of the system address space, ascending.
 
     That is the view of address space ``memory``: the one that ``gpa2hva`` and the stub's physical mode use
-    (QEMU: ``get_system_memory()``, ``address_space_memory``).  With ``secure=on`` the CPUs have a second view with
-    secure RAM, which a non-secure host kernel cannot reach.
+    (QEMU: ``get_system_memory()``, ``address_space_memory``).  With ``secure=on`` the CPUs have a second view
+    with secure RAM, which a non-secure host kernel cannot reach.
     """
     for view in views:
         if "memory" in view.spaces:
@@ -119,7 +120,7 @@ def parse_gpa2hva(text: str) -> int | None:
 def parse_architecture(target_xml: str) -> str | None:
     """The architecture of a stub's ``target.xml`` (QEMU 7.2.22)::
 
-        <?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target><architecture>aarch64</architecture>…
+        <?xml version="1.0"?>…<target><architecture>aarch64</architecture><xi:include href="…"/>…
 
     ``arm`` for a 32-bit CPU, ``i386:x86-64`` for a PC; QEMU gives none where the CPU has no description.
     """

@@ -1,7 +1,8 @@
 """Which physical addresses may be read: RAM, and nothing else.
 
-Reading outside is never tried.  A device register can have side effects, and the stub's physical mode answers zeros
-for an address where nothing is (QEMU 7.2.22, measured): an unreadable table would look like an empty one.
+Reading outside is never tried.  A device register can have side effects, and the stub's physical mode answers
+zeros for an address where nothing is (QEMU 7.2.22, measured): an unreadable table would look like an empty
+one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class RamMap:
         return self.split(pa, size) is not None
 
     def split(self, pa: int, size: int) -> list[tuple[int, int, int]] | None:
-        """``(range number, pa, size)`` parts that make up ``[pa, pa + size)``; ``None`` when part of it is no RAM."""
+        """``(range number, pa, size)`` parts of ``[pa, pa + size)``; ``None`` when any of it is no RAM."""
         if pa < 0 or size < 0:
             return None
         parts = []

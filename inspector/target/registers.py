@@ -1,9 +1,9 @@
 """The registers that are read from every CPU, and the names that QEMU versions give them.
 
-Names are the architectural ones (DDI 0487, chapter D23 "AArch64 System Registers"); general registers, ``sp``, ``pc``
-and ``cpsr`` are lower case, as in gdb's ``org.gnu.gdb.aarch64.core``.
-QEMU shows the raw storage of a register (``read_raw_cp_reg``, target/arm/gdbstub.c, 7.2 to 10.0): under VHE
-``TCR_EL1`` is EL1's register, not the one that an access at EL2 is redirected to.
+Names are the architectural ones (DDI 0487, "AArch64 System Register Descriptions"); general registers,
+``sp``, ``pc`` and ``cpsr`` are lower case, as in gdb's ``org.gnu.gdb.aarch64.core``.  QEMU shows the raw
+storage of a register (``read_raw_cp_reg``, target/arm/gdbstub.c, 7.2 to 10.0): under VHE ``TCR_EL1`` is EL1's
+register, not the one that an access at EL2 is redirected to.
 """
 
 from __future__ import annotations
@@ -37,9 +37,6 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     # QEMU 7.2.22 (measured): EL1 registers with an AArch32 twin go by the short name.
     "SCTLR_EL1": ("SCTLR",),
     "VBAR_EL1": ("VBAR",),
-    # not shown by QEMU 7.2, but by VPIDR/VMPIDR there is what a guest sees, not the CPU's own: no alias for these
-    "MIDR_EL1": ("MIDR",),
-    "MPIDR_EL1": ("MPIDR",),
     # QEMU 7.2.22: ID registers that were unallocated in its time
     "ID_AA64MMFR3_EL1": ("ID_AA64MMFR3_EL1_RESERVED",),
     "ID_AA64MMFR4_EL1": ("ID_AA64MMFR4_EL1_RESERVED",),
@@ -50,7 +47,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 def choose(available: Iterable[str]) -> dict[str, str]:
     """Canonical name -> the name this stub has for it; registers it lacks are left out.
 
-    Comparison ignores case: only then is a future ``vttbr_el2`` (pwndbg's habit of trying ``vbar_el1``) no surprise.
+    Case is ignored, so that a change of QEMU's habits does not make a register vanish.
     """
     by_lower: dict[str, str] = {}
     for name in available:
@@ -66,10 +63,10 @@ def choose(available: Iterable[str]) -> dict[str, str]:
 
 
 def exception_level(cpsr: int) -> int:
-    """The exception level in PSTATE as SPSR shows it: M[3:2] (DDI 0487, C5.2.19 SPSR_EL1); AArch64 state only."""
+    """PSTATE.EL in SPSR format, M[3:2], for a CPU in AArch64 state (DDI 0487, "SPSR_EL2")."""
     return cpsr >> 2 & 3
 
 
 def is_aarch32(cpsr: int) -> bool:
-    """M[4]: the CPU executes AArch32 (DDI 0487, C5.2.19)."""
+    """Whether the CPU executes AArch32: M[4] (DDI 0487, "SPSR_EL2")."""
     return bool(cpsr >> 4 & 1)

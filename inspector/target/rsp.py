@@ -1,8 +1,8 @@
-"""A small client of gdb's remote serial protocol: looks at a stub before gdb does, and puts it back after a crash.
+"""A small client of gdb's remote serial protocol: looks at a stub before gdb, and puts it back after a crash.
 
-gdb hides what this module needs: the stop reply that tells whether the machine ran before we came, and a way to undo
-our traces when gdb itself was killed.  Everything else goes through gdb (`inspector.target.mi`).
-Protocol: gdb manual, appendix E "GDB Remote Serial Protocol"; QEMU's part: gdbstub.c (7.2), gdbstub/ (8.0 on).
+gdb hides what this module needs: the stop reply that tells whether the machine ran before we came, and a way
+to undo our traces when gdb itself was killed.  Everything else goes through gdb (`inspector.target.mi`).
+Protocol: gdb manual, appendix E "GDB Remote Serial Protocol"; QEMU's part: gdbstub.c (7.2), gdbstub/ (8.0).
 """
 
 from __future__ import annotations
@@ -155,12 +155,19 @@ def _unescape(data: bytes) -> bytes:
 def put_back(address: Address, *, physical_mode: int | None, run: bool, timeout: float) -> bool:
     """Undo an attach whose gdb is gone: physical mode as given, then detach (``run``) or just close.
 
-    Retries until ``timeout`` seconds have passed, because QEMU takes a new client only after it has seen the old one
-    go.  True when it was done; never raises on a stub that is gone.
+    Retries until ``timeout`` seconds have passed, because QEMU takes a new client only after it has seen the
+    old one go.  True when it was done; never raises on a stub that is gone.
     """
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, InspectorError), RspClient(address, min(timeout, 2.0)) as client:
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            client = RspClient(address, left)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            time.sleep(0.05)
+            continue
+        with contextlib.suppress(InspectorError), client:
             # Multiprocess as gdb set it before us: the flag outlives the connection (QEMU 7.2), and with it a
             # plain D is refused with E22.
             client.request(b"qSupported:multiprocess+")

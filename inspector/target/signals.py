@@ -14,7 +14,7 @@ _ALL = (signal.SIGINT, *_ENDING)
 
 
 class Interrupted(BaseException):
-    """SIGTERM or SIGHUP arrived.  No `Exception`, as KeyboardInterrupt is none: nothing swallows it by accident."""
+    """SIGTERM or SIGHUP arrived.  Like KeyboardInterrupt no `Exception`, so that nothing swallows it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"ended by {signal.Signals(signum).name}")
@@ -56,9 +56,9 @@ def signals_raise() -> Iterator[None]:
 def signals_wait() -> Iterator[None]:
     """Inside, SIGINT, SIGTERM and SIGHUP wait until the end: for putting things back without being cut short.
 
-    Handlers are exchanged rather than signals blocked: a blocked signal is taken by any other thread of the process,
-    and Python then still runs the handler in the main thread.  Whoever uses this sees to it that the inside takes
-    seconds at most.
+    Handlers are exchanged rather than signals blocked: a blocked signal is taken by any other thread of the
+    process, and Python then still runs the handler in the main thread.  Whoever uses this sees to it that the
+    inside takes seconds at most.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

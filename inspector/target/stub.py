@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from dataclasses import dataclass
 
-from inspector.findings import InspectorError, TargetLost
+from inspector.findings import TargetLost
 from inspector.target import host_process, qemu
 from inspector.target.address import Address
 from inspector.target.rsp import Closed, NoAnswer, NotAStub, RspClient, put_back
+
+# A debugger that has just left is still seen as QEMU's client for some milliseconds.
+_CLOSING = 1.0
 
 
 @dataclass(frozen=True)
 class Found:
     """The stub as it was found.
 
-    ``running``: whether the machine ran before we connected.  QEMU before 8.1 tells: connecting to a running machine
-    makes it send the stop reply ``T02`` unasked, connecting to a stopped one does not (measured on 7.2.22).  From
-    8.1 on ("gdbstub: only send stop-reply packets when allowed to") it never does, and then only a run state other
-    than ``paused`` (``prelaunch`` of ``-S``, ``debug``, ``shutdown`` …) shows that it stood; a machine somebody had
-    paused by hand looks like one that ran, and ``running`` is true.
-    ``physical_mode``: ``qqemu.PhyMemMode`` (0 or 1), which outlives connections.
-    ``pid``: the process behind the socket, when it is on this host and visible.
+    ``running``: whether the machine ran before we connected.  QEMU before 8.1 tells: connecting to a running
+    machine makes it send the stop reply ``T02`` unasked, connecting to a stopped one does not (measured on
+    7.2.22).  From 8.1 on ("gdbstub: only send stop-reply packets when allowed to") it never does, and then
+    only a run state other than ``paused`` (``prelaunch`` of ``-S``, ``debug``, ``shutdown`` …) shows that it
+    stood; a machine somebody had paused by hand looks like one that ran, and ``running`` is true.
+    ``physical_mode``: ``qqemu.PhyMemMode`` (0 or 1), which outlives connections.  ``pid``: the process behind
+    the socket, when it is on this host and visible.
     """
 
     running: bool
@@ -39,9 +43,10 @@ class Found:
 def look(address: Address, timeout: float) -> Found:
     """Connect, ask, and close without detaching: the machine is then stopped.
 
-    Raises `TargetLost` with one sentence for each way in which it is not a usable stub; the machine is then left as
-    it was found.
+    Raises `TargetLost` with one sentence for each way in which it is not a usable stub; the machine is then
+    left as it was found.
     """
+    _require_free(address)
     try:
         client = RspClient(address, timeout)
     except OSError as error:
@@ -54,7 +59,7 @@ def look(address: Address, timeout: float) -> Found:
                 running = bool(client.stop_replies)
                 return _ask(address, client, supported, running)
             except NoAnswer as error:
-                raise TargetLost(_silent(address, client.socket)) from error
+                raise TargetLost(_silent(address)) from error
             except (NotAStub, Closed) as error:
                 raise TargetLost(
                     f"{address} is no gdbstub: {error}; start QEMU with -s or -gdb and give that address"
@@ -79,7 +84,7 @@ def _ask(address: Address, client: RspClient, supported: bytes, running: bool) -
     mode = client.request(b"qqemu.PhyMemMode")
     if mode not in (b"0", b"1"):
         raise TargetLost(
-            f"the gdbstub at {address} has no physical memory mode: it needs QEMU 4.1 or newer in system emulation"
+            f"the gdbstub at {address} has no physical memory mode: use QEMU 4.1 or newer (system emulation)"
         )
     status = qemu.parse_status(client.monitor("info status"))
     version = qemu.parse_version(client.monitor("info version"))
@@ -104,22 +109,30 @@ def _cannot_connect(address: Address, error: OSError) -> str:
     return f"cannot connect to {address} ({error.strerror or error}): {hint}"
 
 
-def _silent(address: Address, connection: socket.socket) -> str:
-    """QEMU takes one client at a time; a second one connects (the kernel's backlog) and is never answered."""
-    pid = None
-    with contextlib.suppress(OSError):
-        pid = host_process.listener_pid(connection)
-    if pid is not None and host_process.is_qemu(pid):
+def _require_free(address: Address) -> None:
+    """Refuse, before connecting, a QEMU of this host that serves another debugger."""
+    deadline = time.monotonic() + _CLOSING
+    while (there := host_process.listener(address)) and there.clients and host_process.is_qemu(there.pid):
+        if time.monotonic() > deadline:
+            raise TargetLost(
+                f"another debugger is attached to QEMU (process {there.pid}) at {address}: detach it first, "
+                "the stub takes one at a time"
+            )
+        time.sleep(0.02)
+
+
+def _silent(address: Address) -> str:
+    """QEMU takes one client at a time; a second one connects (the kernel's queue) and is never answered."""
+    there = host_process.listener(address)
+    if there is not None and not host_process.is_qemu(there.pid):
+        name = " ".join(host_process.command_line(there.pid)[:1]) or "a process"
         return (
-            f"another debugger is attached to QEMU (process {pid}) at {address}: detach it first, "
-            "the stub takes one at a time"
+            f"{address} is no gdbstub: {name} (process {there.pid}) listens there and does not answer; "
+            "start QEMU with -s or -gdb and give that address"
         )
-    if pid is not None:
-        name = " ".join(host_process.command_line(pid)[:1]) or "a process"
-        return f"{address} is no gdbstub: {name} (process {pid}) listens there and does not answer; start QEMU with -s"
+    if there is not None:
+        return f"QEMU (process {there.pid}) at {address} does not answer: it hangs, or it is no gdbstub's address"
     return (
-        f"{address} accepts connections but does not answer: it is no gdbstub, or another debugger is attached to it"
+        f"{address} accepts connections but does not answer: it is no gdbstub, or "
+        "another debugger is attached; give QEMU's address, or detach the other debugger"
     )
-
-
-__all__ = ["Found", "InspectorError", "look"]
