@@ -21,6 +21,12 @@ _EXECUTABLE = {0b00: "X", 0b01: "UX", 0b10: "-", 0b11: "PX"}
 
 _SH = ("non-shareable", "reserved-sh", "outer", "inner")
 
+_IN_WORDS = frozenset(
+    ("valid", "type", "output_address", "memattr", "attrindx", "s2ap", "ap", "sh", "af", "xn", "pxn", "uxn", "sw")
+)
+"""Leaf fields that `Descriptor.describe` puts into words; the others are shown by name when they are not zero."""
+
+_ANNOTATIONS = {layouts.TYPE_DONATION: "donation", layouts.TYPE_POISONED: "poisoned"}
 _OWNERS_OLD = {1: "hyp", 2: "ffa"}
 _OWNERS_TYPED = {1: "hyp", 2: "guest"}
 
@@ -173,8 +179,7 @@ class Descriptor:
         words.append("AF" if self.af else "no-AF")
         if self.sw and "sw" in self.layout.by_name:
             words.append(f"SW={self.sw:#x}")
-        shown = {"valid", "type", "output_address", "memattr", "attrindx", "s2ap", "ap", "sh", "af", "xn", "pxn", "uxn", "sw"}
-        return " ".join(words) + _extra({k: v for k, v in self.fields.items() if k not in shown and v})
+        return " ".join(words) + _extra({k: v for k, v in self.fields.items() if k not in _IN_WORDS and v})
 
     def _describe_invalid(self) -> str:
         values = {k: v for k, v in self.fields.items() if k != "valid" and v}
@@ -183,7 +188,7 @@ class Descriptor:
             name = "swap or migration entry"
         elif self.format.regime is Regime.STAGE2 and self.kind is Kind.ANNOTATED:
             typed = self.format.invalid is InvalidForm.TYPED
-            kind_of = {2: "donation", 3: "poisoned"}.get(values.get("annotation_type", 0)) if typed else "owner annotation"
+            kind_of = _ANNOTATIONS.get(values.get("annotation_type", 0)) if typed else "owner annotation"
             owner = (_OWNERS_TYPED if typed else _OWNERS_OLD).get(values.get("owner", 0))
             name = f"annotated ({kind_of or 'unknown type'}{': ' + owner if owner else ''})"
         elif self.format.invalid is InvalidForm.STALE and "stale" in values:
@@ -216,8 +221,9 @@ def decoder(level: int, geometry: Geometry, fmt: Format) -> Callable[[int], Desc
 
 
 def encode(kind: Kind, level: int, geometry: Geometry, fmt: Format, output_address: int = 0, **fields: int) -> int:
-    """The 64-bit entry with these fields (absent: 0): ``encode(d.kind, d.level, d.geometry, d.format, **d.fields) == d.raw``.
+    """The 64-bit entry with these fields (absent: 0).
 
+    The inverse of `decode`: ``encode(d.kind, d.level, d.geometry, d.format, **d.fields) == d.raw``.
     Bits 0 and 1 follow from ``kind`` unless given.  Raises ValueError when a field is unknown or does not fit, when the
     address is not aligned or not representable, or when the result would not decode as ``kind``.
     """

@@ -14,7 +14,7 @@ MAX_ROOT_PAGES = 16
 """Concatenated tables at the start level, at most (DDI 0487 D8.2.2)."""
 
 PS_BITS = (32, 36, 40, 42, 44, 48, 52)
-"""PARange, VTCR_EL2.PS, TCR_ELx.(I)PS: output address bits by field value (DDI 0487 D24.2.75; 7 needs FEAT_D128)."""
+"""PARange, VTCR_EL2.PS, TCR_ELx.(I)PS: output address bits by field value (DDI 0487 D24.2; 7 needs FEAT_D128)."""
 
 TG0_SHIFT = {0: 12, 1: 16, 2: 14}
 """VTCR_EL2.TG0 and TCR_ELx.TG0 to granule shift; 3 is reserved (TG1 is encoded differently)."""
@@ -31,7 +31,7 @@ def _get(word: int, hi: int, lo: int) -> int:
 
 
 def _start_level_from_sl(granule_shift: int, sl0: int, sl2: int, ds: bool) -> int:
-    """VTCR_EL2.SL0 and SL2 to start level (DDI 0487 D24.2.204 VTCR_EL2, AArch64.S2StartLevel); ValueError if reserved."""
+    """VTCR_EL2.SL0 and SL2 to start level (DDI 0487 D24.2 VTCR_EL2, AArch64.S2StartLevel); ValueError if reserved."""
     if granule_shift == 12:
         if ds and sl2:
             if sl0 != 0:
@@ -169,7 +169,7 @@ class Geometry:
 
     @classmethod
     def for_stage1(cls, va_bits: int, granule_shift: int = 12, pa_bits: int = 48, lpa2: bool = False) -> Geometry:
-        """A stage-1 tree for ``va_bits``: one root, the fewest levels (``ARM64_HW_PGTABLE_LEVELS``; -1 for 52 bits 4K)."""
+        """A stage-1 tree for ``va_bits``: one root, the fewest levels (``ARM64_HW_PGTABLE_LEVELS``)."""
         if granule_shift not in (12, 14, 16):
             raise ValueError(f"no granule of 1 << {granule_shift} bytes")
         levels = (va_bits - 4) // (granule_shift - 3)

@@ -36,7 +36,7 @@ DONATED_TO_GUEST = 2
 
 @dataclass(frozen=True)
 class Rule:
-    """An entry is of ``kind`` when ``(raw & mask) == value``, or ``!=`` with ``negate``; the first rule that holds wins."""
+    """An entry is of ``kind`` when ``(raw & mask) == value``, or ``!=`` with ``negate``; the first to hold wins."""
 
     mask: int
     value: int

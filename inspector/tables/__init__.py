@@ -1,8 +1,8 @@
 """Walking page tables: a whole tree, its leaves as merged ranges, one translation, and from a PA back.
 
-This room sees physical memory as a function (``read`` or ``read_many``) and knows nothing of gdb, kernel objects, VMs or
-policy.  It reports what the architecture gives no meaning to as a `Problem` with its place, and goes on; whether KVM
-would have made what it sees is decided elsewhere.
+This room sees physical memory as a function (``read`` or ``read_many``) and knows nothing of gdb, kernel objects,
+VMs or policy.  It reports what the architecture gives no meaning to as a `Problem` with its place, and goes on;
+whether KVM would have made what it sees is decided elsewhere.
 
 `translate` and the shapes need the standard library only.  What works on whole trees needs numpy and is loaded on first
 use, so that the interpreter inside gdb can import this package.

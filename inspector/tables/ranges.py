@@ -1,8 +1,8 @@
 """Leaves merged into ranges, and ranges kept as columns.
 
-A run of leaves that map contiguous memory with equal attributes differs from one entry to the next by exactly the size
-of a leaf, so runs are found on the raw words, without decoding them.  What that test cannot see (an address field in
-two parts, a carry out of it) is put right on the runs, of which there are few.
+A run of leaves that map contiguous memory with equal attributes differs from one entry to the next by exactly
+the size of a leaf, so runs are found on the raw words, without decoding them.  What that test cannot see (an
+address field in two parts, a carry out of it) is put right on the runs, of which there are few.
 """
 
 from __future__ import annotations
@@ -115,14 +115,14 @@ class RangeTable(Sequence[Range]):
 def _chunk_runs(
     raw: bulk.Words, step: int, leaf_rules: tuple[Rule, ...]
 ) -> tuple[bulk.Flat, bulk.Flat] | None:
-    """First positions and lengths of the runs of leaves in which each entry is the one before plus ``step``."""
+    """First and last positions of the runs of leaves in which each entry is the one before plus ``step``."""
     leaf = bulk.are(raw, bulk.summary(raw), leaf_rules)
     if leaf is False:
         return None
     apart = (raw[1:] - raw[:-1]) != np.uint64(step)
     if leaf is True:
-        start = np.concatenate((_ZERO, np.flatnonzero(apart) + 1))
-        return start, np.diff(start, append=raw.size)
+        last = np.flatnonzero(apart)
+        return np.concatenate((_ZERO, last + 1)), np.append(last, raw.size - 1)
     joined = np.logical_not(apart, out=apart)
     joined &= leaf[1:]
     joined &= leaf[:-1]
@@ -130,8 +130,7 @@ def _chunk_runs(
     begin = leaf.copy()
     begin[1:] &= apart
     leaf[:-1] &= apart
-    start = np.flatnonzero(begin)
-    return start, np.flatnonzero(leaf) - start + 1
+    return np.flatnonzero(begin), np.flatnonzero(leaf)
 
 
 def _cut_at_gaps(runs: _Runs, ia: bulk.Words, per_table: int, shift: int) -> _Runs:
@@ -156,17 +155,18 @@ def _level_runs(tree: Tree, at: Level) -> tuple[bulk.Words, bulk.Words, bulk.Wor
     shift = geometry.level_shift(level)
     per_table = reachable(geometry, level)
     leaf_rules = bulk.exact_rules(bulk.leaf_kind(level), level, geometry, tree.format)
-    starts, firsts, counts = [], [], []
+    starts, firsts, lasts = [], [], []
     for row, raw in chunks(at.raw, per_table):
         found = _chunk_runs(raw, 1 << shift, leaf_rules)
         if found is not None:
             starts.append(found[0] + row * per_table)
             firsts.append(raw[found[0]])
-            counts.append(found[1])
+            lasts.append(found[1] + row * per_table)
     if not starts:
         return None
     table_ia = np.array(at.ia, dtype=np.uint64)
-    runs = (np.concatenate(starts), np.concatenate(firsts), np.concatenate(counts))
+    start = np.concatenate(starts)
+    runs = (start, np.concatenate(firsts), np.concatenate(lasts) - start + 1)
     start, first, count = _cut_at_gaps(runs, table_ia, per_table, shift)
     ia = table_ia[start // per_table] + ((start % per_table).astype(np.uint64) << np.uint64(shift))
     return ia, first, count.astype(np.uint64)
@@ -214,8 +214,8 @@ def _level_ranges(tree: Tree, at: Level) -> _Columns | None:
 def merged_ranges(tree: Tree) -> RangeTable:
     """The leaves of a tree as ranges, in order of input address.
 
-    Neighbours merge when they are of the same level, contiguous in input and output address, and equal in every bit that
-    is not output address: AF, software bits and bits without a name included.
+    Neighbours merge when they are of the same level, contiguous in input and output address, and equal in
+    every bit that is not output address: AF, software bits and bits without a name included.
     """
     found = [columns for at in tree.levels if (columns := _level_ranges(tree, at)) is not None]
     if not found:

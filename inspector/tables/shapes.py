@@ -49,8 +49,8 @@ class Problem:
       ``beyond-ia``   a non-zero root entry that no input address reaches;
       ``limit``       the walk had read ``max_bytes``: the rest is missing.
 
-    The place is the entry (``table_pa``, ``index``, ``level``, ``raw``); for a root page that cannot be read ``table_pa``
-    is that page and ``index`` and ``raw`` are ``None``.
+    The place is the entry (``table_pa``, ``index``, ``level``, ``raw``); for a root page that cannot be read
+    ``table_pa`` is that page and ``index`` and ``raw`` are ``None``.
     """
 
     kind: str
@@ -148,7 +148,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """How one input address translates.  ``pa`` is ``None`` unless a leaf was reached; ``verdict`` says what happened."""
+    """How one input address translates: ``pa`` is ``None`` unless a leaf was reached, ``verdict`` says it in words."""
 
     ia: int
     steps: tuple[Step, ...]

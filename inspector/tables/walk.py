@@ -36,10 +36,10 @@ def reader_of(pages: Mapping[int, bytes]) -> ReadMany:
         return None
 
     def read_many(requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
-        found: list[bytes | None] = []
-        for pa, size in requests:
-            page = pages.get(pa)
-            found.append(page if page is not None and len(page) == size else within(pa, size))
+        found = [pages.get(pa) for pa, _ in requests]
+        for n, (page, (pa, size)) in enumerate(zip(found, requests, strict=True)):
+            if page is None or len(page) != size:
+                found[n] = within(pa, size)
         return found
 
     return read_many
@@ -139,13 +139,16 @@ class _Walk:
         data = list(self.read_many(list(zip(found.pa, repeat(size)))))
         if len(data) != len(found.pa):
             raise ValueError(f"read_many answered {len(data)} of {len(found.pa)} requests")
-        good = [n for n, raw in enumerate(data) if raw is not None and len(raw) == size]
-        if len(good) != len(data):
-            for n in sorted(set(range(len(data))) - set(good)):
-                detail = f"the level-{level} table at PA {found.pa[n]:#x} cannot be read"
-                self._lost(found, n, level, "unreadable", detail)
-            found = found.rows(good)
         raw = [page for page in data if page is not None and len(page) == size]
+        if len(raw) != len(data):
+            good = []
+            for n, page in enumerate(data):
+                if page is not None and len(page) == size:
+                    good.append(n)
+                else:
+                    detail = f"the level-{level} table at PA {found.pa[n]:#x} cannot be read"
+                    self._lost(found, n, level, "unreadable", detail)
+            found = found.rows(good)
         if raw:
             self.levels.append(Level(level, found.pa, found.ia, found.parent_pa, found.parent_index, raw))
             self.rows_above.append(found.parent_row)
@@ -207,7 +210,8 @@ class _Walk:
         for n in those(Kind.RESERVED, layouts.VALID):
             what = "type bit 0 at level 3" if level == 3 else f"a block at level {level}, which has none"
             yield n, "reserved", f"reserved encoding: {what}"
-        for kind in (Kind.PAGE,) if level == 3 else (Kind.TABLE, Kind.BLOCK):
+        kinds = (Kind.PAGE,) if level == 3 else (Kind.TABLE, Kind.BLOCK)
+        for kind in kinds if level in geometry.arch_block_levels else (Kind.TABLE,):
             fields = layouts.layout(kind, level, geometry, fmt).by_name
             address = fields["output_address"]
             too_high = address.put(address.value_mask >> geometry.pa_bits << geometry.pa_bits)
@@ -283,9 +287,9 @@ def walk_tree(
 ) -> Tree:
     """Read every table that the root(s) at ``root_pa`` lead to.
 
-    One ``read_many`` a level.  Each page is visited at most once at each level, and at most ``max_bytes`` of tables
-    are read, so any data ends.  ``ia_base`` is added to every input address (TTBR1: ``2**64 - 2**ia_bits``).  What
-    ``read_many`` raises goes through; what it cannot read is a `Problem`.
+    One ``read_many`` a level.  Each page is visited at most once at each level, and at most ``max_bytes`` of
+    tables are read, so any data ends.  ``ia_base`` is added to every input address (TTBR1: ``2**64 -
+    2**ia_bits``).  What ``read_many`` raises goes through; what it cannot read is a `Problem`.
     """
     return _Walk(read_many, geometry, fmt, max_bytes).run(root_pa, ia_base)
 
