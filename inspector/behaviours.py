@@ -40,7 +40,6 @@ class MmuFacts(Protocol):
     def pgt_flags(self) -> int | None: ...
 
 
-
 #: ``pgt->flags`` bit of ``KVM_PGTABLE_S2_NOFWB`` in 5.15-6.18 (7.3 dropped it and moved IDMAP to bit 0).
 _NOFWB = 1 << 0
 

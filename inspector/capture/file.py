@@ -184,9 +184,7 @@ def save(capture: Capture, path: str | os.PathLike[str]) -> None:
     The same capture gives the same bytes.  The file appears under its name only when it is complete.
     Raises `BadInput` when it cannot be written.
     """
-    fields = {
-        f.name: _to_json(getattr(capture, f.name)) for f in dataclasses.fields(capture) if f.name != "pages"
-    }
+    fields = {f.name: _to_json(getattr(capture, f.name)) for f in dataclasses.fields(capture) if f.name != "pages"}
     header = {"format": FORMAT, "schema": SCHEMA, "capture": fields}
     blob, index = _pack_pages(capture.pages)
     members = ((HEADER, json.dumps(header, indent=1).encode()), (PAGES, blob), (INDEX, index))

@@ -68,9 +68,7 @@ def selected(only: Iterable[str] | None = None, skip: Iterable[str] | None = Non
     return sorted((CATALOGUE[id] for id in chosen), key=_order)
 
 
-def run_checks(
-    capture: Capture, only: Iterable[str] | None = None, skip: Iterable[str] | None = None
-) -> list[Finding]:
+def run_checks(capture: Capture, only: Iterable[str] | None = None, skip: Iterable[str] | None = None) -> list[Finding]:
     """Judge ``capture``: errors first, then notes, each in the order of the catalogue and of the tables.
 
     Raises `BadInput` for an unknown id, and for a capture that was not taken in full.

@@ -116,9 +116,9 @@ class Context:
 
 
 def _may_walk(cpu: CpuState) -> bool:
-    if cpu.running == "tlb-helper":
-        return True
-    return cpu.running == "host" and not (cpu.symbol or "").startswith(_IDLE)
+    if cpu.running in ("guest", "user"):
+        return False
+    return cpu.running != "host" or not (cpu.symbol or "").startswith(_IDLE)
 
 
 def spans(view: TableView, entries: Entries, mask: Mask) -> Iterator[Span]:

@@ -98,13 +98,13 @@ def entries_of(tree: Tree) -> Entries:
     raws, levels, ias, pas, indexes = [], [], [], [], []
     for table in tree.tables:
         words = np.frombuffer(table.raw, dtype="<u8")[: reachable(geometry, table.level)]
-        index = np.flatnonzero(words)
-        raws.append(words[index].astype(np.uint64))
-        indexes.append(index.astype(np.int32))
-        levels.append(np.full(len(index), table.level, dtype=np.int8))
-        pas.append(np.full(len(index), table.pa, dtype=np.uint64))
+        at = np.flatnonzero(words)
+        raws.append(words[at].astype(np.uint64))
+        indexes.append(at.astype(np.int32))
+        levels.append(np.full(len(at), table.level, dtype=np.int8))
+        pas.append(np.full(len(at), table.pa, dtype=np.uint64))
         shift = np.uint64(geometry.level_shift(table.level))
-        ias.append(np.uint64(table.ia) + (index.astype(np.uint64) << shift))
+        ias.append(np.uint64(table.ia) + (at.astype(np.uint64) << shift))
 
     def joined(parts: list[NDArray[np.uint64]]) -> U64:
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)

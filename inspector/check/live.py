@@ -10,31 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from inspector.capture.data import Capture, CpuState, Mmu, Vm
-
-#: VTTBR_EL2.BADDR [47:1] without CnP and without the PA[51:48] field (DDI 0487 D19.2 VTTBR_EL2).
-_BADDR = (1 << 48) - (1 << 6)
-
-
-def register(cpu: CpuState, name: str) -> int | None:
-    """A register by name, whatever case the capture wrote it in."""
-    for key in (name, name.upper(), name.lower()):
-        if key in cpu.registers:
-            return cpu.registers[key]
-    return None
-
-
-def root_of(vttbr: int) -> int:
-    """The physical address of the root.
-
-    Bits [5:2] hold PA[51:48] when the output size is 52 bits; otherwise a root is aligned to at least 64 bytes and
-    they are zero, so one reading serves both.
-    """
-    return (vttbr & _BADDR) | (vttbr >> 2 & 0xF) << 48
-
-
-def vmid_of(vttbr: int) -> int:
-    """VTTBR_EL2.VMID [63:48]."""
-    return vttbr >> 48
+from inspector.capture.view import root_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +55,7 @@ def live_cpus(capture: Capture) -> Iterator[Live]:
     its own (6.18+): a root that no VM has says nothing there, so such CPUs are left out.
     """
     for cpu in capture.host.cpus:
-        vttbr = register(cpu, "VTTBR_EL2")
+        vttbr = cpu.registers.get("VTTBR_EL2")
         if not cpu.vttbr_live or vttbr is None:
             continue
         loaded = _by_loaded_vcpu(capture, cpu)
@@ -89,4 +65,4 @@ def live_cpus(capture: Capture) -> Iterator[Live]:
             if found is None:
                 continue
         vm, mmu = found or (None, None)
-        yield Live(cpu, vttbr, register(cpu, "VTCR_EL2"), vm, mmu, loaded is not None)
+        yield Live(cpu, vttbr, cpu.registers.get("VTCR_EL2"), vm, mmu, loaded is not None)

@@ -55,7 +55,7 @@ def _inside(start: U64, size: U64, starts: U64, ends: U64) -> Mask:
     "S7",
     "Every valid entry lies below 2^ia_bits, and every leaf inside a memslot; outside of one only a device that KVM "
     "itself maps (GICv2's virtual CPU interface: device memory, execute-never, not RAM).",
-    "facts 19.6; DDI 0487 D8.2.3; kvm_arch_flush_shadow_memslot, kvm_phys_addr_ioremap",
+    "DDI 0487 D8.2.3; kvm_arch_flush_shadow_memslot, kvm_phys_addr_ioremap",
 )
 def inside_slots(context: Context) -> Iterator[Finding]:
     page = context.capture.host.page_size
@@ -75,9 +75,7 @@ def inside_slots(context: Context) -> Iterator[Finding]:
             continue  # a shadow table's input addresses are the nested guest's
         starts, ends = _joined([_slot_range(slot, page) for slot in view.vm.memslots])
         outside = entries.leaf & ~_inside(entries.ia, entries.size, starts, ends)
-        device = outside & entries.matching(
-            lambda d: d.memory_type.startswith("device") and d.executable == "-"
-        )
+        device = outside & entries.matching(lambda d: d.memory_type.startswith("device") and d.executable == "-")
         for at in np.flatnonzero(device):
             device[at] = not context.touches_ram(int(entries.output[at]), int(entries.size[at]))
         for span in spans(view, entries, outside & ~device):
@@ -102,9 +100,17 @@ class _Forbidden:
 
 
 def _forbidden(context: Context) -> Iterator[_Forbidden]:
-    start, end = context.capture.host.image_pa
-    if end > start:
-        yield _Forbidden(start, end, "the host kernel's image")
+    # A read of untouched anonymous memory gives the guest the zero page, which lies in the image, to read.
+    zero = context.capture.host.zero_page
+    for start, end in context.capture.host.kernel_pa:
+        if zero is None or not start <= zero < end:
+            yield _Forbidden(start, end, "the host kernel's image")
+            continue
+        granule = context.capture.host.page_size
+        if start < zero:
+            yield _Forbidden(start, zero, "the host kernel's image")
+        if zero + granule < end:
+            yield _Forbidden(zero + granule, end, "the host kernel's image")
     for vm in context.capture.vms:
         start, end = vm.object_pa
         if end > start:
@@ -118,7 +124,7 @@ def _forbidden(context: Context) -> Iterator[_Forbidden]:
 @invariant(
     "S8",
     "No leaf of any guest maps a stage-2 table, the host kernel's image, or a struct kvm.",
-    "facts 19, invariants S8; user_mem_abort, alloc_pages",
+    "user_mem_abort, alloc_pages",
 )
 def not_the_hosts(context: Context) -> Iterator[Finding]:
     forbidden = sorted(_forbidden(context), key=lambda f: f.start)
@@ -214,7 +220,7 @@ def _pieces(ipa: U64, end: U64, backed: _Backed) -> _Pieces:
 @invariant(
     "M1",
     "Every 4K page of every leaf is the page that the VMM's own page tables have at the memslot's address for it.",
-    "facts 19.6; user_mem_abort, kvm_unmap_gfn_range (MMU notifier)",
+    "user_mem_abort, kvm_unmap_gfn_range (MMU notifier)",
 )
 def same_backing(context: Context) -> Iterator[Finding]:
     page = context.capture.host.page_size

@@ -19,7 +19,7 @@ from inspector.findings import Finding
     "R1",
     "page_count of every table page is 1 plus its counted entries: valid ones (5.10), non-zero ones but LOCKED (5.15 "
     "and later); each page of a concatenated root is counted by itself.",
-    "facts 10.1, 13.4, 19.5; stage2_pte_is_counted, kvm_s2_mm_ops.get_page/put_page",
+    "stage2_pte_is_counted, kvm_s2_mm_ops.get_page/put_page",
 )
 def counts(context: Context) -> Iterator[Finding]:
     for view in context.views:

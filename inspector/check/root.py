@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from inspector.behaviours import ha_always
 from inspector.capture.data import Capture, Mmu
+from inspector.capture.view import root_of
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, note, where_view, where_vm
-from inspector.check.live import live_cpus, root_of
+from inspector.check.live import live_cpus
 from inspector.findings import Finding, Where
 
 _INIT = "kvm_init_stage2_mmu"
@@ -25,7 +26,7 @@ _PS_BITS = {0: 32, 1: 36, 2: 40, 3: 42, 4: 44, 5: 48, 6: 52}
     "S1",
     "The root in VTTBR_EL2 is mmu->pgd_phys, which is the address of pgt->pgd: allocated RAM, aligned to the size of "
     "all concatenated root tables.",
-    "facts 2.2-2.4; DDI 0487 D8.2.3, VTTBR_EL2; kvm_init_stage2_mmu, kvm_get_vttbr",
+    "DDI 0487 D8.2.3, VTTBR_EL2; kvm_init_stage2_mmu, kvm_get_vttbr",
 )
 def root(context: Context) -> Iterator[Finding]:
     for vm in context.capture.vms:
@@ -84,7 +85,7 @@ def _live_roots(capture: Capture) -> Iterator[Finding]:
     "VTCR_EL2 agrees with the table (T0SZ, SL0, TG0), with the CPU (PS, VS, DS) and with what KVM writes (WB "
     "inner-shareable walks, RES1 bit 31, no HD, no SL2), is alike in all VMs but for T0SZ and SL0, and is what the "
     "CPUs that run the VM hold.",
-    "facts 2.1; DDI 0487 D19.2 VTCR_EL2; kvm_get_vtcr (5.10: kvm_arm_setup_stage2)",
+    "DDI 0487 D19.2 VTCR_EL2; kvm_get_vtcr (5.10: kvm_arm_setup_stage2)",
 )
 def vtcr(context: Context) -> Iterator[Finding]:
     host = context.capture.host

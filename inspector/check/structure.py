@@ -57,7 +57,7 @@ def _pointers(context: Context) -> Iterator[_Pointer]:
     "S3",
     "Every table pointer names an allocated page of RAM inside the output size that no other entry, of this or any "
     "other VM, points to: the tables form a tree.",
-    "facts 1.2, 19.1-2; DDI 0487 D8.3.1; kvm_pgtable walkers, kvm_s2_mm_ops.zalloc_page",
+    "DDI 0487 D8.3.1; kvm_pgtable walkers, kvm_s2_mm_ops.zalloc_page",
 )
 def table_pointers(context: Context) -> Iterator[Finding]:
     first: dict[int, _Pointer] = {}
@@ -76,7 +76,6 @@ def table_pointers(context: Context) -> Iterator[Finding]:
             entries = context.entries(pointer.view)
             where = _entry_where(pointer.view, entries, pointer.at)
             yield error("S3", where, wrong[0], wrong[1], wrong[2], wrong[3])
-
 
     for view in context.views:
         for problem in view.tree.problems:
@@ -145,7 +144,7 @@ def _described(entries: Entries, span: Span) -> str:
     "S4",
     "Valid entries are encoded as KVM makes them: level-3 entries have the type bit, blocks stand at the levels KVM "
     "uses (4K: 1 and 2; 16K, 64K: 2), a block's address is a multiple of its size, and no output exceeds VTCR_EL2.PS.",
-    "facts 1.1-1.2; DDI 0487 D8.3.1; kvm_level_supports_block_mapping, kvm_init_valid_leaf_pte",
+    "DDI 0487 D8.3.1; kvm_level_supports_block_mapping, kvm_init_valid_leaf_pte",
 )
 def encodings(context: Context) -> Iterator[Finding]:
     for view in context.views:
@@ -216,16 +215,14 @@ def _table_zero(view: TableView) -> dict[int, str]:
 
 def _set_bits(raw: int, zero: Mapping[int, str]) -> str:
     """The bits of ``zero`` that are set in ``raw``, in words."""
-    return ", ".join(
-        f"{bit} ({name})" if name else f"{bit}" for bit, name in sorted(zero.items()) if raw >> bit & 1
-    )
+    return ", ".join(f"{bit} ({name})" if name else f"{bit}" for bit, name in sorted(zero.items()) if raw >> bit & 1)
 
 
 @invariant(
     "S5",
     "Reserved and ignored bits that KVM does not use are zero: 11, 50 to 52, 59 to 63 of a leaf, 53 unless XN has two "
     "bits, the software bits [58:55] outside of protected mode and shadow tables, and all but the address of a table.",
-    "facts 1.2-1.3, 11.7, 19.3; DDI 0487 D8.3.1-2; stage2_set_prot_attr, kvm_init_table_pte",
+    "DDI 0487 D8.3.1-2; stage2_set_prot_attr, kvm_init_table_pte",
 )
 def zero_bits(context: Context) -> Iterator[Finding]:
     for view in context.views:
@@ -262,7 +259,7 @@ _GUEST_POISONED = 3
     "S6",
     "An invalid entry of a guest's table has a form that this kernel generation writes: anything (5.10), else zero; "
     "LOCKED (bit 10 from 6.2, type 1 in 7.x) only while a walk is in progress; under pKVM also annotations.",
-    "facts 1.6, 19.4; kvm_set_invalid_pte, stage2_try_break_pte, enum kvm_invalid_pte_type",
+    "kvm_set_invalid_pte, stage2_try_break_pte, enum kvm_invalid_pte_type",
 )
 def invalid_entries(context: Context) -> Iterator[Finding]:
     form = context.invalid_form
@@ -307,7 +304,7 @@ def _allowed_annotation(context: Context, entries: Entries) -> Mask:
     "S9",
     "No table but a root is empty: the unmap of its last entry frees it (an empty one is a note, since a map that "
     "failed half-way leaves one).",
-    "facts 10.1, 19.5; stage2_unmap_walker, kvm_pgtable_stage2_map",
+    "stage2_unmap_walker, kvm_pgtable_stage2_map",
 )
 def empty_tables(context: Context) -> Iterator[Finding]:
     valid_only = context.invalid_form is InvalidForm.STALE

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector.capture.data import Mmu, Vm
-from inspector.capture.view import regime_name
+from inspector.capture.view import regime_name, root_of, vmid_of
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, where_vm
-from inspector.check.live import live_cpus, root_of, vmid_of
+from inspector.check.live import live_cpus
 from inspector.findings import Finding, Where
 
 _UPDATE = "kvm_arm_vmid_update"
@@ -22,7 +22,7 @@ def _vmid_bits(mmu: Mmu) -> int:
 @invariant(
     "V1",
     "A guest runs with a VMID other than 0 that is its MMU's, and no two MMUs of one generation have the same VMID.",
-    "facts 2.4; DDI 0487 D8.14; kvm_arm_vmid_update (5.10, 5.15: update_vmid)",
+    "DDI 0487 D8.14; kvm_arm_vmid_update (5.10, 5.15: update_vmid)",
 )
 def unique(context: Context) -> Iterator[Finding]:
     # The raw value holds the generation as well: equal numbers of different generations never run together.
@@ -62,7 +62,7 @@ def _live_vmids(context: Context) -> Iterator[Finding]:
 @invariant(
     "V2",
     "A VMID fits VTCR_EL2.VS: 8 bits, or 16 with VS=1.",
-    "facts 2.1, 2.4; DDI 0487 VTTBR_EL2.VMID; kvm_get_vmid_bits",
+    "DDI 0487 VTTBR_EL2.VMID; kvm_get_vmid_bits",
 )
 def width(context: Context) -> Iterator[Finding]:
     for vm in context.capture.vms:

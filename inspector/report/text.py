@@ -1,0 +1,391 @@
+"""Captures and verdicts as text: every function gives lines, none prints.
+
+Shape of the whole: a title that names the regime, then what is in it.  A raw descriptor always stands beside its
+decoding, with the table address and index it was read from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from inspector.capture.data import Capture, CpuState, Memslot, Mmu, Vm
+from inspector.capture.view import TableView, regime_name, root_of, vm_title
+from inspector.codec import REGISTERS, Descriptor, decode_register
+from inspector.codec.registers import vttbr
+from inspector.findings import Finding, Severity, Where
+from inspector.report.format import PLAIN, SHAREABILITY, Painter, address, columns, count, fields, raw, size
+from inspector.report.window import Window
+from inspector.tables import Entry, Problem, Range, Translation, entries, merged_ranges
+
+Lines = Iterator[str]
+
+_SLOT_FLAGS = {0: "log-dirty", 1: "read-only", 2: "guest-memfd", 16: "invalid"}
+
+
+def slot_flags(flags: int) -> str:
+    """``log-dirty,read-only``; unknown bits by number; ``-`` for none."""
+    names = [_SLOT_FLAGS.get(bit, f"bit{bit}") for bit in range(flags.bit_length()) if flags >> bit & 1]
+    return ",".join(names) or "-"
+
+
+def register_text(name: str, value: int) -> str:
+    """``PS=5 (48 bits) VS=1 …``: the non-zero fields of a register by name."""
+    rows = {row.name: row for row in REGISTERS.get(name.lower(), ())}
+    if not rows:
+        return ""
+    parts = []
+    for field, number in decode_register(name, value).items():
+        if not number:
+            continue
+        if field == "BADDR":
+            parts.append(f"BADDR={address(_baddr(name, number))}")
+            continue
+        meaning = rows[field].describe(number) if field in rows else ""
+        parts.append(fields([(field, number)]) + (f" ({meaning})" if meaning else ""))
+    return " ".join(parts)
+
+
+def _baddr(name: str, field: int) -> int:
+    """The address in a BADDR field [47:1]."""
+    return root_of(field << 1) if name.lower() == "vttbr_el2" else field << 1
+
+
+# --- info, registers ---
+
+
+def info(capture: Capture, paint: Painter = PLAIN) -> Lines:
+    """The host."""
+    host = capture.host
+    cpus = ", ".join(f"{cpu.index}: {_running(cpu)}" for cpu in host.cpus)
+    rows = [
+        ("kernel", host.release),
+        ("banner", host.banner),
+        ("build id", host.build_id or "unknown"),
+        ("symbols", host.symbols),
+        ("KASLR slide", address(host.kaslr_slide)),
+        ("image", f"{address(host.image_pa[0])}-{address(host.image_pa[1])} (PA)"),
+        ("mode", {"none": "KVM is not initialised"}.get(host.mode, host.mode)),
+        ("page size", size(host.page_size)),
+        ("VA bits", str(host.va_bits)),
+        ("features", " ".join(f"{name}={value}" for name, value in sorted(host.features.items())) or "-"),
+        ("traits", " ".join(sorted(name for name, has in host.traits.items() if has)) or "-"),
+        ("RAM", ", ".join(f"{address(a)}-{address(b)} ({size(b - a)})" for a, b in host.ram)),
+        ("memory", f"read by {host.memory_backend}, machine stopped for {capture.stopped_seconds * 1000:.0f} ms"),
+        ("CPUs", cpus),
+        ("VMs", str(len(capture.vms))),
+        ("taken", f"{capture.made} by {capture.tool}"),
+    ]
+    yield from columns(("", ""), [(paint(f"{name:11}", "bold"), value) for name, value in rows])
+    for note in host.notes:
+        yield f"note: {note}"
+
+
+def _running(cpu: CpuState) -> str:
+    return cpu.running + (f" in {cpu.symbol}" if cpu.symbol else "")
+
+
+def registers(capture: Capture, paint: Painter = PLAIN) -> Lines:
+    """Every captured register of every CPU, decoded where its fields are known."""
+    for cpu in capture.host.cpus:
+        live = "VTTBR_EL2 is in force" if cpu.vttbr_live else "VTTBR_EL2 is stale: no guest's stage-2 is in force"
+        yield paint(f"CPU {cpu.index}: {_running(cpu)}; {live}", "bold")
+        rows = [(name, raw(value), register_text(name, value)) for name, value in sorted(cpu.registers.items())]
+        yield from columns(("", "", ""), rows, indent="  ")
+
+
+# --- vms, memslots ---
+
+
+def geometry_text(mmu: Mmu) -> str:
+    """``40-bit IPA, 4K granule, level 1, 2 roots``."""
+    geometry = mmu.geometry
+    if geometry is None:
+        return "geometry unknown"
+    lpa2 = ", LPA2" if geometry.lpa2 else ""
+    return (
+        f"{geometry.ia_bits}-bit IPA, {size(geometry.granule)} granule, {geometry.pa_bits}-bit PA{lpa2}, "
+        f"starts at level {geometry.start_level} with {count(geometry.root_pages, 'root table')}"
+    )
+
+
+def _mmu(mmu: Mmu, vm: Vm, capture: Capture, paint: Painter) -> Lines:
+    yield "  " + paint(regime_name(mmu), "cyan") + f", struct kvm_s2_mmu at {address(mmu.address)}"
+    if mmu.unreadable is not None:
+        yield f"    cannot be shown: {mmu.unreadable}"
+        return
+    yield f"    {geometry_text(mmu)}"
+    value = vttbr(mmu.pgd_phys, mmu.vmid or 0, False, pa52=bool(mmu.pgd_phys >> 48)) if _fits(mmu) else None
+    if value is not None:
+        said = f"VMID={mmu.vmid or 0} BADDR={address(mmu.pgd_phys)} (as KVM computes it, CnP aside)"
+        yield f"    VTTBR_EL2 {raw(value)}  {said}"
+    yield f"    VTCR_EL2  {raw(mmu.vtcr)}  {register_text('vtcr_el2', mmu.vtcr)}"
+    if mmu.kind == "shadow" and mmu.nested_vttbr is not None:
+        state = "in use" if mmu.nested_valid else "not in use"
+        yield f"    for the guest's VTTBR_EL2 {raw(mmu.nested_vttbr)} VTCR_EL2 {raw(mmu.nested_vtcr or 0)}, {state}"
+    for cpu in capture.host.cpus:
+        held = cpu.registers.get("VTTBR_EL2")
+        if cpu.vttbr_live and held is not None and mmu.pgd_phys and root_of(held) == mmu.pgd_phys:
+            yield f"    in force on CPU {cpu.index}: VTTBR_EL2 {raw(held)}  {register_text('vttbr_el2', held)}"
+
+
+def _fits(mmu: Mmu) -> bool:
+    return bool(mmu.pgd_phys) and not mmu.pgd_phys >> 52 and not mmu.pgd_phys & 0x3F and (mmu.vmid or 0) < 1 << 16
+
+
+def vms(capture: Capture, paint: Painter = PLAIN) -> Lines:
+    """Every VM with its MMUs, slots and vCPUs."""
+    if not capture.vms:
+        yield "no VMs"
+    for vm in capture.vms:
+        found = " and ".join(vm.found_by)
+        yield paint(vm_title(vm), "bold") + f", struct kvm at {address(vm.address)}, found by {found}"
+        for mmu in vm.mmus:
+            yield from _mmu(mmu, vm, capture, paint)
+        total = sum(slot.npages for slot in vm.memslots) * capture.host.page_size
+        yield f"  {count(len(vm.memslots), 'memslot')}, {size(total)}"
+        for vcpu in vm.vcpus:
+            where = "not loaded" if vcpu.loaded_on is None else f"loaded on CPU {vcpu.loaded_on}"
+            yield f"  vCPU {vcpu.id}: {where}, struct kvm_vcpu at {address(vcpu.address)}"
+        if vm.invalidating:
+            yield "  an MMU-notifier invalidation is in progress"
+
+
+def memslots(capture: Capture, paint: Painter = PLAIN) -> Lines:
+    """The slots of every VM, with what backs them where the capture knows it."""
+    page = capture.host.page_size
+    for vm in capture.vms:
+        yield paint(vm_title(vm), "bold")
+        rows = []
+        for slot in sorted(vm.memslots, key=lambda s: (s.as_id, s.base_gfn)):
+            start, length = slot.base_gfn * page, slot.npages * page
+            rows.append(
+                (
+                    str(slot.id), address(start), address(start + length), size(length), address(slot.userspace_addr),
+                    slot_flags(slot.flags), "yes" if slot.dirty_bitmap else "no", _backing(slot),
+                )
+            )  # fmt: skip
+        head = ("slot", "IPA", "end", "size", "HVA", "flags", "dirty bitmap", "backing")
+        yield from columns(head, rows, right=(0, 3), indent="  ", paint=paint) or ["  no memslots"]
+
+
+def _backing(slot: Memslot) -> str:
+    totals: dict[str, int] = {}
+    for run in slot.backing:
+        totals[run.state] = totals.get(run.state, 0) + run.size
+    return ", ".join(f"{size(total)} {state}" for state, total in sorted(totals.items())) or "-"
+
+
+# --- dump ---
+
+
+def attribute_cells(leaf: Descriptor) -> tuple[str, str, str, str, str]:
+    """Permissions, memory type, shareability, AF and software bits as cells."""
+    share = SHAREABILITY[leaf.shareability] if not leaf.geometry.lpa2 else "-"
+    return leaf.permissions, leaf.memory_type, share, "AF" if leaf.af else "-", f"{leaf.sw:#x}" if leaf.sw else "-"
+
+
+_RANGE_HEAD = ("IPA", "end", "size", "level", "PA", "perm", "memory", "share", "AF", "SW", "leaves", "first descriptor")
+
+
+def _range_row(found: Range) -> tuple[str, ...]:
+    leaf = found.attrs
+    return (
+        address(found.ia), address(found.ia + found.size), size(found.size), str(found.level), address(found.pa),
+        *attribute_cells(leaf), f"{found.leaves} x {size(leaf.size)}", raw(leaf.raw),
+    )  # fmt: skip
+
+
+def shown_ranges(view: TableView, window: Window) -> list[Range]:
+    """The merged ranges of ``view`` inside ``window``."""
+    ranges = merged_ranges(view.tree)
+    if window.whole:
+        return list(ranges)
+    return [clipped for found in ranges if (clipped := window.clip(found)) is not None]
+
+
+def problem_text(problem: Problem) -> str:
+    """One line: place, kind, detail, and the raw entry."""
+    at = f"[{problem.index}]" if problem.index is not None else ""
+    value = f" {raw(problem.raw)}" if problem.raw is not None else ""
+    place = f"level {problem.level} table {address(problem.table_pa)}{at}{value}, IPA {address(problem.ia)}"
+    return f"{problem.kind}: {place}: {problem.detail}"
+
+
+def dump(views: Sequence[TableView], window: Window, paint: Painter = PLAIN) -> Lines:
+    """Each table as merged ranges."""
+    for view in views:
+        found = shown_ranges(view, window)
+        tables = count(len(view.tree.tables), "table")
+        yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {geometry_text(view.mmu)}, {tables}"
+        rows = [_range_row(one) for one in found]
+        nothing = "  nothing mapped" if window.whole else "  nothing mapped that matches"
+        yield from columns(_RANGE_HEAD, rows, right=(2, 3, 10), indent="  ", paint=paint) or [nothing]
+        for problem in view.tree.problems:
+            yield "  " + paint(problem_text(problem), "red")
+
+
+def dump_tree(views: Sequence[TableView], window: Window, paint: Painter = PLAIN) -> Lines:
+    """Each table page with its PA, reference count and non-zero entries, in the order of the kernel's walk."""
+    for view in views:
+        yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {geometry_text(view.mmu)}"
+        for root in view.root_pages():
+            yield "  " + table_text(view, root, view.geometry.start_level)
+        start = view.geometry.start_level
+        for entry in shown_entries(view, window):
+            indent = "  " * (2 + entry.level - start)
+            yield f"{indent}{entry_text(entry)}"
+            child = entry.descriptor.output_address
+            if entry.descriptor.kind.value == "table" and child is not None:
+                yield "  " * (2 + entry.level - start) + paint("  " + table_text(view, child, entry.level + 1), "cyan")
+        for problem in view.tree.problems:
+            yield "  " + paint(problem_text(problem), "red")
+
+
+def shown_entries(view: TableView, window: Window) -> Iterator[Entry]:
+    """Entries in walk order: all, or the leaves of ``window`` with the tables that lead to their addresses."""
+    for entry in entries(view.tree):
+        if entry.descriptor.kind.is_leaf:
+            if window.accepts_leaf(entry.ia, entry.descriptor):
+                yield entry
+        elif window.ipa.meets(entry.ia, entry.descriptor.size):
+            yield entry
+
+
+def table_text(view: TableView, pa: int, level: int) -> str:
+    """``level 2 table at 0x48001000, page_count 3``."""
+    known = view.capture.page_info.get(pa)
+    if known is None:
+        return f"level {level} table at {address(pa)}, page_count unknown"
+    state = "" if known.state == "used" else f", page is {known.state}"
+    return f"level {level} table at {address(pa)}, page_count {known.refcount}{state}"
+
+
+def entry_text(entry: Entry) -> str:
+    """``L3 0x48002000[1] 0x00400000481237db IPA 0x40001000: page PA …``."""
+    place = f"{address(entry.table_pa)}[{entry.index}]"
+    found = entry.descriptor
+    return f"L{entry.level} {place:20} {raw(found.raw)} IPA {address(entry.ia)}: {found.describe()}"
+
+
+# --- walk, reverse ---
+
+
+def walk(view: TableView, translation: Translation, paint: Painter = PLAIN) -> Lines:
+    """The translation of one address, level by level, as crash's ``vtop`` shows it."""
+    yield paint(view.title, "bold") + f": IPA {address(translation.ia)}"
+    yield f"  {geometry_text(view.mmu)}"
+    for step in translation.steps:
+        if step.root_page is not None:
+            number = f"{step.root_page} of {view.geometry.root_pages}"
+            yield f"  root page {number} at {address(step.table_pa)} (root {address(view.root_pa)})"
+        yield (
+            f"  L{step.level} {address(step.table_pa)}[{step.index}] at {address(step.entry_pa)} => "
+            f"{paint(raw(step.descriptor.raw), 'cyan')}  {step.descriptor.describe()}"
+        )
+        yield f"     {fields(step.descriptor.fields.items())}"
+    yield "  " + paint(translation.verdict, "green" if translation.pa is not None else "red")
+
+
+def backing_lines(capture: Capture, vm: Vm, ipa: int, pa: int | None) -> Lines:
+    """Which slot ``ipa`` is in, and what the VMM's own page tables have there, where the capture knows it."""
+    page = capture.host.page_size
+    for slot in vm.memslots:
+        offset = ipa - slot.base_gfn * page
+        if not 0 <= offset < slot.npages * page:
+            continue
+        hva = slot.userspace_addr + offset
+        yield f"  slot {slot.id} ({slot_flags(slot.flags)}): HVA {address(hva)}"
+        for run in slot.backing:
+            if run.hva <= hva < run.hva + run.size:
+                yield "  " + _backing_verdict(run.pa, run.state, hva - run.hva, pa)
+        return
+    yield "  in no memslot"
+
+
+def _backing_verdict(base: int | None, state: str, offset: int, pa: int | None) -> str:
+    if base is None:
+        return f"the VMM's page tables: {state}"
+    actual = base + offset
+    if pa is None:
+        return f"the VMM's page tables: PA {address(actual)}"
+    same = "the same page" if actual == pa else "NOT the page that the guest has"
+    return f"the VMM's page tables: PA {address(actual)}, {same}"
+
+
+def reverse(pa: int, found: Sequence[tuple[TableView, list[tuple[int, Entry]]]], paint: Painter = PLAIN) -> Lines:
+    """Which guests map ``pa``, and whether it is itself a table."""
+    anything = False
+    for view, hits in found:
+        for table in view.tree.tables:
+            if table.pa <= pa < table.pa + view.geometry.granule:
+                anything = True
+                place = f"level {table.level} table for IPA {address(table.ia)}, page_count"
+                known = view.capture.page_info.get(table.pa)
+                number = known.refcount if known else "unknown"
+                yield f"PA {address(pa)} is in a table of {view.title}: {place} {number}"
+        for ipa, entry in hits:
+            anything = True
+            yield paint(view.title, "bold") + f": IPA {address(ipa)}"
+            yield f"  {entry_text(entry)}"
+    if not anything:
+        yield f"no guest maps PA {address(pa)}"
+
+
+# --- decode ---
+
+
+def descriptor(found: Descriptor) -> Lines:
+    """One descriptor, decoded."""
+    yield f"{raw(found.raw)} at level {found.level}: {found.describe()}"
+    rows = []
+    for name, value in found.fields.items():
+        source = found.layout.by_name[name].source if name in found.layout.by_name else "bits without a name"
+        rows.append((name, f"{value:#x}", source))
+    yield from columns(("field", "value", "source"), rows, right=(1,), indent="  ")
+
+
+def register(name: str, value: int) -> Lines:
+    """One register, decoded."""
+    yield f"{name.upper()} {raw(value)}"
+    by_name = {row.name: row for row in REGISTERS[name.lower()]}
+    rows = []
+    for field, number in decode_register(name, value).items():
+        row = by_name.get(field)
+        bits = "" if row is None else f"[{row.hi}]" if row.hi == row.lo else f"[{row.hi}:{row.lo}]"
+        words = (row.meaning, row.describe(number)) if row else ("bits without a name",)
+        said = ": ".join(word for word in words if word)
+        if field == "BADDR":
+            said = f"{address(_baddr(name, number))}: {said}" if said else address(_baddr(name, number))
+        rows.append((field, bits, f"{number:#x}", said))
+    yield from columns(("field", "bits", "value", "meaning"), rows, right=(1, 2), indent="  ")
+
+
+# --- findings ---
+
+
+def where(place: Where) -> str:
+    """A place in words, largest part first."""
+    parts = [part for part in (place.vm, place.regime) if part]
+    if place.ipa is not None:
+        parts.append(f"IPA {address(place.ipa)}" + (f" ({size(place.size)})" if place.size else ""))
+    if place.level is not None:
+        parts.append(f"level {place.level}")
+    if place.table_pa is not None:
+        parts.append(f"table {address(place.table_pa)}" + (f"[{place.index}]" if place.index is not None else ""))
+    if place.raw is not None:
+        parts.append(raw(place.raw))
+    return ", ".join(parts) or "host"
+
+
+def findings(found: Sequence[Finding], checked: Mapping[str, str], capture: Capture, paint: Painter = PLAIN) -> Lines:
+    """Every finding with its reasons, then the verdict.  ``checked`` are the ids that ran, with their statements."""
+    colors = {Severity.ERROR: "bold red", Severity.NOTE: "yellow"}
+    for one in found:
+        yield paint(f"{one.severity.value} {one.check}", colors[one.severity]) + f" {where(one.where)}"
+        yield f"  expected  {one.expected}"
+        yield f"  actual    {one.actual}"
+        yield f"  why       {one.why}" + (f" [{one.function}]" if one.function else "")
+    errors = sum(one.severity is Severity.ERROR for one in found)
+    what = f"{count(len(capture.vms), 'VM')}, {count(len(checked), 'check')} ({', '.join(checked)})"
+    verdict = f"{count(errors, 'error')}, {count(len(found) - errors, 'note')} in {what}"
+    yield paint(verdict, "bold red" if errors else "bold green")

@@ -1,0 +1,144 @@
+"""Which part of a table a `dump` shows: windows in IPA and PA, and the small language of ``--filter``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inspector.codec import Descriptor, Kind
+from inspector.findings import BadInput
+from inspector.tables import Range
+
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+FILTER_HELP = (
+    "terms joined by commas, all of which must hold; '!' before a term negates it: r, w, x, ro, af, sw, normal, nc, "
+    "device, page, block, level=N, size=4K|2M|1G"
+)
+
+
+def parse_number(text: str, what: str = "number") -> int:
+    """A non-negative number: ``0x`` hex, decimal, or decimal with K, M, G, T.  Raises `BadInput`."""
+    match = re.fullmatch(r"(0x[0-9a-f_]+)|([0-9_]+)([kmgt]?)b?", text.strip().lower())
+    if match is None or text.strip().startswith("_"):
+        raise BadInput(f"'{text}' is not {_article(what)}: write it as 0x40000000, 4096 or 2M")
+    value = int(match[1], 16) if match[1] else int(match[2]) * _UNITS[match[3]]
+    if value >> 64:
+        raise BadInput(f"'{text}' is not {_article(what)}: it has more than 64 bits")
+    return value
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeioAEI" else f"a {noun}"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Addresses ``[start, end)``."""
+
+    start: int = 0
+    end: int = 1 << 64
+
+    def meets(self, start: int, size: int) -> bool:
+        return start < self.end and self.start < start + size
+
+
+EVERYTHING = Interval()
+
+
+def parse_interval(text: str) -> Interval:
+    """``A-B`` (B not included), or ``A+SIZE``.  Raises `BadInput`."""
+    for separator in ("+", "-"):
+        first, found, second = text.partition(separator)
+        if found:
+            start, other = parse_number(first, "address"), parse_number(second, "address")
+            interval = Interval(start, start + other if separator == "+" else other)
+            if interval.end <= interval.start:
+                raise BadInput(f"the range '{text}' is empty: write START-END with END above START, or START+SIZE")
+            return interval
+    raise BadInput(f"'{text}' is not a range: write START-END or START+SIZE, as in 0x40000000-0x40200000")
+
+
+Rule = Callable[[Descriptor], bool]
+
+_TERMS: dict[str, Rule] = {
+    "r": lambda d: d.readable,
+    "w": lambda d: d.writable,
+    "x": lambda d: d.executable != "-",
+    "ro": lambda d: d.readable and not d.writable,
+    "af": lambda d: d.af,
+    "sw": lambda d: d.sw != 0,
+    "normal": lambda d: d.memory_type == "normal",
+    "nc": lambda d: d.memory_type == "normal-nc",
+    "device": lambda d: d.memory_type.startswith("device"),
+    "page": lambda d: d.kind is Kind.PAGE,
+    "block": lambda d: d.kind is Kind.BLOCK,
+}
+
+
+def _term(text: str) -> Rule:
+    if text.startswith("!"):
+        inner = _term(text[1:].strip())
+        return lambda d: not inner(d)
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals and name in _TERMS:
+        return _TERMS[name]
+    if name == "level" and re.fullmatch(r"-?\d", value):
+        return lambda d: d.level == int(value)
+    if name == "size" and equals:
+        wanted = parse_number(value, "size")
+        return lambda d: d.size == wanted
+    raise BadInput(f"'{text}' is no filter: use {FILTER_HELP}")
+
+
+def parse_filter(text: str) -> Rule:
+    """A ``--filter`` expression as a question to a leaf.  Raises `BadInput`."""
+    rules = [_term(part.strip().lower()) for part in text.split(",") if part.strip()]
+    if not rules:
+        raise BadInput(f"the filter is empty: use {FILTER_HELP}")
+    return lambda d: all(rule(d) for rule in rules)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What of a table is shown: leaves that meet both intervals and satisfy the rule."""
+
+    ipa: Interval = EVERYTHING
+    pa: Interval = EVERYTHING
+    rule: Rule | None = None
+
+    @property
+    def whole(self) -> bool:
+        """True when everything is shown."""
+        return self.ipa == EVERYTHING and self.pa == EVERYTHING and self.rule is None
+
+    def accepts_leaf(self, ipa: int, leaf: Descriptor) -> bool:
+        """Whether one leaf at ``ipa`` is shown."""
+        return (
+            self.ipa.meets(ipa, leaf.size)
+            and self.pa.meets(leaf.output_address or 0, leaf.size)
+            and (self.rule is None or self.rule(leaf))
+        )
+
+    def clip(self, found: Range) -> Range | None:
+        """The leaves of ``found`` inside the window, or ``None``: whole leaves, never parts."""
+        if self.rule is not None and not self.rule(found.attrs):
+            return None
+        leaf = found.size // found.leaves
+        first, last = 0, found.leaves
+        for window, base in ((self.ipa, found.ia), (self.pa, found.pa)):
+            first = max(first, (window.start - base) // leaf)
+            last = min(last, -(-(window.end - base) // leaf))
+        if first >= last:
+            return None
+        if (first, last) == (0, found.leaves):
+            return found
+        return Range(
+            found.ia + first * leaf,
+            (last - first) * leaf,
+            found.pa + first * leaf,
+            found.level,
+            found.attrs,
+            last - first,
+        )
