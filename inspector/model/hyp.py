@@ -42,7 +42,7 @@ class HypStage1(Pgtable):
         if not prot & Prot.R:
             return -EINVAL
         if behaviours.hyp_two_bit_xn and not hvhe:
-            prot &= ~Prot.UX
+            prot &= ~int(Prot.UX)
         attr = (behaviours.hyp_device_index if prot & Prot.DEVICE else 0) << ATTRIDX_SHIFT
         if prot & Prot.X:
             if prot & (Prot.W | Prot.DEVICE):
@@ -108,15 +108,20 @@ class HypStage1(Pgtable):
 
 
 class _HypMap:
-    """``hyp_map_walker``; entries are referenced only where hyp unmap exists."""
+    """``hyp_map_walker``; entries are referenced only where hyp unmap exists.
 
-    __slots__ = ("attr", "counted", "end", "pgt", "phys", "start")
+    ``skipped`` is what a running PA counter (up to 6.1) is ahead of the walk: it moves on even when the leaf is then
+    refused because something else is mapped there, so that whatever follows is mapped to the wrong memory.
+    """
+
+    __slots__ = ("attr", "counted", "end", "pgt", "phys", "skipped", "start")
 
     def __init__(self, pgt: HypStage1, phys: int, attr: int) -> None:
         self.pgt = pgt
         self.phys = phys
         self.attr = attr
         self.counted = pgt.behaviours.hyp_unmap
+        self.skipped = 0
         self.start = 0
         self.end = 0
 
@@ -145,7 +150,7 @@ class _HypMap:
 
     def _try_leaf(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int) -> bool:
         pgt = self.pgt
-        phys = (self.phys + addr - self.start) & U64
+        phys = (self.phys + self.skipped + addr - self.start) & U64
         size = 1 << pgt.shifts[level]
         if level < pgt.min_block_level or size > self.end - addr or (phys | addr) & (size - 1):
             return False
@@ -157,7 +162,11 @@ class _HypMap:
                 pgt.get(table)
         elif (old ^ new) & ~SW_MASK:
             pgt.warn()
-            return not pgt.behaviours.hyp_conflict_goes_on
+            if not pgt.behaviours.hyp_conflict_goes_on:
+                return True
+            if not pgt.behaviours.phys_from_walk:
+                self.skipped += size
+            return False
         pgt.write(table, entries, index, new, release=1)
         return True
 

@@ -31,10 +31,11 @@ class PageStore:
     everything appends raw events to (the same list object for the life of the store).  A freed page is gone from
     both; its address is not used again, so that a name means one page only.  ``feed`` supplies the addresses of the
     next allocations (to follow a recorded run); without it the store counts up from ``FIRST_ADDRESS``.
+    ``deferred`` are the detached tables that wait for a grace period, with the level of the entry they came from.
     ``fail_in`` = n lets the n-th allocation from now give NULL (1 = the next; 0 = none).
     """
 
-    __slots__ = ("counts", "emit", "events", "fail_in", "feed", "granule", "next_address", "pages", "zero")
+    __slots__ = ("counts", "deferred", "emit", "events", "fail_in", "feed", "granule", "next_address", "pages", "zero")
 
     def __init__(self, granule: int, feed: Iterator[int] | None = None) -> None:
         self.granule = granule
@@ -42,6 +43,7 @@ class PageStore:
         self.counts: dict[int, int] = {}
         self.events: list[RawEvent] = []
         self.emit = self.events.append
+        self.deferred: list[tuple[int, int]] = []
         self.fail_in = 0
         self.feed = feed
         self.next_address = FIRST_ADDRESS
@@ -93,11 +95,13 @@ class PageStore:
         return first
 
     def free_exact(self, first: int, count: int) -> None:
-        """Give back what :meth:`zalloc_exact` gave."""
+        """Give back what :meth:`zalloc_exact` gave; a page that somebody else still refers to stays."""
         size = count * self.granule
         for page in range(first, first + size, self.granule):
-            del self.pages[page]
-            del self.counts[page]
+            self.counts[page] -= 1
+            if self.counts[page] == 0:
+                del self.pages[page]
+                del self.counts[page]
         self.emit((FREE_EXACT, first, size))
 
     def put(self, page: int) -> None:

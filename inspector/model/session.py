@@ -231,7 +231,7 @@ class Session:
         return Outcome(0)
 
     def _do_grace_period(self, o: Operation) -> Outcome:
-        waiting = len(self.stage2.deferred)
+        waiting = len(self.store.deferred)
         self.stage2.grace_period()
         return Outcome(waiting)
 

@@ -130,6 +130,7 @@ class Stage2(Pgtable):
 
     def grace_period(self) -> None:
         """The RCU callbacks run: every deferred table is freed, in order."""
-        waiting, self.deferred = self.deferred, []
+        waiting = self.store.deferred[:]
+        self.store.deferred.clear()
         for page, level in waiting:
             destroy.free_unlinked(self, page, level)

@@ -29,10 +29,10 @@ TABLE_PRE: Final = 2
 TABLE_POST: Final = 4
 SHARED: Final = 8
 HANDLE_FAULT: Final = 16
-"""6.6 to 6.18; 7.3 has ``IGNORE_EAGAIN`` at the same bit, with the reverse meaning."""
-IGNORE_EAGAIN: Final = 16
+"""6.6 to 6.18.  In 7.3 the same bit is ``IGNORE_EAGAIN``, with the reverse meaning; here they are two."""
 SKIP_BBM_TLBI: Final = 32
 SKIP_CMO: Final = 64
+IGNORE_EAGAIN: Final = 128
 
 LAST_LEVEL: Final = 3
 U64: Final = (1 << 64) - 1
@@ -67,7 +67,7 @@ class Pgtable:
     """
 
     __slots__ = (
-        "addr_mask", "behaviours", "deferred", "emit", "geometry", "ia_bits", "index_mask", "lose_cas", "lpa2",
+        "addr_mask", "behaviours", "emit", "geometry", "ia_bits", "index_mask", "lose_cas", "lpa2",
         "machine", "min_block_level", "odd_addresses", "page_mask", "page_size", "race_mode", "race_value", "root",
         "root_pages", "shifts", "start_level", "store",
     )
@@ -99,7 +99,6 @@ class Pgtable:
         self.lose_cas = 0
         self.race_mode = "set"
         self.race_value = 0
-        self.deferred: list[tuple[int, int]] = []
 
     # --- addresses in descriptors (kvm_pte_to_phys, kvm_phys_to_pte)
 
@@ -204,7 +203,7 @@ class Pgtable:
     def defer(self, page: int, level: int) -> None:
         """``free_unlinked_table``: the subtree under ``page`` is freed after a grace period."""
         self.emit((DEFER, page, level))
-        self.deferred.append((page, level))
+        self.store.deferred.append((page, level))
 
     def entry_at(self, addr: int, level: int) -> tuple[int, int] | None:
         """``(table page, index)`` of the entry for ``addr`` at ``level``; ``None`` when the walk ends above it."""

@@ -1,0 +1,277 @@
+"""Model and kernel code side by side: the same operation on both, everything compared after it.
+
+``Pair`` holds one table on each side.  Addresses need no translation: the harness numbers its pages as the model's
+store does (from the same address, never one twice), so the same order of allocations gives the same addresses.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inspector.events import RawEvent, format_raw
+from inspector.findings import BadInput
+from inspector.model.operations import LAST, Operation, format_operation, parse_operation
+from inspector.model.prot import kernel_prot
+from inspector.model.session import NoSuchEntry, Session, Setup, parse_setup
+from inspector.model.walker import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
+from tests.model import harness as h
+
+_OPS = {
+    "unmap": h.Op.UNMAP, "wrprotect": h.Op.WRPROTECT, "mkold": h.Op.MKOLD, "is_young": h.Op.IS_YOUNG,
+    "flush": h.Op.FLUSH, "get_leaf": h.Op.GET_LEAF, "destroy": h.Op.DESTROY, "destroy_range": h.Op.DESTROY_RANGE,
+    "destroy_pgd": h.Op.DESTROY_PGD, "grace_period": h.Op.RCU, "hyp_unmap": h.Op.HYP_UNMAP,
+    "hyp_destroy": h.Op.HYP_DESTROY, "map": h.Op.MAP, "relax_perms": h.Op.RELAX_PERMS, "mkyoung": h.Op.MKYOUNG,
+    "set_owner": h.Op.SET_OWNER, "annotate": h.Op.ANNOTATE, "test_clear_young": h.Op.TEST_CLEAR_YOUNG,
+    "split": h.Op.SPLIT, "create_unlinked": h.Op.CREATE_UNLINKED, "free_unlinked": h.Op.FREE_UNLINKED,
+    "poke": h.Op.POKE, "reference": h.Op.REF, "hyp_map": h.Op.HYP_MAP,
+}
+_FLAG_NAMES = (
+    (SHARED, "SHARED"), (HANDLE_FAULT, "HANDLE_FAULT"), (IGNORE_EAGAIN, "IGNORE_EAGAIN"),
+    (SKIP_BBM_TLBI, "SKIP_BBM_TLBI"), (SKIP_CMO, "SKIP_CMO"),
+)
+_RACES = {"set": h.Race.SET, "clear": h.Race.CLEAR, "value": h.Race.VALUE}
+_HEADER = struct.Struct("<6Q")
+_BY_VALUE = frozenset({"mkyoung", "mkold", "get_leaf", "create_unlinked", "poke", "reference"})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differed after one operation; ``what`` names it, the texts show both sides."""
+
+    operation: str
+    what: str
+    model: str
+    kernel: str
+
+    def __str__(self) -> str:
+        return f"after {self.operation}: {self.what}\n  model:\n{self.model}\n  kernel:\n{self.kernel}"
+
+
+class KernelSide:
+    """The harness driven by script operations."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        machine = setup.machine
+        extra = ("--hyp",) if machine.hyp_build else ()
+        self.harness = h.Harness(
+            setup.generation, setup.granule, lib=h.library(setup.generation, setup.granule, *extra), store_pages=1 << 14,
+            fwb=machine.fwb, tlb_range=machine.tlb_range, lpa2=setup.lpa2, xnx=machine.xnx, hvhe=machine.hvhe,
+            bti=machine.bti, dcache_op=machine.dcache_op, icache_op=machine.icache_op, rcu_at_once=not machine.rcu,
+        )
+        self.last_page = 0
+
+    def _flags(self, flags: int) -> int:
+        return self.harness.bits("WALK_", " ".join(name for bit, name in _FLAG_NAMES if flags & bit)) if flags else 0
+
+    def apply(self, o: Operation) -> tuple[h.Result, list[RawEvent]]:
+        """Run one operation: the kernel's result and events."""
+        harness = self.harness
+        if o.fail_alloc or o.lose_cas:
+            harness.inject = h.Inject(o.fail_alloc, o.lose_cas, _RACES[o.race_mode], o.race_value)
+        machine = self.setup.machine
+        fields: dict[str, Any] = {"addr": o.addr, "size": o.size, "mc": o.cache}
+        if o.name == "init":
+            words = [("NOFWB", machine.no_fwb), ("IDMAP", machine.idmap), ("AS_S1", machine.as_s1)]
+            flags = harness.bits("S2_", " ".join(word for word, on in words if on))
+            harness.set("force_pte", bool(machine.force_pte))
+            return harness.one(
+                h.Op.INIT, size=self.setup.ipa, phys=self.setup.pa, level=16, flags=flags,
+                value=machine.force_pte is not None,
+            )
+        if o.name == "hyp_init":
+            return harness.one(h.Op.HYP_INIT, size=self.setup.va)
+        if o.name in ("map", "relax_perms", "create_unlinked", "hyp_map"):
+            fields["prot"] = kernel_prot(o.prot, self.setup.behaviours)
+            fields["phys"] = o.pa
+        fields["flags"] = self._flags(o.flags)
+        if o.name in ("set_owner", "annotate", "poke"):
+            fields["value"] = o.value
+        if o.name == "annotate":
+            fields["flags"] = o.kind
+        elif o.name in ("test_clear_young", "create_unlinked"):
+            fields["flags"] = o.switch
+        elif o.name in ("poke", "reference"):
+            fields["size"] = o.change
+        elif o.name == "free_unlinked":
+            fields["phys"] = self.last_page if o.value == LAST else o.value
+        fields["level"] = o.level
+        result, raws = harness.one(_OPS[o.name], **fields)
+        if result.flags & 2:
+            raise NoSuchEntry(format_operation(o))
+        if o.name == "create_unlinked" and result.ret == 0:
+            self.last_page = result.value
+        return result, raws
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.harness.close()
+
+
+class ModelDump:
+    """The model's tree in the harness' dump format, remembering pages that have not changed."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._known: dict[int, tuple[bytes, bytes, list[tuple[int, int]]]] = {}
+
+    def _page(self, page: int, level: int) -> tuple[bytes, bytes, list[tuple[int, int]]]:
+        entries: array[int] = self.session.store.pages[page]
+        raw = entries.tobytes()
+        known = self._known.get(page)
+        if known is not None and known[0] == raw:
+            return known
+        values = np.frombuffer(raw, dtype="<u8")
+        indices = np.flatnonzero(values)
+        pairs = np.empty((len(indices), 2), dtype="<u8")
+        pairs[:, 0] = indices
+        pairs[:, 1] = values[indices]
+        children = []
+        if level < 3:
+            pgt = self.session.table
+            children = [(i, pgt.pa_of(v)) for i, v in pairs.tolist() if v & 3 == 3]
+        known = self._known[page] = (raw, pairs.tobytes(), children)
+        return known
+
+    def dump(self) -> bytes:
+        """The same bytes as ``Harness.dump_bytes``."""
+        pgt = self.session.pgt
+        parts: list[bytes] = []
+        if pgt is None or not pgt.root:
+            return b""
+        root_shift = pgt.shifts[pgt.start_level] + pgt.index_mask.bit_length()
+        counts = self.session.store.counts
+        shifts = pgt.shifts
+
+        def under(page: int, level: int, base: int, parent: int, number: int) -> None:
+            _, pairs, children = self._page(page, level)
+            parts.append(
+                _HEADER.pack(page, base, parent, number, level & 0xFFFF_FFFF | counts[page] << 32, len(pairs) // 16)
+            )
+            parts.append(pairs)
+            for index, child in children:
+                under(child, level + 1, base + (index << shifts[level]), page, index)
+
+        for number in range(pgt.root_pages):
+            under(pgt.root + number * pgt.page_size, pgt.start_level, number << (root_shift & 63), 0, number)
+        return b"".join(parts)
+
+
+def _lines(raws: list[RawEvent]) -> str:
+    return "\n".join("    " + format_raw(raw) for raw in raws)
+
+
+def _first_difference(ours: list[RawEvent], theirs: list[RawEvent]) -> tuple[str, str]:
+    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    start = max(0, at - 4)
+    return _lines(ours[start : at + 4]), _lines(theirs[start : at + 4])
+
+
+class Pair:
+    """One table in the model and one in the kernel's code.
+
+    ``events`` and ``ret`` are the model's for the last operation.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.session = Session(setup)
+        self.kernel = KernelSide(setup)
+        self.events: list[RawEvent] = []
+        self.ret = 0
+        self._dump = ModelDump(self.session)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.kernel.close()
+
+    def apply(self, operation: Operation) -> Difference | None:
+        """Run it on both sides; the first difference, ``None`` when there is none.
+
+        Raises ``NoSuchEntry`` when neither side has the entry, ``Unsupported`` when neither has the function, and
+        ``HarnessFault`` when the kernel's code itself used a page that is not allocated.
+        """
+        model_error = kernel_error = None
+        try:
+            result, theirs = self.kernel.apply(operation)
+        except (NoSuchEntry, h.Unsupported) as error:
+            kernel_error = error
+        try:
+            outcome = self.session.apply(operation)
+        except (NoSuchEntry, ValueError) as error:
+            model_error = error
+        except (KeyError, IndexError, RecursionError) as error:
+            return Difference(format_operation(operation), "the model broke", repr(error), "")
+        text = format_operation(operation)
+        if model_error or kernel_error:
+            if model_error and kernel_error:
+                self.session.store.take_events()
+                raise kernel_error
+            return Difference(text, "only one side can do it", str(model_error), str(kernel_error))
+        ours = self.events = self.session.store.take_events()
+        if ours != theirs:
+            return Difference(text, "events", *_first_difference(ours, theirs))
+        if operation.name in ("mkyoung", "mkold"):
+            ret = outcome.value - (outcome.value >> 63 << 64)
+        else:
+            ret = outcome.ret
+        self.ret = ret
+        if ret != result.ret:
+            return Difference(text, "return value", str(ret), str(result.ret))
+        if operation.name in _BY_VALUE and ret >= 0 and outcome.value != result.value:
+            return Difference(text, "value", f"{outcome.value:#x}", f"{result.value:#x}")
+        if operation.name == "get_leaf" and ret == 0 and outcome.level != result.level:
+            return Difference(text, "level", str(outcome.level), str(result.level))
+        return self._compare_state(text)
+
+    def _compare_state(self, text: str) -> Difference | None:
+        harness = self.kernel.harness
+        try:
+            ours = self._dump.dump()
+        except KeyError as error:
+            return Difference(text, "the model's table leads to a page that is not there", repr(error), "")
+        theirs = harness.dump_bytes()
+        if ours != theirs:
+            return Difference(text, "table entries or reference counts", *_dump_difference(ours, theirs))
+        counts, outstanding = self.session.store.counts, harness.outstanding()
+        if counts != outstanding:
+            odd = {page for page in counts.keys() | outstanding.keys() if counts.get(page) != outstanding.get(page)}
+            return Difference(
+                text, "outstanding pages", *(str({hex(p): side.get(p) for p in sorted(odd)}) for side in (counts, outstanding))
+            )
+        if self.session.store.deferred != harness.deferred():
+            return Difference(text, "deferred tables", str(self.session.store.deferred), str(harness.deferred()))
+        return None
+
+
+def _dump_difference(ours: bytes, theirs: bytes) -> tuple[str, str]:
+    a, b = memoryview(ours).cast("Q"), memoryview(theirs).cast("Q")
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    start = max(0, at - 6)
+    return tuple("    " + " ".join(f"{v:#x}" for v in side[start : at + 6]) for side in (a, b))  # type: ignore[return-value]
+
+
+def run_lines(lines: list[str]) -> Difference | None:
+    """Run a script on both sides: the first difference, ``None`` when they agree to the end.
+
+    Operations that neither side can do are passed over, so that a shrinker may remove any line.
+    """
+    setup = parse_setup(lines[0])
+    pair = Pair(setup)
+    try:
+        for line in lines[1:]:
+            try:
+                difference = pair.apply(parse_operation(line))
+            except (NoSuchEntry, h.Unsupported, h.HarnessFault):
+                continue
+            except (ValueError, BadInput):
+                return None
+            if difference:
+                return difference
+    finally:
+        pair.close()
+    return None

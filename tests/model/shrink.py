@@ -1,0 +1,63 @@
+"""Making a failing script small: drop operations, then simplify their words, as long as the two sides still differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from inspector.model.operations import Operation, ScriptError, format_operation, parse_operation
+from tests.model.differ import Difference, run_lines
+
+Fails = Callable[[list[str]], Difference | None]
+
+
+def _drop(lines: list[str], fails: Fails) -> list[str]:
+    """Remove chunks of lines, ever smaller ones, while it still fails.
+
+    Line 0 is the machine, and inits stay: the kernel's code does not survive being called without a table.
+    """
+    chunk = max(1, (len(lines) - 1) // 2)
+    while chunk:
+        at = 1
+        while at < len(lines):
+            gone = [line for line in lines[at : at + chunk] if "init" not in line.split()[0]]
+            shorter = lines[:at] + [line for line in lines[at : at + chunk] if line not in gone] + lines[at + chunk :]
+            if gone and fails(shorter) is not None:
+                lines = shorter
+            else:
+                at += chunk
+        chunk //= 2
+    return lines
+
+
+_SIMPLER: tuple[dict[str, object], ...] = (
+    {"fail_alloc": 0}, {"lose_cas": 0}, {"flags": 0}, {"cache": 1 << 20}, {"prot": 3}, {"prot": 15}, {"change": 0},
+    {"size": 0x1000}, {"size": 0x200000},
+)
+
+
+def _simplify(lines: list[str], fails: Fails) -> list[str]:
+    for at in range(1, len(lines)):
+        for change in _SIMPLER:
+            try:
+                operation: Operation = parse_operation(lines[at])
+                simpler = format_operation(replace(operation, **change))  # type: ignore[arg-type]
+            except ScriptError:
+                continue
+            if len(simpler) >= len(lines[at]):
+                continue
+            candidate = [*lines[:at], simpler, *lines[at + 1 :]]
+            if fails(candidate) is not None:
+                lines = candidate
+    return lines
+
+
+def shrink(lines: list[str], fails: Fails = run_lines) -> list[str]:
+    """A script that still makes the two sides differ, as short as greedy deletion gets it."""
+    if fails(lines) is None:
+        return lines
+    while True:
+        before = lines
+        lines = _simplify(_drop(lines, fails), fails)
+        if lines == before:
+            return lines
