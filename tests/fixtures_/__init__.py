@@ -1,0 +1,1 @@
+"""Tests of what the live tests stand on: the exerciser's ground truth, kernels, harness."""
