@@ -149,7 +149,8 @@ class Vm:
     """One VM.  ``found_by`` names the ways it was found: ``vm_list``, ``files``, ``vcpu-files``.
 
     ``name`` is ``vm0``, ``vm1`` … in order of creation as far as ``vm_list`` or pid and fd tell it.
-    ``invalidating`` is true while an MMU-notifier invalidation is in progress.
+    ``invalidating`` is true while an MMU-notifier invalidation is in progress.  ``fd`` is the number of the VM's open
+    file in process ``pid``, ``None`` where only a vCPU's file or ``vm_list`` names the VM.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Vm:
     vcpus: tuple[Vcpu, ...]
     invalidating: bool
     object_pa: tuple[int, int] = (0, 0)
+    fd: int | None = None
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ class _Found:
     """How a ``struct kvm`` was found, and by whom."""
 
     ways: list[str] = field(default_factory=list)
-    owner: tuple[int, int] | None = None  # tgid, fd
+    owner: tuple[int, int] | None = None  # tgid, lowest fd of the VM or one of its vCPUs
     command: str | None = None
+    fd: int | None = None
 
 
 def _add(found: dict[int, _Found], kvm: int, way: str) -> _Found:
@@ -50,6 +51,7 @@ def find_vms(kernel: Kernel, notes: list[str]) -> dict[int, _Found]:
     for file in open_files(kernel, notes):
         if file.release == vm_release:
             entry = _add(found, file.private_data, "files")
+            entry.fd = file.fd if entry.fd is None else min(entry.fd, file.fd)
         elif file.release == vcpu_release:
             entry = _add(found, kernel.at("kvm_vcpu", file.private_data).u("kvm"), "vcpu-files")
         else:
@@ -239,6 +241,7 @@ def _read_vm(
         memslots=memslots(kernel, kvm),
         vcpus=tuple(_vcpu(kernel, a, running) for a in _vcpu_addresses(kernel, kvm)),
         invalidating=_invalidating(kvm),
+        fd=how.fd,
         object_pa=(pa, pa + min(len(kvm.data), kernel.space.geometry.granule - pa % kernel.space.geometry.granule)),
     )
     return ReadVm(vm, kvm.u("mm"))

@@ -1,0 +1,25 @@
+"""What the whole test run has at hand, said in its header."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+#: What `run_qemu.sh test` tries to fetch: the distribution's kernel and those of newer Debian suites.
+WANTED = ("6.1", "6.12", "7.3")
+
+
+def kernel_labels() -> list[str]:
+    """The kernels at hand, oldest first; a suite that is not reachable has none."""
+    folder = os.environ.get("INSPECTOR_KERNELS")
+    found = [path.parent.name for path in Path(folder).glob("*/vmlinuz")] if folder else []
+    return sorted(found, key=lambda label: [int(part) for part in label.split(".")])
+
+
+def pytest_report_header() -> list[str]:
+    have = kernel_labels()
+    missing = [label for label in WANTED if label not in have]
+    lines = [f"kernels: {', '.join(have) or 'none (./run_qemu.sh test fetches them)'}"]
+    if missing:
+        lines.append(f"not collected, their suite was not reachable: tests on {', '.join(missing)}")
+    return lines
