@@ -204,22 +204,16 @@ def sources() -> dict[str, Path]:
     """Kernel sources by label.  Raises ``BadInput`` when the variable is not set or nothing is there."""
     folder = os.environ.get(SOURCES_VARIABLE)
     if not folder:
-        raise BadInput(
-            f"{SOURCES_VARIABLE} is not set: name a directory with <label>/ trees or linux-source-*.deb"
-        )
+        raise BadInput(f"{SOURCES_VARIABLE} is not set: name a directory with <label>/ trees or linux-source-*.deb")
     found: dict[str, Path] = {}
     for path in sorted(Path(folder).iterdir()):
-        name = re.match(r"linux-source-([\d.]+)_.*\.deb$", path.name) or re.match(
-            r"(.+?)\.tar(\.\w+)?$", path.name
-        )
+        name = re.match(r"linux-source-([\d.]+)_.*\.deb$", path.name) or re.match(r"(.+?)\.tar(\.\w+)?$", path.name)
         if name:
             found.setdefault(name.group(1), path)
         elif path.is_dir():
             found[path.name] = path
     if not found:
-        raise BadInput(
-            f"{folder} holds no kernel source: put a tree, a tarball or a linux-source package there"
-        )
+        raise BadInput(f"{folder} holds no kernel source: put a tree, a tarball or a linux-source package there")
     return found
 
 
@@ -257,9 +251,7 @@ def library(label: str, granule: str = "4k", *extra: str) -> ctypes.CDLL:
     options."""
     available = sources()
     if label not in available:
-        raise BadInput(
-            f"no source of kernel {label}: there are {', '.join(available)} in ${SOURCES_VARIABLE}"
-        )
+        raise BadInput(f"no source of kernel {label}: there are {', '.join(available)} in ${SOURCES_VARIABLE}")
     return load(build(available[label], label, granule, _build_directory(), *extra))
 
 
@@ -531,9 +523,7 @@ class Harness:
         result, raws = self.one(Op.FLUSH, addr=addr, size=size)
         return result.ret, raws
 
-    def stage2_set_owner(
-        self, addr: int, size: int, owner: int, mc: int | None = MC_PLENTY
-    ) -> tuple[int, Raws]:
+    def stage2_set_owner(self, addr: int, size: int, owner: int, mc: int | None = MC_PLENTY) -> tuple[int, Raws]:
         result, raws = self.one(Op.SET_OWNER, addr=addr, size=size, value=owner, mc=mc)
         return result.ret, raws
 
@@ -662,14 +652,34 @@ class Harness:
         return [(pa, _signed(level)) for pa, level in pairs]
 
 
-def stores_replayed(before: Iterable[Table], raws: Raws, page_size: int) -> dict[int, int]:
-    """The entries (address → value, zero left out) that ``before`` becomes when only the stores in ``raws``
-    happen to it; pages allocated start at zero, pages freed are forgotten."""
-    memory = {table.pa + 8 * index: raw for table in before for index, raw in table.entries.items()}
-    for raw in raws:
-        if raw[0] == ev.STORE:
-            memory[raw[1]] = raw[3]
-        elif raw[0] in (ev.FREE, ev.ALLOC):
-            for offset in range(0, page_size, 8):
-                memory.pop(raw[1] + offset, None)
-    return {pa: value for pa, value in memory.items() if value}
+class Replay:
+    """Table pages as the logged events alone make them: page address → index → entry, zero left out.
+
+    Pages come with ``alloc`` and ``alloc_exact``, zeroed, and go with ``free`` and ``free_exact``.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self.pages: dict[int, dict[int, int]] = {}
+
+    def take(self, raws: Iterable[ev.RawEvent]) -> None:
+        """Let these events happen.  Raises ``KeyError`` for a store into a page that is not there."""
+        for raw in raws:
+            kind = raw[0]
+            if kind == ev.STORE:
+                page, offset = raw[1] & -self._page_size, raw[1] & (self._page_size - 1)
+                entries = self.pages[page]
+                if raw[3]:
+                    entries[offset >> 3] = raw[3]
+                else:
+                    entries.pop(offset >> 3, None)
+            elif kind == ev.ALLOC:
+                self.pages[raw[1]] = {}
+            elif kind == ev.FREE:
+                del self.pages[raw[1]]
+            elif kind in (ev.ALLOC_EXACT, ev.FREE_EXACT):
+                for page in range(raw[1], raw[1] + raw[2], self._page_size):
+                    if kind == ev.ALLOC_EXACT:
+                        self.pages[page] = {}
+                    else:
+                        del self.pages[page]

@@ -1,0 +1,795 @@
+"""The kernel's pgtable.c in the harness does what facts and architecture say, and the harness sees all of it.
+
+Expected values: descriptors and registers from DDI 0487 (D8.3, VTCR_EL2) by hand; orders of events and return
+codes read from the kernel's source, release by release.  One set of tests for every kernel source there is.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inspector import events as ev
+from inspector.findings import BadInput
+from tests.model.harness import (
+    AF,
+    BUILD_SCRIPT,
+    GRANULES,
+    Harness,
+    HarnessFault,
+    Inject,
+    NoEntry,
+    Op,
+    Race,
+    Raws,
+    Replay,
+    Unsupported,
+    build,
+    library,
+    load,
+    pack,
+    sources,
+)
+
+K, M, G = 1 << 10, 1 << 20, 1 << 30
+PHYS = 0x4820_0000
+IPA = 0x8000_0000
+
+
+def _labels() -> list[str]:
+    try:
+        return list(sources())
+    except BadInput:
+        return ["6.12"]  # each test then fails with the sentence that says what to set
+
+
+def _version(label: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in label.split("."))
+
+
+@pytest.fixture(params=_labels())
+def label(request: pytest.FixtureRequest) -> str:
+    """Every kernel whose source is there."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=GRANULES)
+def granule(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def h(label: str) -> Iterator[Harness]:
+    """A guest's table as on a CPU with FWB: 4K pages, 40 bits of IPA."""
+    with Harness(label, fwb=True) as harness:
+        assert harness.stage2_init(40)[0] == 0
+        yield harness
+
+
+def of_kind(raws: Raws, *kinds: int) -> Raws:
+    return [raw for raw in raws if raw[0] in kinds]
+
+
+def kinds(raws: Raws) -> list[str]:
+    return [ev.EVENT_TYPES[raw[0]][0] for raw in raws]
+
+
+def fault_flags(harness: Harness) -> int:
+    """The walk flags that a fault passes (facts 3.4)."""
+    if harness.constant("WALK_SHARED") is None:
+        return 0
+    return harness.bits("WALK_", "SHARED" + (" HANDLE_FAULT" if harness.constant("WALK_HANDLE_FAULT") else ""))
+
+
+# ---- descriptors and registers
+
+
+@pytest.mark.parametrize(
+    ("fwb", "prot", "size", "phys", "expected"),
+    [
+        (True, "rw", 4 * K, 0x4812_3000, 0x0040_0000_4812_37DB),
+        (False, "rw", 4 * K, 0x4812_3000, 0x0040_0000_4812_37FF),
+        (True, "rw device", 4 * K, 0x0900_0000, 0x0040_0000_0900_07C7),
+        (False, "rw device", 4 * K, 0x0900_0000, 0x0040_0000_0900_07C7),
+        (True, "r x", 2 * M, 0x4820_0000, 0x0000_0000_4820_0759),
+        (True, "rwx", 1 * G, 0x1_0000_0000, 0x0000_0001_0000_07D9),
+        (True, "r sw0 sw3", 4 * K, 0x4812_3000, 0x04C0_0000_4812_375B),
+    ],
+)
+def test_leaf_vectors(label: str, fwb: bool, prot: str, size: int, phys: int, expected: int) -> None:
+    with Harness(label, fwb=fwb) as h:
+        h.stage2_init(40)
+        assert h.stage2_map(0x40000000, size, phys, h.prot(prot))[0] == 0
+        ret, entry, level = h.get_leaf(0x40000000)
+    assert (ret, hex(entry), level) == (0, hex(expected), {4 * K: 3, 2 * M: 2, 1 * G: 1}[size])
+
+
+def test_table_vector(label: str) -> None:
+    """The first table after a one-page PGD at 0x4800_0000 is at 0x4800_1000."""
+    with Harness(label, store_pa=0x4800_0000) as h:
+        h.stage2_init(39)
+        h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
+        assert h.peek(0, 1) == 0x4800_1003
+        assert [table.references for table in h.dump()] == [2, 2, 2]
+
+
+def test_normal_nc(label: str) -> None:
+    with Harness(label, fwb=True) as h:
+        h.stage2_init(40)
+        if _version(label) < (6, 12):
+            with pytest.raises(Unsupported):
+                h.prot("rw nc")
+            return
+        h.stage2_map(0, 4 * K, 0x4812_3000, h.prot("rw nc"))
+        assert h.get_leaf(0)[1] == 0x0040_0000_4812_37D7
+        assert h.stage2_map(0, 4 * K, PHYS, h.prot("rwx nc"))[0] == -errno.EINVAL
+
+
+def test_two_bit_execute_never(label: str) -> None:
+    """XN[1:0] at 54:53 (DDI 0487, FEAT_XNX): 00 both, 01 EL0 only, 10 none, 11 EL1 only; 7.3 writes both
+    bits."""
+    with Harness(label, fwb=True, xnx=True) as h:
+        h.stage2_init(40)
+        if _version(label) < (7, 0):
+            assert h.constant("PROT_PX") is None
+            return
+        for page, (prot, xn) in enumerate([("rwx", 0), ("rw ux", 1), ("rw", 2), ("rw px", 3)]):
+            h.stage2_map(page * 4 * K, 4 * K, PHYS, h.prot(prot))
+            assert h.get_leaf(page * 4 * K)[1] >> 53 & 3 == xn
+        h.set("xnx", False)
+        assert h.stage2_map(G, 4 * K, PHYS, h.prot("rw px"))[0] == -errno.EINVAL
+
+
+@pytest.mark.parametrize(("granule_", "vtcr"), [("4k", 0x802D_3558), ("16k", 0x802D_B558), ("64k", 0x802D_7558)])
+def test_vtcr(label: str, granule_: str, vtcr: int) -> None:
+    """40 bits of IPA, 48 of PA, 16-bit VMID, hardware access flag (DDI 0487, VTCR_EL2)."""
+    with Harness(label, granule_) as h:
+        h.stage2_init(40)
+        assert hex(h.info().vtcr) == hex(vtcr)
+        h.set("no_ha", True)
+        h.stage2_init(40, vmid_bits=8)
+        assert hex(h.info().vtcr) == hex(vtcr & ~(1 << 21) & ~(1 << 19))
+
+
+@pytest.mark.parametrize(
+    ("ia_bits", "shapes"),
+    [
+        # start level and concatenated root tables for 4K, 16K, 64K: DDI 0487 D8.2.2, at least two levels
+        (32, ((2, 4), (2, 1), (2, 1))),
+        (36, ((1, 1), (2, 1), (2, 1))),
+        (39, ((1, 1), (2, 8), (2, 1))),
+        (40, ((1, 2), (2, 16), (2, 1))),
+        (42, ((1, 8), (1, 1), (2, 1))),
+        (43, ((1, 16), (1, 1), (2, 2))),
+        (44, ((0, 1), (1, 1), (2, 4))),
+        (48, ((0, 1), (1, 2), (1, 1))),
+    ],
+)
+def test_geometry(label: str, granule: str, ia_bits: int, shapes: tuple[tuple[int, int], ...]) -> None:
+    level, pages = shapes[GRANULES.index(granule)]
+    with Harness(label, granule) as h:
+        _, raws = h.stage2_init(ia_bits)
+        info = h.info()
+        assert (info.start_level, info.root_pages, info.outstanding) == (level, pages, pages)
+        assert (info.vtcr >> 6) & 3 == (2 if granule == "4k" else 3) - level
+        assert info.pgd % (pages * h.page_size) == 0
+        assert raws == [(ev.ALLOC_EXACT, info.pgd, pages * h.page_size), (ev.BARRIER, "ishst")]
+        top = (1 << ia_bits) - h.page_size
+        assert h.stage2_map(top, h.page_size, PHYS & -h.page_size, h.prot("r"))[0] == 0
+        assert h.stage2_map(top, 2 * h.page_size, 0, h.prot("r"))[0] == -errno.ERANGE
+        assert h.dump()[pages - 1].entries, "the last root page holds the last address"
+
+
+@pytest.mark.parametrize(("granule_", "shape"), [("4k", (0, 16)), ("16k", (0, 1))])
+def test_lpa2(label: str, granule_: str, shape: tuple[int, int]) -> None:
+    """52-bit addresses with 4K and 16K pages: PA[51:50] in bits 9:8 of tables and leaves, no shareability
+    there."""
+    with Harness(label, granule_, fwb=True, lpa2=True, store_pa=0xC_0000_4000_0000) as h:
+        h.stage2_init(52, pa_bits=52)
+        info = h.info()
+        if _version(label) < (6, 12):
+            assert (info.vtcr >> 32 & 1, info.vtcr >> 16 & 7) == (0, 5), "these kernels know no LPA2"
+            return
+        assert (info.start_level, info.root_pages) == shape
+        assert info.vtcr >> 32 & 1, "VTCR_EL2.DS"
+        assert info.vtcr >> 16 & 7 == 6, "VTCR_EL2.PS, 52 bits"
+        ipa = (1 << 52) - h.page_size
+        assert h.stage2_map(ipa, h.page_size, 0xB_2345_6789_0000 & -h.page_size, h.prot("rw"))[0] == 0
+        entry = h.get_leaf(ipa)[1]
+        assert entry & 0x3FF == 0x2DB, "PA[51:50] = 2, read and write, normal memory"
+        assert entry >> 12 & 0x3F_FFFF_FFFF == 0xB_2345_6789_0000 >> 12 & 0x3F_FFFF_FFFF
+        assert h.peek(ipa, info.start_level) & 0x3FF == 0x303, "a table at PA[51:50] = 3"
+        h.stage2_unmap(ipa, h.page_size)
+        assert len(h.outstanding()) == info.root_pages
+
+
+def test_64k_pages_52_bits(label: str) -> None:
+    """PA[51:48] of a 64K descriptor is in bits 15:12."""
+    with Harness(label, "64k", fwb=True) as h:
+        h.stage2_init(52, pa_bits=52)
+        assert (h.info().start_level, h.info().root_pages) == (1, 1)
+        h.stage2_map(0, 64 * K, 0xA_1234_5678_0000, h.prot("rw"))
+        assert hex(h.get_leaf(0)[1]) == hex(0x0040_1234_5678_A7DB)
+
+
+# ---- events
+
+
+def test_map_of_a_page(h: Harness, label: str) -> None:
+    """Two tables and a page; since 6.6 a break (LOCKED) precedes every make, and the reference precedes the
+    store."""
+    ret, raws = h.stage2_map(IPA, 4 * K, PHYS, h.prot("rw"))
+    assert ret == 0
+    locked = h.constant("LOCKED")
+    pgd = h.info().pgd
+    l2, l3 = (table.pa for table in h.dump()[1:3])
+    leaf = PHYS | 0x0040_0000_0000_07DB
+    entry = (pgd + 8 * (IPA >> 30), l2, l3)
+    cache = (ev.CACHE, "dcache", PHYS, 4096)
+    if locked is None:
+        expected = [
+            (ev.ALLOC, l2), (ev.STORE, entry[0], 0, l2 | 3, 1, 0), (ev.GET, pgd),
+            (ev.ALLOC, l3), (ev.STORE, entry[1], 0, l3 | 3, 1, 0), (ev.GET, l2),
+            cache, (ev.STORE, entry[2], 0, leaf, 1, 0), (ev.GET, l3),
+        ]  # fmt: skip
+    else:
+        expected = [
+            (ev.ALLOC, l2), (ev.STORE, entry[0], 0, locked, 0, 0),
+            (ev.GET, pgd), (ev.STORE, entry[0], locked, l2 | 3, 1, 0),
+            (ev.ALLOC, l3), (ev.STORE, entry[1], 0, locked, 0, 0),
+            (ev.GET, l2), (ev.STORE, entry[1], locked, l3 | 3, 1, 0),
+            (ev.STORE, entry[2], 0, locked, 0, 0), cache,
+            (ev.GET, l3), (ev.STORE, entry[2], locked, leaf, 1, 0),
+        ]  # fmt: skip
+    assert raws == [*expected, (ev.BARRIER, "ishst")]
+
+
+def test_executable_map_invalidates_the_instruction_cache(h: Harness) -> None:
+    _, raws = h.stage2_map(0, 2 * M, PHYS, h.prot("rwx"))
+    assert of_kind(raws, ev.CACHE) == [(ev.CACHE, "dcache", PHYS, 2 * M), (ev.CACHE, "icache", PHYS, 2 * M)]
+
+
+def test_unmap_order(label: str) -> None:
+    """Store, invalidation, reference, then the cache without FWB; tables after their entries, without FWB
+    too."""
+    unknown = ev.TTL_UNKNOWN if _version(label) >= (6, 6) else 0
+    with Harness(label, fwb=False) as h:
+        h.stage2_init(40)
+        h.stage2_map(IPA, 4 * K, PHYS, h.prot("rw"))
+        pgd, _, l2, l3 = (table.pa for table in sorted(h.dump(), key=lambda table: table.level))
+        entry = pgd + 8 * (IPA >> 30)
+        ret, raws = h.stage2_unmap(IPA, 4 * K)
+    assert ret == 0
+    assert raws == [
+        (ev.STORE, l3, PHYS | 0x0040_0000_0000_07FF, 0, 0, 0),
+        (ev.TLBI, "ipa", IPA, 3, None),
+        (ev.PUT, l3, 1),
+        (ev.CACHE, "dcache", PHYS, 4096),
+        (ev.STORE, l2, l3 | 3, 0, 0, 0),
+        (ev.TLBI, "ipa", IPA, unknown, None),
+        (ev.PUT, l2, 1),
+        (ev.PUT, l3, 0),
+        (ev.FREE, l3),
+        (ev.STORE, entry, l2 | 3, 0, 0, 0),
+        (ev.TLBI, "ipa", IPA, unknown, None),
+        (ev.PUT, pgd, 1),
+        (ev.PUT, l2, 0),
+        (ev.FREE, l2),
+    ]
+
+
+def test_unmap_defers_leaf_invalidation(label: str) -> None:
+    """With FWB and TLB range instructions the leaves are invalidated once, after the walk (6.6+), tables
+    still each."""
+    with Harness(label, fwb=True, tlb_range=True) as h:
+        h.stage2_init(40)
+        h.stage2_map(IPA, 16 * K, PHYS, h.prot("rw"))
+        _, raws = h.stage2_unmap(IPA, 16 * K)
+    flushes = [(raw[1], raw[4]) for raw in of_kind(raws, ev.TLBI)]
+    if _version(label) < (6, 6):
+        assert flushes == [("ipa", None)] * 6
+    else:
+        assert flushes == [("ipa", None)] * 2 + [("range", 4)]
+        assert raws[-1] == (ev.TLBI, "range", IPA, None, 4)
+
+
+def test_range_flush_in_chunks(label: str) -> None:
+    """One range helper call takes at most 2,097,152 pages (DDI 0487, TLBI RIPAS2E1IS: SCALE and NUM)."""
+    with Harness(label, fwb=True, tlb_range=True) as h:
+        h.stage2_init(40)
+        _, raws = h.stage2_unmap(0, 20 * G)
+    if _version(label) < (6, 6):
+        assert raws == []
+    else:
+        assert raws == [
+            (ev.TLBI, "range", 0, None, 1 << 21),
+            (ev.TLBI, "range", 8 * G, None, 1 << 21),
+            (ev.TLBI, "range", 16 * G, None, 1 << 20),
+        ]
+
+
+def test_block_over_table(h: Harness, label: str) -> None:
+    """Collapse: by the anchor until 6.1 (the table is dismantled in the walk), later replaced and freed by
+    RCU."""
+    h.stage2_map(0, 4 * K, PHYS, h.prot("rw"))
+    pgd, l2, l3 = _chain(h, 0)
+    ret, raws = h.stage2_map(0, 2 * M, PHYS, h.prot("rw"))
+    block, table = PHYS | 0x0040_0000_0000_07D9, l3 | 3
+    assert ret == 0
+    assert h.get_leaf(0) == (0, block, 2)
+    locked = h.constant("LOCKED")
+    if locked is None:
+        assert raws == [
+            (ev.STORE, l2, table, 0, 0, 0),
+            (ev.TLBI, "vmid", None, None, None),
+            (ev.PUT, l3, 1),
+            (ev.CACHE, "dcache", PHYS, 2 * M),
+            (ev.STORE, l2, 0, block, 1, 0),
+            (ev.GET, l2),
+            (ev.PUT, l3, 0),
+            (ev.FREE, l3),
+            (ev.PUT, l2, 2),
+            (ev.BARRIER, "ishst"),
+        ]
+        assert h.deferred() == []
+    else:
+        assert raws == [
+            (ev.STORE, l2, table, locked, 0, 0),
+            (ev.TLBI, "vmid", None, None, None),
+            (ev.PUT, l2, 1),
+            (ev.CACHE, "dcache", PHYS, 2 * M),
+            (ev.GET, l2),
+            (ev.STORE, l2, locked, block, 1, 0),
+            (ev.DEFER, l3, 2),
+            (ev.BARRIER, "ishst"),
+        ]
+        assert h.deferred() == [(l3, 2)]
+        assert h.dump(l3, 3)[0].references == 2, "readable with its content until the grace period ends"
+        assert h.rcu() == (1, [(ev.PUT, l3, 1), (ev.PUT, l3, 0), (ev.FREE, l3)])
+    assert sorted(h.outstanding()) == [pgd, pgd + 4 * K, l2]
+
+
+def _chain(h: Harness, ipa: int) -> tuple[int, int, int]:
+    """The tables that translate ``ipa``: PGD, level 2, level 3."""
+    pgd = h.info().pgd
+    l2 = h.peek(ipa, 1) & ~0xFFF
+    return pgd, l2, h.peek(ipa, 2) & ~0xFFF
+
+
+def test_span_flush_by_range(label: str) -> None:
+    """An evicted table is flushed over the span of its entry, by range where the CPU can (6.6+)."""
+    with Harness(label, fwb=True, tlb_range=True) as h:
+        h.stage2_init(40)
+        h.stage2_map(2 * M, 4 * K, PHYS, h.prot("rw"))
+        _, raws = h.stage2_map(2 * M, 2 * M, PHYS, h.prot("rw"))
+    expected = (ev.TLBI, "vmid", None, None, None) if _version(label) < (6, 6) else (ev.TLBI, "range", 2 * M, None, 512)
+    assert of_kind(raws, ev.TLBI) == [expected]
+
+
+def test_table_over_block(h: Harness) -> None:
+    """A page mapped into a block loses the rest of the block: it is faulted back lazily."""
+    h.stage2_map(0, 2 * M, PHYS, h.prot("rw"))
+    ret, raws = h.stage2_map(0x5000, 4 * K, PHYS, h.prot("rw"))
+    assert ret == 0
+    assert of_kind(raws, ev.TLBI) == [(ev.TLBI, "ipa", 0x5000, 2, None)]
+    assert h.get_leaf(0x5000)[2] == 3
+    assert h.get_leaf(0x6000)[1:] == (0, 3)
+
+
+def test_permission_only_map_is_refused(h: Harness, label: str) -> None:
+    """-EAGAIN reaches the caller always in 6.1, from a fault in 6.6 to 6.18, unless ignored in 7.3."""
+    h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
+    before = h.dump()
+    quiet = -errno.EAGAIN if _version(label) < (6, 6) or _version(label) >= (7, 0) else 0
+    assert h.stage2_map(0, 4 * K, PHYS, h.prot("rwx")) == (quiet, [(ev.BARRIER, "ishst")])
+    assert h.stage2_map(0, 4 * K, PHYS, h.prot("rw"), flags=fault_flags(h))[0] == -errno.EAGAIN
+    if h.constant("WALK_IGNORE_EAGAIN"):
+        assert h.stage2_map(0, 4 * K, PHYS, h.prot("rw"), flags=h.bits("WALK_", "IGNORE_EAGAIN"))[0] == 0
+    assert h.dump() == before
+
+
+def test_software_bits_only(h: Harness, label: str) -> None:
+    """6.12+: a walk that is not shared stores them without break-before-make; before that it is a full
+    replacement."""
+    h.stage2_map(0, 4 * K, PHYS, h.prot("rw"))
+    ret, raws = h.stage2_map(0, 4 * K, PHYS, h.prot("rw sw1"))
+    assert ret == 0
+    assert h.get_leaf(0)[1] >> 55 & 0xF == 2
+    if _version(label) >= (6, 12):
+        assert kinds(raws) == ["store", "barrier"]
+    else:
+        assert kinds(raws) == ["store", "tlbi", "put", "cache", "store", "get", "barrier"]
+
+
+def test_relax_perms(h: Harness, label: str) -> None:
+    helper = "ipa" if _version(label) < (6, 6) else "ipa_nsh"
+    h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
+    flags = fault_flags(h)
+    ret, raws = h.stage2_relax_perms(0, h.prot("rw"), flags)
+    assert ret == 0
+    assert of_kind(raws, ev.TLBI) == [(ev.TLBI, helper, 0, 3, None)]
+    assert h.get_leaf(0)[1] & 0xC0 == 0xC0
+    ret, raws = h.stage2_relax_perms(0, h.prot("rx"), flags)
+    assert kinds(raws) == ["cache", "store", "tlbi"]
+    assert raws[0][1] == "icache"
+    ret, raws = h.stage2_relax_perms(64 * G, h.prot("rw"), flags)
+    if _version(label) < (6, 6):
+        assert (ret, raws) == (0, [(ev.TLBI, helper, 64 * G, 0, None)])
+    else:
+        assert (ret, raws) == (-errno.EAGAIN, [(ev.TLBI, helper, 64 * G, ev.TTL_UNKNOWN, None)])
+    assert h.stage2_relax_perms(0, h.prot("sw0"), flags) == (-errno.EINVAL, [])
+
+
+def test_access_flag(h: Harness, label: str) -> None:
+    h.stage2_map(0, 8 * K, PHYS, h.prot("rw"))
+    leaf = h.get_leaf(0)[1]
+    if _version(label) < (6, 6):
+        assert h.stage2_is_young(0)[0] == 1
+        old, raws = h.stage2_mkold(0)
+        assert old == leaf
+        assert kinds(raws) == ["store"]
+        assert h.stage2_is_young(0) == (0, [])
+        with pytest.raises(Unsupported):
+            h.stage2_test_clear_young(0, 4 * K, True)
+    else:
+        assert h.stage2_test_clear_young(0, 8 * K, False) == (1, [])
+        young, raws = h.stage2_test_clear_young(0, 8 * K, True)
+        assert (young, kinds(raws)) == (1, ["store", "store"])
+        assert h.stage2_test_clear_young(0, 8 * K, True) == (0, [])
+        with pytest.raises(Unsupported):
+            h.stage2_mkold(0)
+    assert h.get_leaf(0)[1] == leaf & ~AF
+    old, raws = h.stage2_mkyoung(0, fault_flags(h))
+    assert old == (leaf & ~AF if _version(label) < (7, 0) else 0)
+    assert kinds(raws) == ["store", "barrier"]
+    assert raws[0][5] == (0 if _version(label) < (6, 6) else 1), "a shared walk stores by cmpxchg"
+    assert h.get_leaf(0)[1] == leaf
+
+
+def test_wrprotect_and_flush(label: str) -> None:
+    with Harness(label, fwb=False) as h:
+        h.stage2_init(40)
+        h.stage2_map(0, 8 * K, PHYS, h.prot("rw"))
+        h.stage2_map(4 * M, 4 * K, 0x0900_0000, h.prot("rw device"))
+        ret, raws = h.stage2_flush(0, 1 * G)
+        assert ret == 0
+        assert raws == [(ev.CACHE, "dcache", PHYS, 4096), (ev.CACHE, "dcache", PHYS + 4096, 4096)]
+        ret, raws = h.stage2_wrprotect(0, 1 * G)
+        assert (ret, kinds(raws)) == (0, ["store"] * 3)
+        assert [h.get_leaf(ipa)[1] & 0xC0 for ipa in (0, 4 * K, 4 * M)] == [0x40] * 3
+        h.set("fwb", True)
+        assert h.stage2_flush(0, 1 * G) == (0, [])
+
+
+def test_split(h: Harness, label: str) -> None:
+    """A block becomes 512 pages: built aside without invalidation, then one break and make."""
+    h.stage2_map(0, 2 * M, PHYS, h.prot("rx sw2"))
+    if _version(label) < (6, 6):
+        with pytest.raises(Unsupported):
+            h.stage2_split(0, 2 * M)
+        return
+    block = h.get_leaf(0)[1]
+    _, l2, _ = _chain(h, 0)
+    assert h.stage2_split(0, 2 * M, mc=0)[0] == -errno.ENOMEM
+    ret, raws = h.stage2_split(0, 2 * M, mc=1)
+    l3 = h.peek(0, 2) & ~0xFFF
+    assert ret == 0
+    assert kinds(raws) == ["alloc", *["store", "get", "store"] * 512, "store", "tlbi", "put", "get", "store", "barrier"]
+    assert of_kind(raws, ev.TLBI) == [(ev.TLBI, "ipa", 0, 2, None)]
+    assert raws[-2] == (ev.STORE, l2, h.constant("LOCKED"), l3 | 3, 1, 0)
+    assert h.outstanding()[l3] == 513
+    assert [h.get_leaf(page * 4 * K)[1] for page in (0, 511)] == [block | 2, (block | 2) + 511 * 4 * K]
+
+
+def test_create_and_free_unlinked(h: Harness, label: str) -> None:
+    if _version(label) < (6, 6):
+        with pytest.raises(Unsupported):
+            h.stage2_create_unlinked(PHYS, 2, h.prot("rw"))
+        return
+    before = h.outstanding()
+    table, raws = h.stage2_create_unlinked(1 * G, 1, h.prot("rw"), mc=513, force_pte=True)
+    assert table > 0
+    assert not of_kind(raws, ev.TLBI, ev.CACHE)
+    tree = h.dump(table, 2)
+    assert (len(tree), tree[0].references) == (513, 513)
+    assert h.stage2_free_unlinked(table, 1)[0] == 0
+    assert h.outstanding() == before
+    assert h.stage2_create_unlinked(PHYS + 4096, 2, h.prot("rw"))[0] == -errno.EINVAL
+    assert h.stage2_create_unlinked(1 * G, 1, h.prot("rw"), mc=7, force_pte=True)[0] == -errno.ENOMEM
+    assert h.outstanding() == before
+    with pytest.raises(NoEntry):
+        h.stage2_free_unlinked(table, 1)
+
+
+def test_owner_annotations(h: Harness, label: str) -> None:
+    """Owner 1 is entry 0x4 until 6.18; in 7.3 the type is in bits 63:60 and type 1 is reserved for LOCKED."""
+    if _version(label) < (7, 0):
+        assert h.stage2_set_owner(0x5000, 4 * K, 2)[0] == -errno.EINVAL
+        ret, raws = h.stage2_set_owner(0x5000, 4 * K, 1)
+        value = 0x4
+    else:
+        assert h.stage2_annotate(0x5000, 4 * K, 1, 2)[0] == -errno.EINVAL
+        assert h.stage2_annotate(0x5000, 4 * K, 2, 1)[0] == -errno.EINVAL
+        ret, raws = h.stage2_annotate(0x5000, 4 * K, 2, 2)
+        value = 0x2000_0000_0000_0002
+    assert ret == 0
+    assert h.get_leaf(0x5000) == (0, value, 3)
+    assert not of_kind(raws, ev.TLBI)
+    ret, raws = h.stage2_unmap(0x5000, 4 * K)
+    assert kinds(raws)[:2] == ["store", "put"], "an annotation goes without invalidation"
+    assert h.info().outstanding == 2
+
+
+def test_force_pte(label: str) -> None:
+    with Harness(label, fwb=True) as h:
+        h.stage2_init(40, force_pte=True)
+        h.stage2_map(0, 2 * M, PHYS, h.prot("rw"))
+        assert h.get_leaf(0)[2] == 3
+        h.set("force_pte", False)
+        h.stage2_map(2 * M, 2 * M, PHYS, h.prot("rw"))
+        assert h.get_leaf(2 * M)[2] == 2
+
+
+def test_hyp_stage1(label: str, granule: str) -> None:
+    """EL2's own table: normal memory is MAIR index 0, device 4; AP[2:1] = 01 read-write, 11 read-only; XN is
+    bit 54."""
+    with Harness(label, granule) as h:
+        size = h.page_size
+        assert h.hyp_init(48)[0] == 0
+        start = h.info().outstanding
+        assert h.hyp_map(0, size, PHYS & -size, h.prot("rw"))[0] == 0
+        assert h.hyp_map(size, size, 0x0900_0000, h.prot("rw device"))[0] == 0
+        assert h.hyp_map(2 * size, size, PHYS & -size, h.prot("r x"))[0] == 0
+        assert h.hyp_map(3 * size, size, PHYS & -size, h.prot("rwx"))[0] == -errno.EINVAL
+        attributes = [h.get_leaf(page * size)[1] & (0xFFE0_0000_0000_0000 | 0xFFF) for page in range(3)]
+        assert attributes == [0x0040_0000_0000_0743, 0x0040_0000_0000_0753, 0x7C3]
+        unmapped, raws = h.hyp_unmap(0, 3 * size)
+        assert unmapped == 3 * size
+        assert h.info().outstanding == start
+        leaves = [raw[2] for raw in raws if raw[:2] == (ev.TLBI, "vale2is")]
+        assert leaves == [0, size, 2 * size]
+        assert kinds(raws)[:6] == ["store", "barrier", "tlbi", "barrier", "barrier", "put"]
+        h.hyp_destroy()
+        assert h.outstanding() == {}
+
+
+def test_hyp_build_refuses_shared_walks(label: str) -> None:
+    lib = library(label, "4k", "--hyp")
+    with Harness(label, lib=lib, fwb=True) as h:
+        h.stage2_init(40)
+        expected = 0 if h.constant("WALK_SHARED") is None else -errno.EPERM
+        assert h.stage2_map(0, 4 * K, PHYS, h.prot("r"), flags=fault_flags(h))[0] == expected
+
+
+# ---- injected faults
+
+
+def test_every_allocation_can_fail(label: str, granule: str) -> None:
+    """What was done before the failure stays, empty tables included."""
+    with Harness(label, granule, fwb=True) as h:
+        h.stage2_init(48)
+        roots = h.info().root_pages
+        tables = 3 - h.info().start_level
+        for failing in range(1, tables + 1):
+            ipa = failing << 46
+            h.inject = Inject(fail_alloc=failing)
+            before = h.info().outstanding
+            ret, raws = h.stage2_map(ipa, h.page_size, PHYS & -h.page_size, h.prot("r"))
+            assert ret == -errno.ENOMEM
+            assert kinds(raws)[-2:] == ["allocfail", "barrier"]
+            assert h.info().outstanding == before + failing - 1
+            assert h.stage2_map(ipa, h.page_size, PHYS & -h.page_size, h.prot("r"), mc=tables - failing)[0] == (
+                -errno.ENOMEM
+            )
+            assert h.stage2_map(ipa, h.page_size, PHYS & -h.page_size, h.prot("r"), mc=1)[0] == 0
+        assert h.stage2_map(0, h.page_size, 0, h.prot("r"), mc=None) == (-errno.ENOMEM, [(ev.BARRIER, "ishst")])
+        assert h.stage2_unmap(0, 1 << 48)[0] == 0
+        assert h.info().outstanding == roots
+    with Harness(label, granule) as h:
+        h.inject = Inject(fail_alloc=1)
+        assert h.stage2_init(40) == (-errno.ENOMEM, [(ev.ALLOCFAIL,)])
+
+
+def test_lost_cmpxchg(h: Harness, label: str) -> None:
+    """Hardware sets AF between the read and the store: the walk gives up and the guest retries."""
+    h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
+    if _version(label) < (6, 6):
+        h.inject = Inject(lose_cas=1)
+        _, raws = h.stage2_relax_perms(0, h.prot("rw"))
+        assert not of_kind(raws, ev.CASFAIL), "these kernels have no shared walks"
+        return
+    h.stage2_test_clear_young(0, 4 * K, True)
+    old = h.get_leaf(0)[1]
+    entry = _chain(h, 0)[2]
+    h.inject = Inject(lose_cas=1, race=Race.SET, value=AF)
+    ret, raws = h.stage2_relax_perms(0, h.prot("rw"), fault_flags(h))
+    assert ret == -errno.EAGAIN
+    assert raws == [(ev.CASFAIL, entry, old, old | 0x80), (ev.TLBI, "ipa_nsh", 0, ev.TTL_UNKNOWN, None)]
+    assert h.get_leaf(0)[1] == old | AF
+    h.inject = Inject(lose_cas=2, race=Race.VALUE, value=h.bits("", "LOCKED"))
+    ret, raws = h.stage2_map(8 * G, 4 * K, PHYS, h.prot("r"), flags=fault_flags(h))
+    assert ret == -errno.EAGAIN
+    assert kinds(raws) == ["alloc", "store", "get", "store", "alloc", "casfail", "put", "free", "barrier"]
+
+
+def test_entry_found_locked(h: Harness, label: str) -> None:
+    locked = h.constant("LOCKED")
+    if locked is None:
+        assert _version(label) < (6, 6)
+        return
+    h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
+    h.poke(0, 3, locked, references=-1)
+    ret, raws = h.stage2_map(0, 4 * K, PHYS, h.prot("r"), flags=fault_flags(h))
+    assert (ret, raws) == (-errno.EAGAIN, [(ev.BARRIER, "ishst")])
+    _, raws = h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
+    assert (ev.WARN,) in raws, "a walk that has the table to itself must not meet it"
+    assert h.poke(0, 3, 0) == locked
+
+
+def test_foreign_reference_keeps_a_table(h: Harness) -> None:
+    """unmap leaves a table whose count is not 1: with a speculative reference it stays, empty."""
+    h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
+    assert h.reference(0, 3, +1) == 3
+    h.stage2_unmap(0, 4 * K)
+    assert h.get_leaf(0) == (0, 0, 3)
+    assert h.reference(0, 3, -1) == 1
+    h.stage2_unmap(0, 4 * K)
+    assert h.get_leaf(0)[2] == 1
+
+
+def test_use_of_a_freed_page_is_noticed(h: Harness) -> None:
+    h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
+    h.reference(0, 3, -1)
+    with pytest.raises(HarnessFault):
+        h.stage2_unmap(0, 4 * K)
+
+
+def test_no_such_entry(h: Harness) -> None:
+    for level in (0, 2):
+        with pytest.raises(NoEntry):
+            h.peek(0, level)
+    with pytest.raises(NoEntry):
+        h.poke(1 << 40, 1, 0)
+
+
+# ---- the harness sees all of it
+
+
+def _random_ops(h: Harness, rng: random.Random, count: int) -> list[bytes]:
+    """Operations over a few places whose ranges overlap, blocks and pages, all flags and faults that are
+    legal."""
+    page, block = h.page_size, 1 << {"4k": 21, "16k": 25, "64k": 29}[h.granule]
+    spots = [0, page, 3 * page, block - page, block, block + page, 2 * block, 1 << 38]
+    ops = []
+    shared = fault_flags(h)
+    for _ in range(count):
+        addr, size = rng.choice(spots), rng.choice([page, 2 * page, block, 2 * block])
+        phys = rng.choice([0x4_0000_0000, 0x4_0000_0000 + page])
+        prot = h.prot(rng.choice(["r", "rw", "rwx", "rw device", "rx sw1"]))
+        flags = rng.choice([0, shared])
+        mc = rng.choice([None, 0, 1, 2, 600, 9000])
+        inject = Inject(fail_alloc=rng.choice([0, 0, 0, 1, 2, 3]))
+        kind = rng.choice(
+            [Op.MAP, Op.MAP, Op.MAP, Op.UNMAP, Op.WRPROTECT, Op.RELAX_PERMS, Op.MKYOUNG, Op.FLUSH, Op.RCU]
+        )
+        if kind is Op.MAP:
+            ops.append(pack(kind, addr=addr, size=size, phys=phys, prot=prot, mc=mc, flags=flags, inject=inject))
+        else:
+            ops.append(pack(kind, addr=addr, size=size, prot=h.prot("rwx"), flags=shared))
+        if h.constant("WALK_SHARED") and rng.random() < 0.15:
+            ops.append(pack(Op.SPLIT, addr=addr, size=size, mc=mc or 0))
+    return ops
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_stores_explain_every_change(label: str, granule: str, seed: int) -> None:
+    """The logged stores alone make the tables what they are, references are one per entry plus one, and
+    nothing is left after destroy: no store, reference or allocation of the kernel's code escapes the log."""
+    rng = random.Random(seed)
+    with Harness(label, granule, fwb=bool(seed & 1), tlb_range=bool(seed & 2), reuse=bool(seed & 1)) as h:
+        replay = Replay(h.page_size)
+        replay.take(h.stage2_init(40)[1])
+        for op in _random_ops(h, rng, 150 if granule == "4k" else 40):
+            h.run([op])
+            raws = h.events()
+            replay.take(raws)
+            assert (ev.WARN,) not in raws
+            for table in h.dump():
+                assert table.entries == replay.pages[table.pa]
+                assert table.references == 1 + len(table.entries)
+            if len(raws) < 100:
+                assert h.text().splitlines()[1:-1] == [ev.format_raw(raw) for raw in raws[1:-1]]
+        replay.take(h.rcu()[1])
+        assert set(h.outstanding()) == {table.pa for table in h.dump()}, "nothing leaked"
+        replay.take(h.stage2_destroy()[1])
+        assert not h.outstanding()
+        assert not replay.pages
+
+
+def test_a_script_in_one_call(h: Harness, label: str) -> None:
+    """Many operations in one call give what they give one by one, and each result names its own events."""
+    ops = _random_ops(h, random.Random(7), 400)
+    results = h.run(ops)
+    raws, tables = h.events(), h.dump()
+    with Harness(label, fwb=True) as other:
+        other.stage2_init(40)
+        for op, result in zip(ops, results, strict=True):
+            (alone,) = other.run([op])
+            own = raws[result.first_event : result.first_event + result.event_count]
+            assert (alone.ret, other.events()) == (result.ret, own)
+        assert other.dump() == tables
+    _, raws = h.stage2_wrprotect(0x1000, 4 * K)
+    call, *effects, ret = h.text().splitlines()
+    arguments = "addr=0x1000,size=0x1000,phys=0x0,prot=0x0,flags=0x0"
+    assert ev.parse_raw(call) == (ev.CALL, "kvm_pgtable_stage2_wrprotect", arguments)
+    assert [ev.parse_raw(line) for line in effects] == raws
+    assert ev.parse_raw(ret) == (ev.RET, 0)
+
+
+# ---- building
+
+
+def _trimmed_tree(source: Path, folder: Path) -> Path:
+    """The needed files of a source as a small tree called linux-source-x."""
+    path = build(source, "copy", "4k", folder)
+    tree = source if source.is_dir() else next((path.parent / "source").iterdir())
+    script: dict[str, object] = {"__name__": "build", "__file__": str(BUILD_SCRIPT)}
+    exec(compile(BUILD_SCRIPT.read_text(), str(BUILD_SCRIPT), "exec"), script)
+    needed = script["NEEDED"]
+    assert isinstance(needed, tuple)
+    small = folder / "linux-source-x"
+    for name in needed:
+        (small / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tree / name, small / name)
+    return small
+
+
+def test_tarball_and_package(tmp_path: Path) -> None:
+    """A tarball and a Debian package of the source build the same library as the tree."""
+    label = _labels()[-1]
+    small = _trimmed_tree(sources()[label], tmp_path)
+    package = tmp_path / "package"
+    (package / "DEBIAN").mkdir(parents=True)
+    (package / "usr" / "src").mkdir(parents=True)
+    control = "Package: linux-source-x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n"
+    (package / "DEBIAN" / "control").write_text(control)
+    archive = package / "usr" / "src" / "linux-source-x.tar.xz"
+    with tarfile.open(archive, "w:xz") as tar:
+        tar.add(small, small.name)
+    subprocess.run(["dpkg-deb", "--build", package, tmp_path / "x.deb"], check=True, capture_output=True)
+    for number, source in enumerate((archive, tmp_path / "x.deb")):
+        lib = load(build(source, "x", "4k", tmp_path / str(number)))
+        with Harness("x", lib=lib, fwb=True) as h:
+            assert h.release == Harness(label).release
+            h.stage2_init(40)
+            h.stage2_map(0, 4 * K, 0x4812_3000, h.prot("rw"))
+            assert h.get_leaf(0)[1] == 0x0040_0000_4812_37DB
+
+
+def test_build_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no Makefile there; give a kernel tree"):
+        build(tmp_path, "x", "4k", tmp_path / "out")
+    (tmp_path / "x.tar").write_bytes(b"no archive")
+    with pytest.raises(BadInput, match=r"x\.tar: no Makefile in it"):
+        build(tmp_path / "x.tar", "x", "4k", tmp_path / "out")
+
+
+def test_sources_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("INSPECTOR_KERNEL_SOURCES")
+    with pytest.raises(BadInput, match="INSPECTOR_KERNEL_SOURCES is not set"):
+        sources()
+    monkeypatch.setenv("INSPECTOR_KERNEL_SOURCES", str(tmp_path))
+    with pytest.raises(BadInput, match="holds no kernel source"):
+        sources()
+    for name in ("6.6", "linux-source-6.12_6.12.117-1_all.deb", "7.3.tar.xz"):
+        (tmp_path / name).mkdir() if name == "6.6" else (tmp_path / name).touch()
+    assert sorted(sources()) == ["6.12", "6.6", "7.3"]
