@@ -60,8 +60,8 @@ class Machine:
         self.console_socket = environment["INSPECTOR_CONSOLE"]
         self.run_dir = Path(environment["INSPECTOR_RUN_DIR"])
         self.image = Path(environment["INSPECTOR_IMAGE"])
-        vmlinux = environment.get("INSPECTOR_VMLINUX")
-        self.vmlinux = Path(vmlinux) if vmlinux else None
+        debug = Path(environment.get("INSPECTOR_VMLINUX") or self.image.with_name("vmlinux"))
+        self.vmlinux = debug if debug.is_file() else None
         self.qemu_pid = int((self.run_dir / "pid").read_text())
         self._log = self.run_dir / "console.log"
 
