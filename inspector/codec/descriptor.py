@@ -14,10 +14,10 @@ _MEMORY_TYPES: Mapping[bool, Mapping[int, str]] = {
     False: {0xF: "normal", 0x5: "normal-nc", 0x1: "device-nGnRE"},
     True: {0x6: "normal", 0x5: "normal-nc", 0x1: "device-nGnRE", 0x7: "as-s1"},
 }
-"""MemAttr by HCR_EL2.FWB: what KVM writes (``KVM_S2_MEMATTR``, ``MT_S2_*``; DDI 0487 D8.6.5, D8.6.6)."""
+"""MemAttr by HCR_EL2.FWB: what KVM writes (``KVM_S2_MEMATTR``, ``MT_S2_*``; DDI 0487 D8.6)."""
 
 _EXECUTABLE = {0b00: "X", 0b01: "UX", 0b10: "-", 0b11: "PX"}
-"""Stage-2 XN[1:0] with FEAT_XNX (DDI 0487 D8.4.3): 01 is EL0 only, 11 is EL1 only."""
+"""Stage-2 XN[1:0] with FEAT_XNX (DDI 0487 D8.4): 01 is EL0 only, 11 is EL1 only."""
 
 _SH = ("non-shareable", "reserved-sh", "outer", "inner")
 
@@ -87,7 +87,7 @@ class Descriptor:
 
     @property
     def misaligned(self) -> bool:
-        """A block whose address field has bits below the block's size (RES0, DDI 0487 D8.3.1)."""
+        """A block whose address field has bits below the block's size (RES0, DDI 0487 D8.3)."""
         return self.kind is Kind.BLOCK and self.field("oa_res0") != 0
 
     @property

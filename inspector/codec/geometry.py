@@ -11,7 +11,7 @@ from inspector.codec.bits import mask
 
 LAST_LEVEL = 3
 MAX_ROOT_PAGES = 16
-"""Concatenated tables at the start level, at most (DDI 0487 D8.2.2)."""
+"""Concatenated tables at the start level, at most (DDI 0487 D8.2)."""
 
 PS_BITS = (32, 36, 40, 42, 44, 48, 52)
 """PARange, VTCR_EL2.PS, TCR_ELx.(I)PS: output address bits by field value (DDI 0487 D24.2; 7 needs FEAT_D128)."""
@@ -112,7 +112,7 @@ class Geometry:
 
     @property
     def arch_block_levels(self) -> frozenset[int]:
-        """The levels at which the architecture has leaves (DDI 0487 D8.3.1: Block and Page descriptors).
+        """The levels at which the architecture has leaves (DDI 0487 D8.3: Block and Page descriptors).
 
         4K: 1, 2, 3, and 0 with DS=1.  16K: 2, 3, and 1 with DS=1.  64K: 2, 3, and 1 with 52-bit output addresses.
         """

@@ -85,7 +85,7 @@ def rules(level: int, geometry: Geometry, fmt: Format) -> tuple[Rule, ...]:
     """The rules that classify an entry at ``level``, in the order they are tried; the last one always holds.
 
     A rule for a leaf tests for equality and is exact by itself: a value that satisfies it satisfies no earlier one of
-    another kind.  DDI 0487 D8.3.1 and AArch64.BlockDescSupported.
+    another kind.  DDI 0487 D8.3 and AArch64.BlockDescSupported.
     """
     if not -1 <= level <= LAST_LEVEL:
         raise ValueError(f"there is no level {level}")
@@ -122,7 +122,7 @@ def _always(_geometry: Geometry, _fmt: Format) -> bool:
 
 
 def _has_sh(geometry: Geometry, _fmt: Format) -> bool:
-    """With DS=1 bits [9:8] are address bits (DDI 0487 D8.3.1)."""
+    """With DS=1 bits [9:8] are address bits (DDI 0487 D8.3)."""
     return not geometry.lpa2
 
 
@@ -153,74 +153,74 @@ def _linux_new(_geometry: Geometry, fmt: Format) -> bool:
 Rows = tuple[tuple[Field, Condition], ...]
 
 _TYPE_BITS: Rows = (
-    (bits("valid", 0, source="DDI 0487 D8.3.1"), _always),
-    (bits("type", 1, source="DDI 0487 D8.3.1"), _always),
+    (bits("valid", 0, source="DDI 0487 D8.3"), _always),
+    (bits("type", 1, source="DDI 0487 D8.3"), _always),
 )
 
 _STAGE2_LEAF: Rows = (
     *_TYPE_BITS,
-    (bits("memattr", 5, 2, "DDI 0487 D8.6.5; KVM_PTE_LEAF_ATTR_LO_S2_MEMATTR"), _always),
-    (bits("s2ap", 7, 6, "DDI 0487 D8.4.3; KVM_PTE_LEAF_ATTR_LO_S2_S2AP_R, _W"), _always),
-    (bits("sh", 9, 8, "DDI 0487 D8.6.2; KVM_PTE_LEAF_ATTR_LO_S2_SH"), _has_sh),
-    (bits("af", 10, source="DDI 0487 D8.5.1; KVM_PTE_LEAF_ATTR_LO_S2_AF"), _always),
-    (bits("fnxs", 11, source="DDI 0487 D8.3.1, FEAT_XS"), _always),
-    (bits("dbm", 51, source="DDI 0487 D8.5.2"), _always),
-    (bits("contiguous", 52, source="DDI 0487 D8.7.1"), _always),
-    (bits("xn", 54, 53, "DDI 0487 D8.4.3, FEAT_XNX; KVM_PTE_LEAF_ATTR_HI_S2_XN, 7.3"), _xnx),
-    (bits("xn", 54, source="DDI 0487 D8.4.3; KVM_PTE_LEAF_ATTR_HI_S2_XN"), _no_xnx),
-    (bits("sw", 58, 55, "DDI 0487 D8.3.1: for software; KVM_PTE_LEAF_ATTR_HI_SW"), _always),
-    (bits("pbha", 62, 59, "DDI 0487 D8.3.1, FEAT_HPDS2"), _always),
+    (bits("memattr", 5, 2, "DDI 0487 D8.6; KVM_PTE_LEAF_ATTR_LO_S2_MEMATTR"), _always),
+    (bits("s2ap", 7, 6, "DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_LO_S2_S2AP_R, _W"), _always),
+    (bits("sh", 9, 8, "DDI 0487 D8.6; KVM_PTE_LEAF_ATTR_LO_S2_SH"), _has_sh),
+    (bits("af", 10, source="DDI 0487 D8.5; KVM_PTE_LEAF_ATTR_LO_S2_AF"), _always),
+    (bits("fnxs", 11, source="DDI 0487 D8.3, FEAT_XS"), _always),
+    (bits("dbm", 51, source="DDI 0487 D8.5"), _always),
+    (bits("contiguous", 52, source="DDI 0487 D8.7"), _always),
+    (bits("xn", 54, 53, "DDI 0487 D8.4, FEAT_XNX; KVM_PTE_LEAF_ATTR_HI_S2_XN, 7.3"), _xnx),
+    (bits("xn", 54, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S2_XN"), _no_xnx),
+    (bits("sw", 58, 55, "DDI 0487 D8.3: for software; KVM_PTE_LEAF_ATTR_HI_SW"), _always),
+    (bits("pbha", 62, 59, "DDI 0487 D8.3, FEAT_HPDS2"), _always),
 )
 
 _STAGE1_LEAF: Rows = (
     *_TYPE_BITS,
-    (bits("attrindx", 4, 2, "DDI 0487 D8.6.1"), _always),
-    (bits("ns", 5, source="DDI 0487 D8.3.1"), _always),
-    (bits("ap", 7, 6, "DDI 0487 D8.4.1: AP[2:1]"), _always),
-    (bits("sh", 9, 8, "DDI 0487 D8.6.2"), _has_sh),
-    (bits("af", 10, source="DDI 0487 D8.5.1"), _always),
-    (bits("ng", 11, source="DDI 0487 D8.3.1; PTE_NG, which on an invalid Linux entry is PRESENT_INVALID"), _always),
-    (bits("gp", 50, source="DDI 0487 D8.4.6, FEAT_BTI"), _always),
-    (bits("dbm", 51, source="DDI 0487 D8.5.2; PTE_WRITE"), _always),
-    (bits("contiguous", 52, source="DDI 0487 D8.7.1"), _always),
+    (bits("attrindx", 4, 2, "DDI 0487 D8.6"), _always),
+    (bits("ns", 5, source="DDI 0487 D8.3"), _always),
+    (bits("ap", 7, 6, "DDI 0487 D8.4: AP[2:1]"), _always),
+    (bits("sh", 9, 8, "DDI 0487 D8.6"), _has_sh),
+    (bits("af", 10, source="DDI 0487 D8.5"), _always),
+    (bits("ng", 11, source="DDI 0487 D8.3; PTE_NG, which on an invalid Linux entry is PRESENT_INVALID"), _always),
+    (bits("gp", 50, source="DDI 0487 D8.4, FEAT_BTI"), _always),
+    (bits("dbm", 51, source="DDI 0487 D8.5; PTE_WRITE"), _always),
+    (bits("contiguous", 52, source="DDI 0487 D8.7"), _always),
 )
 
 _HYP_LEAF: Rows = (
     *_STAGE1_LEAF,
-    (bits("pxn", 53, source="DDI 0487 D8.4.1; KVM_PTE_LEAF_ATTR_HI_S1_PXN"), _hvhe),
-    (bits("uxn", 54, source="DDI 0487 D8.4.1; KVM_PTE_LEAF_ATTR_HI_S1_UXN"), _hvhe),
-    (bits("xn", 54, source="DDI 0487 D8.4.1; KVM_PTE_LEAF_ATTR_HI_S1_XN"), _no_hvhe),
-    (bits("sw", 58, 55, "DDI 0487 D8.3.1: for software; KVM_PTE_LEAF_ATTR_HI_SW"), _always),
-    (bits("pbha", 62, 59, "DDI 0487 D8.3.1, FEAT_HPDS2"), _always),
+    (bits("pxn", 53, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S1_PXN"), _hvhe),
+    (bits("uxn", 54, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S1_UXN"), _hvhe),
+    (bits("xn", 54, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S1_XN"), _no_hvhe),
+    (bits("sw", 58, 55, "DDI 0487 D8.3: for software; KVM_PTE_LEAF_ATTR_HI_SW"), _always),
+    (bits("pbha", 62, 59, "DDI 0487 D8.3, FEAT_HPDS2"), _always),
 )
 
 _LINUX_LEAF: Rows = (
     *_STAGE1_LEAF,
-    (bits("pxn", 53, source="DDI 0487 D8.4.1; PTE_PXN"), _always),
-    (bits("uxn", 54, source="DDI 0487 D8.4.1; PTE_UXN"), _always),
+    (bits("pxn", 53, source="DDI 0487 D8.4; PTE_PXN"), _always),
+    (bits("uxn", 54, source="DDI 0487 D8.4; PTE_UXN"), _always),
     (bits("dirty", 55, source="PTE_DIRTY"), _always),
     (bits("special", 56, source="PTE_SPECIAL"), _always),
     (bits("devmap", 57, source="PTE_DEVMAP, up to 6.12"), _always),
     (bits("prot_none", 58, source="PTE_PROT_NONE, up to 6.1"), _linux_old),
     (bits("pmd_present_invalid", 59, source="PMD_PRESENT_INVALID, up to 6.1"), _linux_old),
-    (bits("pbha", 62, 60, "DDI 0487 D8.3.1, FEAT_HPDS2 (bit 59 is Linux's)"), _linux_old),
+    (bits("pbha", 62, 60, "DDI 0487 D8.3, FEAT_HPDS2 (bit 59 is Linux's)"), _linux_old),
     (bits("uffd_wp", 58, source="PTE_UFFD_WP"), _linux_new),
-    (bits("poindex", 62, 60, "DDI 0487 D8.4.2, FEAT_S1POE; PTE_PO_IDX_MASK"), _linux_new),
+    (bits("poindex", 62, 60, "DDI 0487 D8.4, FEAT_S1POE; PTE_PO_IDX_MASK"), _linux_new),
 )
 
 _STAGE2_TABLE: Rows = (
     *_TYPE_BITS,
-    (bits("ignored_lo", 11, 2, "DDI 0487 D8.3.1: IGNORED"), _has_sh),
-    (Field("ignored_lo", (Part(7, 2, 2), Part(11, 10, 10)), "DDI 0487 D8.3.1: IGNORED"), lambda g, _f: g.lpa2),
-    (bits("ignored_hi", 58, 51, "DDI 0487 D8.3.1: IGNORED"), _always),
+    (bits("ignored_lo", 11, 2, "DDI 0487 D8.3: IGNORED"), _has_sh),
+    (Field("ignored_lo", (Part(7, 2, 2), Part(11, 10, 10)), "DDI 0487 D8.3: IGNORED"), lambda g, _f: g.lpa2),
+    (bits("ignored_hi", 58, 51, "DDI 0487 D8.3: IGNORED"), _always),
 )
 
 _STAGE1_TABLE: Rows = (
     *_STAGE2_TABLE,
-    (bits("pxn_table", 59, source="DDI 0487 D8.4.1; PMD_TABLE_PXN"), _always),
-    (bits("uxn_table", 60, source="DDI 0487 D8.4.1; PMD_TABLE_UXN, XNTable at EL2"), _always),
-    (bits("ap_table", 62, 61, "DDI 0487 D8.4.1"), _always),
-    (bits("ns_table", 63, source="DDI 0487 D8.3.1"), _always),
+    (bits("pxn_table", 59, source="DDI 0487 D8.4; PMD_TABLE_PXN"), _always),
+    (bits("uxn_table", 60, source="DDI 0487 D8.4; PMD_TABLE_UXN, XNTable at EL2"), _always),
+    (bits("ap_table", 62, 61, "DDI 0487 D8.4"), _always),
+    (bits("ns_table", 63, source="DDI 0487 D8.3"), _always),
 )
 
 _ATTRIBUTES: dict[tuple[Regime, bool], Rows] = {
@@ -280,7 +280,7 @@ _SWAP_NEW = (
 def _address_fields(kind: Kind, level: int, geometry: Geometry) -> list[Field]:
     """Where the output address (or next-level table address) is, and the address bits a block must keep zero.
 
-    DDI 0487 D8.3.1, the Table, Block and Page descriptor figures for each granule and for DS=1.
+    DDI 0487 D8.3, the Table, Block and Page descriptor figures for each granule and for DS=1.
     """
     low = geometry.level_shift(level) if kind is Kind.BLOCK else geometry.granule_shift
     parts = [Part(49 if geometry.lpa2 else 47, low, low)]
@@ -288,13 +288,13 @@ def _address_fields(kind: Kind, level: int, geometry: Geometry) -> list[Field]:
         parts.append(Part(9, 8, 50))
     if geometry.granule_shift == 16:
         parts.append(Part(15, 12, 48))
-    fields = [Field("output_address", tuple(parts), "DDI 0487 D8.3.1; kvm_pte_to_phys")]
+    fields = [Field("output_address", tuple(parts), "DDI 0487 D8.3; kvm_pte_to_phys")]
     if kind is Kind.BLOCK:
-        fields.append(bits("nt", 16, source="DDI 0487 D8.3.1, FEAT_BBM"))
+        fields.append(bits("nt", 16, source="DDI 0487 D8.3, FEAT_BBM"))
         res0 = [Part(low - 1, 17, 17)]
         if geometry.granule_shift != 16:
             res0.append(Part(15, 12, 12))
-        fields.append(Field("oa_res0", tuple(res0), "DDI 0487 D8.3.1: RES0 below the block's address"))
+        fields.append(Field("oa_res0", tuple(res0), "DDI 0487 D8.3: RES0 below the block's address"))
     return fields
 
 
@@ -309,7 +309,14 @@ def variant(kind: Kind, fmt: Format, annotation_type: int, owner: int) -> str:
 
 @lru_cache(maxsize=4096)
 def layout(kind: Kind, level: int, geometry: Geometry, fmt: Format, variant: str = "") -> Layout:
-    """The fields of an entry of ``kind`` at ``level``; ``variant`` as from `variant`."""
+    """The fields of an entry of ``kind`` at ``level``; ``variant`` as from `variant`.
+
+    Raises ValueError for a kind that the level does not have.
+    """
+    possible = {Kind.PAGE: level == LAST_LEVEL, Kind.TABLE: level < LAST_LEVEL}
+    possible[Kind.BLOCK] = level < LAST_LEVEL and level in geometry.arch_block_levels
+    if not possible.get(kind, True):
+        raise ValueError(f"there is no {kind.value} at level {level} with this geometry")
     if kind.is_leaf or kind is Kind.TABLE:
         rows = _ATTRIBUTES[fmt.regime, kind.is_leaf]
         attributes = [field for field, present in rows if present(geometry, fmt)]

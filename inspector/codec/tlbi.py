@@ -1,6 +1,6 @@
 """TLBI instructions and their operands: what an invalidation covers, and back.
 
-DDI 0487 C5.5 (the TLBI instructions), D8.17 (TLB maintenance).  Encodings are those of ``SYS #op1, C8, Cm, #op2, Xt``.
+DDI 0487 C5.5 (the TLBI instructions), D8 (TLB maintenance).  Encodings are those of ``SYS #op1, C8, Cm, #op2, Xt``.
 """
 
 from __future__ import annotations
