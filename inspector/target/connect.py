@@ -78,8 +78,9 @@ def open_target(
         _require_el2(machine.cpus(), str(address))
         return machine
     except GdbError as error:
+        gone = attachment.session and lost(attachment.session)
         attachment.undo()
-        raise lost(error) or TargetLost(f"gdb failed while attaching to {address}: {error}") from error
+        raise gone or TargetLost(f"gdb failed while attaching to {address}: {error}") from error
     except BaseException:
         attachment.undo()
         raise

@@ -24,17 +24,14 @@ _BATCH_REQUESTS = 1 << 16
 _CONTENTS = re.compile(
     r'\{begin="0x([0-9a-f]+)",offset="0x[0-9a-f]+",end="0x[0-9a-f]+",contents="([0-9a-f]*)"\}'
 )
-_GONE = re.compile(
-    r"connection closed|communication error|not being run|no thread|no registers", re.IGNORECASE
-)
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "gdb_scripts"
 
 
-def lost(error: GdbError) -> TargetLost | None:
-    """`TargetLost` when gdb's words mean that the stub is gone, else ``None``."""
-    if _GONE.search(str(error)):
-        return TargetLost(f"QEMU went away (gdb: {str(error).rstrip('.')}); start it and attach again")
+def lost(session: MiSession) -> TargetLost | None:
+    """`TargetLost` when the stub is gone, which explains any error of gdb; else ``None``."""
+    if session.target_gone:
+        return TargetLost("QEMU went away; start it and attach again")
     return None
 
 
@@ -65,7 +62,7 @@ class PhysicalMode:
         try:
             text = self._session.console(f"maintenance packet {packet}").console
         except GdbError as error:
-            raise lost(error) or TargetLost(f"gdb cannot talk to the stub: {error}") from error
+            raise lost(self._session) or TargetLost(f"gdb cannot talk to the stub: {error}") from error
         match = re.search(r'received: "(.*)"', text)
         return match[1] if match else ""
 
@@ -94,7 +91,7 @@ class MiMemory:
         try:
             line = self._session.raw_result(f"-data-read-memory-bytes {pa:#x} {size}")
         except GdbError as error:
-            raise lost(error) or UnreadableMemory(pa, size, str(error)) from error
+            raise lost(self._session) or UnreadableMemory(pa, size, str(error)) from error
         # gdb leaves out what it could not read: only one block of the full length is an answer.
         blocks = _CONTENTS.findall(line)
         if len(blocks) != 1 or int(blocks[0][0], 16) != pa or len(blocks[0][1]) != 2 * size:
@@ -163,7 +160,7 @@ class GdbMemory(MiMemory):
         try:
             self._session.console(f"python stage2_read({self._request}, {self._reply})", timeout=timeout)
         except GdbError as error:
-            raise lost(error) or TargetLost(f"reading through gdb failed: {error}") from error
+            raise lost(self._session) or TargetLost(f"reading through gdb failed: {error}") from error
         reply = _read_all(self._reply)
         position = len(numbers)
         for at, number in enumerate(numbers):

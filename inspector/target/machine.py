@@ -43,7 +43,7 @@ class Attachment:
             done = False
             session, self.session = self.session, None
             if session is not None:
-                if self.connected and session.alive:
+                if self.connected and session.alive and not session.target_gone:
                     with contextlib.suppress(InspectorError):
                         self._through_gdb(session)
                         done = True
@@ -58,7 +58,7 @@ class Attachment:
 
     def _through_gdb(self, session: MiSession) -> None:
         # An exception may have cut a command short: only after its answer can gdb be asked again.
-        session.drain(_CLEANUP_TIMEOUT)
+        session.drain(min(_CLEANUP_TIMEOUT, session.timeout))
         if session.running:
             interrupt(session)
         if self.mode_touched:
@@ -135,7 +135,7 @@ class Machine:
             threads = session.command("-thread-info").payload["threads"]
             cpus = [self._cpu(session, thread, numbers) for thread in threads]
         except GdbError as error:
-            raise lost(error) or TargetLost(f"gdb cannot read the registers: {error}") from error
+            raise lost(session) or TargetLost(f"gdb cannot read the registers: {error}") from error
         return sorted(cpus, key=lambda cpu: cpu.index)
 
     def stop(self) -> None:
@@ -145,7 +145,7 @@ class Machine:
         try:
             interrupt(session)
         except GdbError as error:
-            raise lost(error) or TargetLost(f"gdb cannot stop the machine: {error}") from error
+            raise lost(session) or TargetLost(f"gdb cannot stop the machine: {error}") from error
         if self._physical:
             PhysicalMode(session).set(1)
 
@@ -159,7 +159,7 @@ class Machine:
         try:
             session.command("-exec-continue --all")
         except GdbError as error:
-            raise lost(error) or TargetLost(f"gdb cannot resume the machine: {error}") from error
+            raise lost(session) or TargetLost(f"gdb cannot resume the machine: {error}") from error
 
     def close(self) -> None:
         """As promised by `Target`; a second call does nothing."""

@@ -111,6 +111,7 @@ class MiSession:
         self._events: deque[dict[str, Any]] = deque(maxlen=1000)
         self._stderr: deque[bytes] = deque(maxlen=_STDERR_KEPT)
         self.running = False
+        self.target_gone = False
         command = [gdb, "-nx", "-q", "--interpreter=mi3"]
         for option in _BEFORE:
             command += ["-iex", option]
@@ -184,6 +185,8 @@ class MiSession:
                 event = self._events.popleft()
                 if wanted(event):
                     return event
+            if self.target_gone:
+                raise TargetLost("QEMU went away; start it and attach again")
             self._handle(self._read_line(deadline, "the machine to change state"))
 
     def forget_events(self) -> None:
@@ -215,7 +218,7 @@ class MiSession:
 
     def drain(self, timeout: float) -> None:
         """Wait until gdb has answered everything sent so far (after an exception cut a command short)."""
-        self.command("-gdb-version", timeout=timeout)
+        self.command("-gdb-show confirm", timeout=timeout)
 
     # -- reading and writing
 
@@ -260,6 +263,9 @@ class MiSession:
         elif kind == "notify":
             if record["message"] == "stopped":
                 self.running = False
+            elif record["message"] == "thread-group-exited":
+                # A remote target that ended, or a connection that broke: gdb says it this way first.
+                self.running, self.target_gone = False, True
             elif record["message"] == "running":
                 self.running = True
             self._events.append(record)

@@ -68,7 +68,7 @@ class RspClient:
         try:
             self._socket.sendall(frame(payload))
         except OSError as error:
-            raise Closed(f"the connection broke ({error})") from error
+            raise Closed("it closed the connection") from error
 
     def receive(self) -> bytes:
         """The payload of the next packet, acknowledged.  Raises `NotAStub`, `NoAnswer` or `Closed`."""
@@ -141,7 +141,7 @@ class RspClient:
         except TimeoutError as error:
             raise NoAnswer("it did not answer") from error
         except OSError as error:
-            raise Closed(f"the connection broke ({error})") from error
+            raise Closed("it closed the connection") from error
         if not data:
             raise Closed("it closed the connection")
         self._buffer += data

@@ -138,10 +138,10 @@ class Qemu:
         """A u64 of physical memory, by QEMU's own monitor."""
         return int(self.monitor(f"xp /1gx {pa:#x}").split(":")[1], 16)
 
-    def counts(self) -> bool:
-        """Whether the program in the machine makes progress."""
+    def counts(self, patience: float = 0.3) -> bool:
+        """Whether the program in the machine makes progress, watched for ``patience`` seconds."""
         before = self.word(COUNTER)
-        end = time.monotonic() + 3
+        end = time.monotonic() + patience
         while time.monotonic() < end:
             if self.word(COUNTER) != before:
                 return True
@@ -169,7 +169,7 @@ class Qemu:
         eventually(lambda: self.running() == running, f"the machine {'runs' if running else 'stands'} again")
         assert self.physical_mode() == physical_mode
         assert self.running() == running
-        assert self.counts() == running
+        assert self.counts(DEADLINE if running else 0.3) == running
 
     def kill(self) -> None:
         self.process.kill()

@@ -71,7 +71,7 @@ def test_a_killed_gdb_is_target_lost_at_once_and_ever_after(session: MiSession) 
 
 
 def test_gdb_killed_in_the_middle_of_a_command(session: MiSession) -> None:
-    with pytest.raises(TargetLost, match="gdb ended .signal 9"):
+    with pytest.raises(TargetLost, match=r"gdb ended .signal 9"):
         session.console("python import os, time; os.kill(os.getpid(), 9); time.sleep(5)")
 
 
