@@ -135,7 +135,7 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
-    def main(self, args: Any = None, prog_name: str | None = None, **settings: Any) -> Any:
+    def main(self, args: Any = None, prog_name: str | None = None, **settings: Any) -> Any:  # type: ignore[override]
         """Run a command line and exit; `run` without the exit."""
         del prog_name, settings
         sys.exit(run(None if args is None else list(args)))
@@ -203,14 +203,17 @@ def get_capture(options: Options, scope: str) -> Capture:
     from inspector.symbols import open_symbols
     from inspector.target.connect import attached
 
+    vmlinux = Path(options.vmlinux) if options.vmlinux else None
+    image = Path(options.image) if options.image else None
+    memory: Any = options.memory
     with _progress(options.debug) as tell:
-        vmlinux = Path(options.vmlinux) if options.vmlinux else None
-        image = Path(options.image) if options.image else None
-        memory: Any = options.memory
-        with attached(connect, memory=memory, gdb=options.gdb, progress=tell) as target:
-            if vmlinux is None and image is None and target.kernel_file is not None:
-                image = Path(target.kernel_file)
+        symbols = None
+        if vmlinux is not None or image is not None:  # before attaching: the machine stands still from there on
             symbols = open_symbols(vmlinux=vmlinux, image=image, progress=tell)
+        with attached(connect, memory=memory, gdb=options.gdb, progress=tell) as target:
+            if symbols is None:
+                kernel = Path(target.kernel_file) if target.kernel_file else None
+                symbols = open_symbols(image=kernel, progress=tell)
             command = " ".join(["inspector", *sys.argv[1:]])
             return take(target, symbols, scope=scope, progress=tell, command=command)
 

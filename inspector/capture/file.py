@@ -22,6 +22,7 @@ import json
 import lzma
 import math
 import os
+import re
 import struct
 import types
 import typing
@@ -33,12 +34,15 @@ from pathlib import Path
 from typing import Any
 
 from inspector.capture.data import SCHEMA, Capture
+from inspector.codec import Geometry
+from inspector.codec.geometry import MAX_ROOT_PAGES, PS_BITS
 from inspector.findings import BadInput
 
 FORMAT = "kvm-stage2-inspector capture"
 HEADER, PAGES, INDEX = "header.json", "pages.bin", "pages.idx"
 _RECORD = struct.Struct("<QQI")
 _JSON_NUMBER_LIMIT = 1 << 32
+_HEX = re.compile(r"-?0x[0-9a-f]+")
 
 #: What ``zipfile`` and its decompressors raise on damaged data (found by flipping bytes; none is documented as a set).
 _DAMAGE = (
@@ -84,9 +88,8 @@ def _to_json(value: Any) -> Any:
 def _int_from_json(value: Any, where: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return int(value, 16)
+    if isinstance(value, str) and _HEX.fullmatch(value):
+        return int(value, 16)
     raise _Malformed(f"{where} is not a number")
 
 
@@ -107,7 +110,21 @@ def _object_from_json(cls: type, value: Any, where: str, given: Mapping[str, Any
             arguments[field.name] = _from_json(hints[field.name], value[field.name], f"{where}.{field.name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise _Malformed(f"{where}.{field.name} is missing")
-    return cls(**arguments)
+    made = cls(**arguments)
+    if isinstance(made, Geometry) and not _possible(made):
+        raise _Malformed(f"{where} is no shape of a translation table")
+    return made
+
+
+def _possible(geometry: Geometry) -> bool:
+    """Whether a table of this shape can exist at all; everything that computes with a geometry relies on it."""
+    return (
+        geometry.granule_shift in (12, 14, 16)
+        and -1 <= geometry.start_level <= 3
+        and 1 <= geometry.root_pages <= MAX_ROOT_PAGES
+        and geometry.granule_shift < geometry.ia_bits <= 52
+        and geometry.pa_bits in PS_BITS
+    )
 
 
 def _scalar_from_json(kind: Any, value: Any, where: str) -> Any:

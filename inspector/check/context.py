@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,8 @@ import numpy as np
 from inspector.behaviours import Counted, counted, invalid_form
 from inspector.capture.data import Capture, CpuState, Mmu, Vm
 from inspector.capture.view import TableView, regime_name, table_views
-from inspector.check.entries import Entries, Mask, entries_of
+from inspector.check.entries import Entries, Mask
+from inspector.check.ownership import Owned, Pointer, ownership
 from inspector.codec import InvalidForm
 from inspector.findings import Finding, Severity, Where
 
@@ -61,15 +62,18 @@ class Context:
         return tuple(table_views(self.capture))
 
     @cached_property
-    def _entries(self) -> dict[tuple[int, int], Entries]:
-        return {}
+    def _ownership(self) -> tuple[list[Owned], list[Pointer]]:
+        return ownership(self.views)
 
-    def entries(self, view: TableView) -> Entries:
-        """The non-zero entries of ``view``'s tree."""
-        key = id(view.vm), view.number
-        if key not in self._entries:
-            self._entries[key] = entries_of(view.tree)
-        return self._entries[key]
+    @property
+    def owned(self) -> Sequence[Owned]:
+        """Every view with the tables and entries it is judged by: each table page once."""
+        return self._ownership[0]
+
+    @property
+    def pointers(self) -> Sequence[Pointer]:
+        """Every reference to a table page: all roots, then the table entries of every tree."""
+        return self._ownership[1]
 
     @cached_property
     def protected(self) -> bool:

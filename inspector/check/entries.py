@@ -6,7 +6,7 @@ group is decoded once by the codec, and a rule about attributes is asked once a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.codec import Descriptor, Format, Geometry, Kind, decode
-from inspector.tables import Tree
+from inspector.tables import Table, Tree
 from inspector.tables.walk import reachable
 
 U64 = NDArray[np.uint64]
@@ -32,7 +32,7 @@ def address_mask(geometry: Geometry) -> int:
 
 @dataclass(frozen=True)
 class Entries:
-    """Every non-zero entry of a tree that an input address reaches, in walk order; one array element an entry.
+    """Every non-zero entry of some tables that an input address reaches; one array element an entry.
 
     ``pattern`` indexes `patterns`: a descriptor with the common address bits zero.
     """
@@ -92,11 +92,11 @@ def _patterns(
     return pattern, tuple(found)
 
 
-def entries_of(tree: Tree) -> Entries:
-    """The non-zero reachable entries of ``tree`` as arrays."""
+def entries_of(tree: Tree, tables: Sequence[Table]) -> Entries:
+    """The non-zero reachable entries of ``tables``, which are some of ``tree``'s, as arrays."""
     geometry = tree.geometry
     raws, levels, ias, pas, indexes = [], [], [], [], []
-    for table in tree.tables:
+    for table in tables:
         words = np.frombuffer(table.raw, dtype="<u8")[: reachable(geometry, table.level)]
         at = np.flatnonzero(words)
         raws.append(words[at].astype(np.uint64))

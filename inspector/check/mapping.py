@@ -13,6 +13,8 @@ from inspector.capture.view import TableView
 from inspector.check.catalogue import invariant
 from inspector.check.context import LIMIT, Context, error, error_or_note, many, note, spans, where_view, where_vm
 from inspector.check.entries import U64, Entries, Mask
+from inspector.check.ownership import Owned
+from inspector.codec import Kind
 from inspector.findings import Finding
 
 _UNMAP = "kvm_unmap_gfn_range"
@@ -25,6 +27,14 @@ _GUEST_MEMFD = 1 << 2
 def _slot_range(slot: Memslot, page: int) -> tuple[int, int]:
     """The slot's IPA range in bytes, ``[start, end)``."""
     return slot.base_gfn * page, (slot.base_gfn + slot.npages) * page
+
+
+def _contested(owned: Owned) -> Mask:
+    """Where an entry's input address is in doubt, because a table above it has two parents (`S3` says so)."""
+    if not owned.contested:
+        return np.zeros(len(owned.entries.raw), dtype=bool)
+    mask: Mask = np.isin(owned.entries.table_pa, np.array(sorted(owned.contested), dtype=np.uint64))
+    return mask
 
 
 # --- S7: inside the IPA space and inside memslots ---
@@ -59,8 +69,8 @@ def _inside(start: U64, size: U64, starts: U64, ends: U64) -> Mask:
 )
 def inside_slots(context: Context) -> Iterator[Finding]:
     page = context.capture.host.page_size
-    for view in context.views:
-        entries = context.entries(view)
+    for owned in context.owned:
+        view, entries = owned.view, owned.entries
         for problem in view.tree.problems:
             if problem.kind == "beyond-ia":
                 where = where_view(
@@ -74,7 +84,7 @@ def inside_slots(context: Context) -> Iterator[Finding]:
         if view.mmu.kind != "vm":
             continue  # a shadow table's input addresses are the nested guest's
         starts, ends = _joined([_slot_range(slot, page) for slot in view.vm.memslots])
-        outside = entries.leaf & ~_inside(entries.ia, entries.size, starts, ends)
+        outside = entries.leaf & ~_contested(owned) & ~_inside(entries.ia, entries.size, starts, ends)
         device = outside & entries.matching(lambda d: d.memory_type.startswith("device") and d.executable == "-")
         for at in np.flatnonzero(device):
             device[at] = not context.touches_ram(int(entries.output[at]), int(entries.size[at]))
@@ -100,17 +110,8 @@ class _Forbidden:
 
 
 def _forbidden(context: Context) -> Iterator[_Forbidden]:
-    # A read of untouched anonymous memory gives the guest the zero page, which lies in the image, to read.
-    zero = context.capture.host.zero_page
     for start, end in context.capture.host.kernel_pa:
-        if zero is None or not start <= zero < end:
-            yield _Forbidden(start, end, "the host kernel's image")
-            continue
-        granule = context.capture.host.page_size
-        if start < zero:
-            yield _Forbidden(start, zero, "the host kernel's image")
-        if zero + granule < end:
-            yield _Forbidden(zero + granule, end, "the host kernel's image")
+        yield _Forbidden(start, end, "the host kernel's image")
     for vm in context.capture.vms:
         start, end = vm.object_pa
         if end > start:
@@ -121,9 +122,18 @@ def _forbidden(context: Context) -> Iterator[_Forbidden]:
             yield _Forbidden(table.pa, table.pa + view.geometry.granule, what)
 
 
+def _reads_zero_page(context: Context, entries: Entries) -> Mask:
+    """Where a leaf is the zero page, to read: it lies in the image, and backs anonymous memory that was only read."""
+    zero = context.capture.host.zero_page
+    if zero is None:
+        return np.zeros(len(entries.raw), dtype=bool)
+    return (entries.output == np.uint64(zero)) & entries.matching(lambda d: d.kind is Kind.PAGE and not d.writable)
+
+
 @invariant(
     "S8",
-    "No leaf of any guest maps a stage-2 table, the host kernel's image, or a struct kvm.",
+    "No leaf of any guest maps a stage-2 table, the host kernel's image (the zero page aside, to read), or a struct "
+    "kvm.",
     "user_mem_abort, alloc_pages",
 )
 def not_the_hosts(context: Context) -> Iterator[Finding]:
@@ -133,11 +143,11 @@ def not_the_hosts(context: Context) -> Iterator[Finding]:
     starts = np.array([f.start for f in forbidden], dtype=np.uint64)
     # Ranges may overlap in a corrupt capture: the highest end so far keeps the search one-dimensional.
     ends = np.maximum.accumulate(np.array([f.end for f in forbidden], dtype=np.uint64))
-    for view in context.views:
-        entries = context.entries(view)
+    for owned in context.owned:
+        view, entries = owned.view, owned.entries
         last = np.searchsorted(starts, entries.output + entries.size, side="left") - 1
         hit = entries.leaf & (last >= 0) & (ends[np.maximum(last, 0)] > entries.output)
-        for span in spans(view, entries, hit):
+        for span in spans(view, entries, hit & ~_reads_zero_page(context, entries)):
             low = int(entries.output[span.first])
             size = int(entries.size[span.first])
             what = next(f for f in forbidden if f.start < low + size and low < f.end)
@@ -224,12 +234,12 @@ def _pieces(ipa: U64, end: U64, backed: _Backed) -> _Pieces:
 )
 def same_backing(context: Context) -> Iterator[Finding]:
     page = context.capture.host.page_size
-    for view in context.views:
+    for owned in context.owned:
+        view = owned.view
         if view.mmu.kind != "vm" or not view.vm.memslots:
             continue
-        backed = _backed(view.vm, page)
         yield from _unjudged(view, page)
-        yield from _backing_findings(context, view, context.entries(view), backed)
+        yield from _backing_findings(context, owned, _backed(view.vm, page))
 
 
 def _unjudged(view: TableView, page: int) -> Iterator[Finding]:
@@ -244,11 +254,11 @@ def _unjudged(view: TableView, page: int) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _backing_findings(context: Context, view: TableView, entries: Entries, backed: _Backed) -> Iterator[Finding]:
-    page = context.capture.host.page_size
+def _backing_findings(context: Context, owned: Owned, backed: _Backed) -> Iterator[Finding]:
+    view, entries, page = owned.view, owned.entries, context.capture.host.page_size
     starts, ends = _joined([_slot_range(slot, page) for slot in view.vm.memslots])
     # A leaf that reaches out of the slots is S7's; one that shares its addresses with another is S3's.
-    judged = np.flatnonzero(entries.leaf & _inside(entries.ia, entries.size, starts, ends))
+    judged = np.flatnonzero(entries.leaf & ~_contested(owned) & _inside(entries.ia, entries.size, starts, ends))
     judged = judged[np.argsort(entries.ia[judged], kind="stable")]
     ipa, size = entries.ia[judged], entries.size[judged]
     if len(judged) > 1:

@@ -11,6 +11,7 @@ from inspector.capture.view import TableView
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, note, where_view
 from inspector.check.entries import Entries, Mask
+from inspector.check.ownership import Owned
 from inspector.codec import Kind
 from inspector.findings import Finding
 
@@ -22,9 +23,9 @@ from inspector.findings import Finding
     "stage2_pte_is_counted, kvm_s2_mm_ops.get_page/put_page",
 )
 def counts(context: Context) -> Iterator[Finding]:
-    for view in context.views:
-        missing = 0
-        for pa, ia, level, counted, odd in _counted(context, view):
+    for owned in context.owned:
+        view, missing = owned.view, 0
+        for pa, ia, level, counted, odd in _counted(context, owned):
             info = context.capture.page_info.get(pa)
             if info is None:
                 missing += 1
@@ -45,20 +46,20 @@ def _per_page(entries: Entries, mask: Mask) -> dict[int, int]:
     return dict(zip(pages.tolist(), numbers.tolist(), strict=True))
 
 
-def _counted(context: Context, view: TableView) -> Iterator[tuple[int, int, int, int, int]]:
+def _counted(context: Context, owned: Owned) -> Iterator[tuple[int, int, int, int, int]]:
     """(PA, IPA, level, number of counted entries, how many of them are odd) of each table, in walk order.
 
     An invalid entry that is neither zero nor LOCKED is odd: the kernel's rule counts it, but nobody who wrote it beside
     the kernel took a reference.  `S6` reports the entry itself; here both numbers pass.
     """
-    entries = context.entries(view)
+    entries = owned.entries
     valid = (entries.raw & np.uint64(1)) != 0
     if context.counted is Counted.VALID:
         counted, odd = _per_page(entries, valid), {}
     else:
         locked = entries.matching(lambda d: d.kind is Kind.LOCKED)
         counted, odd = _per_page(entries, ~locked), _per_page(entries, ~locked & ~valid)
-    for table in view.tree.tables:
+    for table in (owned.view.tree.tables[number] for number in owned.tables.values()):
         yield table.pa, table.ia, table.level, counted.get(table.pa, 0), odd.get(table.pa, 0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from inspector.capture.view import TableView
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, Span, error, error_or_note, many, note, spans, where_view
 from inspector.check.entries import Entries, Mask, address_mask
+from inspector.check.ownership import Pointer
 from inspector.codec import InvalidForm, Kind
 from inspector.findings import Finding, Where
 
@@ -24,35 +24,6 @@ _BREAK = "stage2_try_break_pte"
 # --- S3: table pointers ---
 
 
-@dataclass(frozen=True)
-class _Pointer:
-    """One reference to a table page: from entry ``at`` of ``view``, or, with ``at`` ``None``, as a root."""
-
-    view: TableView
-    at: int | None
-    child: int
-
-    def place(self, entries: Entries) -> str:
-        if self.at is None:
-            return f"the root of {self.view.regime} of {self.view.vm.name}"
-        where = f"{int(entries.table_pa[self.at]):#x}[{int(entries.index[self.at])}]"
-        return f"{where} in {self.view.regime} of {self.view.vm.name}"
-
-
-def _pointers(context: Context) -> Iterator[_Pointer]:
-    """Every reference to a table page: first all roots, then the table entries of every tree in walk order."""
-    for view in context.views:
-        for pa in view.root_pages():
-            yield _Pointer(view, None, pa)
-    for view in context.views:
-        entries = context.entries(view)
-        at = np.flatnonzero(entries.matching(lambda d: d.kind is Kind.TABLE))
-        high = np.array([p.output_address or 0 for p in entries.patterns] or [0], dtype=np.uint64)
-        children = entries.address_bits[at] | high[entries.pattern[at]]
-        for one, child in zip(at.tolist(), children.tolist(), strict=True):
-            yield _Pointer(view, one, child)
-
-
 @invariant(
     "S3",
     "Every table pointer names an allocated page of RAM inside the output size that no other entry, of this or any "
@@ -60,23 +31,23 @@ def _pointers(context: Context) -> Iterator[_Pointer]:
     "DDI 0487 D8.3.1; kvm_pgtable walkers, kvm_s2_mm_ops.zalloc_page",
 )
 def table_pointers(context: Context) -> Iterator[Finding]:
-    first: dict[int, _Pointer] = {}
-    for pointer in _pointers(context):
+    first: dict[int, Pointer] = {}
+    for pointer in context.pointers:
         earlier = first.setdefault(pointer.child, pointer)
-        if pointer.at is None:
-            if earlier is not pointer:
-                yield error(
-                    "S3", where_view(pointer.view, table_pa=pointer.child), "a root of its own",
-                    f"{pointer.child:#x} is also {earlier.place(context.entries(earlier.view))}",
-                    "two guests on one table see each other's memory", "kvm_init_stage2_mmu",
-                )  # fmt: skip
-            continue
-        wrong = _wrong_pointer(context, pointer, earlier)
-        if wrong is not None:
-            entries = context.entries(pointer.view)
-            where = _entry_where(pointer.view, entries, pointer.at)
-            yield error("S3", where, wrong[0], wrong[1], wrong[2], wrong[3])
-
+        if pointer.at is not None:
+            wrong = _wrong_pointer(context, pointer, earlier)
+            if wrong is not None:
+                where = _entry_where(pointer.view, pointer.entries, pointer.at)
+                yield error("S3", where, wrong[0], wrong[1], wrong[2], wrong[3])
+        elif earlier is not pointer and pointer.child == pointer.view.root_pa:
+            yield error(
+                "S3",
+                where_view(pointer.view, table_pa=pointer.child),
+                "a root of its own",
+                f"{pointer.child:#x} is also {earlier.place()}",
+                "two guests on one table see each other's memory",
+                "kvm_init_stage2_mmu",
+            )
     for view in context.views:
         for problem in view.tree.problems:
             if problem.kind == "limit":
@@ -87,7 +58,7 @@ def table_pointers(context: Context) -> Iterator[Finding]:
                 yield note("S3", where, "a table that is read", problem.detail, "the subtree is not shown or judged")
 
 
-def _wrong_pointer(context: Context, pointer: _Pointer, earlier: _Pointer) -> tuple[str, str, str, str] | None:
+def _wrong_pointer(context: Context, pointer: Pointer, earlier: Pointer) -> tuple[str, str, str, str] | None:
     """(expected, actual, why, function) when ``pointer`` is wrong: the first reason that applies."""
     geometry, pa = pointer.view.geometry, pointer.child
     if pa >> geometry.pa_bits:
@@ -101,7 +72,7 @@ def _wrong_pointer(context: Context, pointer: _Pointer, earlier: _Pointer) -> tu
             "the CPU reads something that is no table, and takes an external abort or worse", _LINK,
         )  # fmt: skip
     if earlier is not pointer:
-        place = earlier.place(context.entries(earlier.view))
+        place = earlier.place()
         return (
             "a table with exactly one parent", f"{pa:#x} is also {'' if earlier.at is None else 'at '}{place}",
             "an edit through one parent changes the other, and freeing one leaves the other dangling", _LINK,
@@ -147,8 +118,8 @@ def _described(entries: Entries, span: Span) -> str:
     "DDI 0487 D8.3.1; kvm_level_supports_block_mapping, kvm_init_valid_leaf_pte",
 )
 def encodings(context: Context) -> Iterator[Finding]:
-    for view in context.views:
-        entries, geometry = context.entries(view), view.geometry
+    for owned in context.owned:
+        view, entries, geometry = owned.view, owned.entries, owned.view.geometry
         for span in spans(view, entries, entries.matching(lambda d: d.kind is Kind.RESERVED)):
             expected = "the type bit (1) set" if span.where.level == 3 else "no block at this level"
             yield error(
@@ -225,8 +196,8 @@ def _set_bits(raw: int, zero: Mapping[int, str]) -> str:
     "DDI 0487 D8.3.1-2; stage2_set_prot_attr, kvm_init_table_pte",
 )
 def zero_bits(context: Context) -> Iterator[Finding]:
-    for view in context.views:
-        entries = context.entries(view)
+    for owned in context.owned:
+        view, entries = owned.view, owned.entries
         leaf_zero, table_zero = _leaf_zero(context, view), _table_zero(view)
         wrong = [
             _set_bits(p.raw, table_zero if p.kind is Kind.TABLE else leaf_zero if p.kind.is_leaf else {})
@@ -266,8 +237,8 @@ def invalid_entries(context: Context) -> Iterator[Finding]:
     if form is InvalidForm.STALE:
         return
     locked = _LOCKED.get(form)
-    for view in context.views:
-        entries = context.entries(view)
+    for owned in context.owned:
+        view, entries = owned.view, owned.entries
         invalid = (entries.raw & np.uint64(1)) == 0
         is_locked = invalid & (entries.raw == np.uint64(locked)) if locked else np.zeros_like(invalid)
         walkers = context.walk_in_progress()
@@ -308,9 +279,10 @@ def _allowed_annotation(context: Context, entries: Entries) -> Mask:
 )
 def empty_tables(context: Context) -> Iterator[Finding]:
     valid_only = context.invalid_form is InvalidForm.STALE
-    for view in context.views:
+    for owned in context.owned:
+        view = owned.view
         roots = set(view.root_pages())
-        for table in view.tree.tables:
+        for table in (view.tree.tables[number] for number in owned.tables.values()):
             words = np.frombuffer(table.raw, dtype="<u8")
             if table.pa in roots or bool((words & np.uint64(1) if valid_only else words).any()):
                 continue

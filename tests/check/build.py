@@ -20,6 +20,7 @@ BLOCK = 0x20_0000
 GIB = 0x4000_0000
 RAM = (0x4000_0000, 0x2_4000_0000)
 IMAGE = (0x4100_0000, 0x4300_0000)
+ZERO_PAGE = IMAGE[0] + 0x5000
 HVA = 0xFFFF_8000_0000
 
 # Stage-2 attribute bits.
@@ -169,15 +170,18 @@ class World:
         registers = {} if vttbr is None else {"VTTBR_EL2": vttbr, "VTCR_EL2": vtcr, "HCR_EL2": 1}
         self.cpus.append(CpuState(len(self.cpus), registers, running, symbol, vttbr is not None))
 
+    def counts(self) -> dict[int, int]:
+        """The right reference count of every table page, but for those that were fixed."""
+        old = not self.traits.get("mm_ops")
+        right = {pa: 1 + sum(1 for w in words if (w & VALID if old else w)) for pa, words in self.pages.items()}
+        return right | self.refcounts
+
     def freeze_counts(self) -> None:
         """Fix the reference counts at what the tables say now; later changes to the tables leave them alone."""
-        old = not self.traits.get("mm_ops")
-        for pa, words in self.pages.items():
-            counted = sum(1 for word in words if (word & VALID if old else word))
-            self.refcounts.setdefault(pa, 1 + counted)
+        self.refcounts = self.counts()
 
     def capture(self, **changes: Any) -> Capture:
-        self.freeze_counts()
+        counts = self.counts()
         host = Host(
             release="6.12.0-synthetic",
             banner="Linux version 6.12.0-synthetic",
@@ -191,7 +195,9 @@ class World:
             features=self.features,
             traits=self.traits,
             ram=(RAM,),
-            image_pa=IMAGE,
+            image_pa=(IMAGE[0] - 0x10_0000, IMAGE[1] + 0x10_0000),
+            kernel_pa=(IMAGE,),
+            zero_page=ZERO_PAGE,
             memory_backend="process",
         )
         capture = Capture(
@@ -202,7 +208,7 @@ class World:
             host=replace(host, **self.host_changes),
             vms=tuple(guest.vm() for guest in self.guests),
             pages={pa: struct.pack("<512Q", *words) for pa, words in self.pages.items()},
-            page_info={pa: PageInfo(self.refcounts[pa], self.states.get(pa, "used")) for pa in self.pages},
+            page_info={pa: PageInfo(counts[pa], self.states.get(pa, "used")) for pa in self.pages},
             unreadable={},
         )
         return replace(capture, **changes)

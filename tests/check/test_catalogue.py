@@ -1,0 +1,115 @@
+"""The catalogue itself, and the behaviours that checks ask for."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from inspector.behaviours import CATALOGUE as BEHAVIOURS
+from inspector.behaviours import Counted, counted, ha_always, invalid_form, stage2_format
+from inspector.check import CATALOGUE, run_checks, selected
+from inspector.codec import InvalidForm
+from inspector.findings import BadInput, Severity
+from tests.check.build import TRAITS_61, TRAITS_73, TRAITS_510, TRAITS_612, World, good_world
+
+FIRST = {"S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "V1", "V2", "R1", "M1"}
+
+
+def test_every_check_states_its_rule_and_source() -> None:
+    assert CATALOGUE.keys() >= FIRST
+    for id, item in CATALOGUE.items():
+        assert item.id == id and re.fullmatch(r"[A-Z]\d+", id)
+        assert item.statement.endswith(".") and item.source
+
+
+def test_only_and_skip() -> None:
+    assert [item.id for item in selected(["s3", "R1"])] == ["R1", "S3"]
+    assert "S3" not in {item.id for item in selected(skip=["S3"])}
+    assert {item.id for item in selected()} == CATALOGUE.keys()
+    with pytest.raises(BadInput, match="Z9"):
+        selected(["Z9"])
+    with pytest.raises(BadInput, match="Z9"):
+        selected(skip=["Z9"])
+
+
+def test_run_only_what_was_asked_for() -> None:
+    world = good_world()
+    table, _ = world.guests[0].place(0x4000_0000, 3)
+    world.freeze_counts()
+    world.refcounts[table] -= 1
+    world.guests[0].map(0x4200_0000, 0x8200_0000)
+    capture = world.capture()
+    assert {f.check for f in run_checks(capture)} == {"R1", "S7"}
+    assert {f.check for f in run_checks(capture, only=["S7"])} == {"S7"}
+    assert {f.check for f in run_checks(capture, skip=["S7"])} == {"R1"}
+
+
+def test_errors_come_before_notes() -> None:
+    world = good_world()
+    world.guests[0].place(0x4060_0000, 3)  # an empty table: a note of S9
+    world.guests[2].vmid = 2  # an error of V1
+    found = run_checks(world.capture())
+    assert [f.severity for f in found] == [Severity.ERROR, Severity.NOTE]
+
+
+@pytest.mark.parametrize("scope", ["vms", "walk"])
+def test_a_capture_that_is_not_full_is_refused(scope: str) -> None:
+    with pytest.raises(BadInput, match=scope):
+        run_checks(good_world().capture(scope=scope))
+
+
+def test_a_host_without_vms_is_clean() -> None:
+    assert run_checks(World().capture()) == []
+
+
+@pytest.mark.parametrize(
+    ("traits", "form", "rule"),
+    [
+        (TRAITS_510, InvalidForm.STALE, Counted.VALID),
+        (TRAITS_61, InvalidForm.OWNER, Counted.NONZERO),
+        (TRAITS_612, InvalidForm.LOCKED_BIT10, Counted.NONZERO),
+        (TRAITS_73, InvalidForm.TYPED, Counted.NONZERO),
+    ],
+)
+def test_generations_are_told_by_traits(traits: dict[str, bool], form: InvalidForm, rule: Counted) -> None:
+    """facts 1.6 and 18: the columns 5.10, 6.1, 6.12 and 7.3."""
+    assert invalid_form(traits) is form
+    assert counted(traits) is rule
+
+
+def test_ha_is_constant_up_to_5_15_only() -> None:
+    assert ha_always(TRAITS_510)
+    assert ha_always({"mm_ops": True, "vmid_struct": True})
+    assert not ha_always(TRAITS_61)
+
+
+@pytest.mark.parametrize(
+    ("traits", "flags", "fwb"),
+    [
+        (TRAITS_61, 0, True),
+        (TRAITS_61, 1, False),
+        (TRAITS_612, 1, False),
+        (TRAITS_73, 1, True),
+        (TRAITS_510, None, True),
+    ],
+)
+def test_the_nofwb_flag_moved(traits: dict[str, bool], flags: int | None, fwb: bool) -> None:
+    """facts 10: bit 0 of pgt->flags is NOFWB up to 6.18 and IDMAP in 7.3."""
+    world = World(traits)
+    guest = world.guest(vmid=1)
+    guest.mmu_changes["pgt_flags"] = flags
+    assert stage2_format(world.capture().host, guest.mmu()).fwb is fwb
+
+
+def test_two_xn_bits_need_the_kernel_and_the_cpu() -> None:
+    for traits, xnx, two in ((TRAITS_73, 1, True), (TRAITS_73, 0, False), (TRAITS_612, 1, False)):
+        world = World(traits)
+        world.features["xnx"] = xnx
+        guest = world.guest(vmid=1)
+        assert stage2_format(world.capture().host, guest.mmu()).xnx is two
+
+
+def test_every_behaviour_says_how_it_is_recognised() -> None:
+    assert len({b.name for b in BEHAVIOURS}) == len(BEHAVIOURS)
+    assert all(b.differs and b.since and b.recognised for b in BEHAVIOURS)
