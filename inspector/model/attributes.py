@@ -31,7 +31,14 @@ MEMATTR: Final = {
     "as_s1": (0xF, 0x7),
 }
 
-_XN_CODES: Final = {Prot.X: 0b00, Prot.UX: 0b01, Prot.NONE: 0b10, Prot.PX: 0b11}
+_R: Final = int(Prot.R)
+_W: Final = int(Prot.W)
+_X: Final = int(Prot.X)
+_DEVICE: Final = int(Prot.DEVICE)
+_NC: Final = int(Prot.NORMAL_NC)
+# Plain integers: an IntFlag in an entry would make every later operation on it ten times slower.
+
+_XN_CODES: Final = {_X: 0b00, int(Prot.UX): 0b01, 0: 0b10, int(Prot.PX): 0b11}
 """FEAT_XNX (DDI 0487, D8.4.1 "stage 2 execute permission"): who may execute → XN[1:0]."""
 
 
@@ -65,22 +72,22 @@ class Attributes:
         """``stage2_set_prot_attr``: the attribute bits, or ``-EINVAL``."""
         attr = self._known.get(prot)
         if attr is None:
-            attr = self._known[prot] = self._compute(prot)
+            attr = self._known[prot] = self._compute(int(prot))
         return attr
 
     def _compute(self, prot: int) -> int:
-        device, nc = prot & Prot.DEVICE, prot & Prot.NORMAL_NC
+        device, nc = prot & _DEVICE, prot & _NC
         if device and nc:
             return -EINVAL
-        if (device or nc) and prot & Prot.X:
+        if (device or nc) and prot & _X:
             return -EINVAL
         xn = self.xn_of_prot(prot)
         if xn < 0:
             return xn
         attr = self._memattr("device" if device else "nc" if nc else "normal") | xn | AF
-        if prot & Prot.R:
+        if prot & _R:
             attr |= S2AP_R
-        if prot & Prot.W:
+        if prot & _W:
             attr |= S2AP_W
         if not self._lpa2:
             attr |= SH_INNER
@@ -91,9 +98,9 @@ class Attributes:
     def xn_of_prot(self, prot: int) -> int:
         """The XN bits in place, or ``-EINVAL`` (one execute bit alone on a CPU without FEAT_XNX)."""
         if not self._two_bit_xn:
-            return 0 if prot & Prot.X else XN
-        wanted = Prot(prot & Prot.X)
-        if not self._xnx and wanted in (Prot.PX, Prot.UX):
+            return 0 if prot & _X else XN
+        wanted = prot & _X
+        if not self._xnx and wanted not in (0, _X):
             return -EINVAL
         return _XN_CODES[wanted] << 53
 
@@ -103,13 +110,13 @@ class Attributes:
         if not pte & 1:
             return prot
         if pte & S2AP_R:
-            prot |= Prot.R
+            prot |= _R
         if pte & S2AP_W:
-            prot |= Prot.W
+            prot |= _W
         if self._two_bit_xn:
             code = pte >> 53 & 3
             return prot | next(wanted for wanted, xn in _XN_CODES.items() if xn == code)
-        return prot if pte & XN else prot | Prot.X
+        return prot if pte & XN else prot | _X
 
     def cacheable(self, pte: int) -> bool:
         """``stage2_pte_cacheable``."""

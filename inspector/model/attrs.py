@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from errno import EAGAIN, EINVAL
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from inspector.events import CACHE, TLBI
 from inspector.model.attributes import AF, S2AP_R, S2AP_W, XN_FIELD
@@ -19,6 +19,11 @@ from inspector.model.walker import HANDLE_FAULT, IGNORE_EAGAIN, LEAF, SHARED, U6
 
 if TYPE_CHECKING:
     from inspector.model.stage2 import Stage2
+
+
+_R: Final = int(Prot.R)
+_W: Final = int(Prot.W)
+_X: Final = int(Prot.X)
 
 
 class AttrWalk:
@@ -77,11 +82,12 @@ def stage2_wrprotect(pgt: Stage2, addr: int, size: int) -> int:
 def stage2_relax_perms(pgt: Stage2, addr: int, prot: int, flags: int) -> int:
     """``kvm_pgtable_stage2_relax_perms``: permissions added to one leaf, then one TLB invalidation (facts 7.3)."""
     behaviours = pgt.behaviours
+    prot = int(prot)
     if behaviours.software_bits and prot & SW_MASK:
         return -EINVAL
-    set_bits = (S2AP_R if prot & Prot.R else 0) | (S2AP_W if prot & Prot.W else 0)
+    set_bits = (S2AP_R if prot & _R else 0) | (S2AP_W if prot & _W else 0)
     clear_bits = 0
-    if prot & Prot.X:
+    if prot & _X:
         xn = pgt.attributes.xn_of_prot(prot)
         if xn < 0:
             return xn
@@ -148,7 +154,7 @@ def stage2_test_clear_young(pgt: Stage2, addr: int, size: int, mkold: bool) -> i
     if not pgt.behaviours.test_clear_young:
         raise ValueError(f"{pgt.behaviours.label} has no test_clear_young: use mkold and is_young")
     age = AgeWalk(pgt, mkold)
-    if pgt.walk(age.visit, LEAF, addr, size):
+    if pgt.walk(age.visit, LEAF, addr, size, ignores_empty=True):
         pgt.warn()
     return age.young
 
@@ -175,7 +181,7 @@ def stage2_flush(pgt: Stage2, addr: int, size: int) -> int:
     """``kvm_pgtable_stage2_flush``; nothing to do, and no range check, where FWB is relied on."""
     if pgt.attributes.fwb:
         return 0
-    return pgt.walk(FlushWalk(pgt).visit, LEAF, addr, size)
+    return pgt.walk(FlushWalk(pgt).visit, LEAF, addr, size, ignores_empty=True)
 
 
 class LeafWalk:

@@ -47,7 +47,7 @@ class FreeWalk:
 
 def stage2_destroy_range(pgt: Stage2, addr: int, size: int) -> None:
     """The walk of destroy; by itself ``kvm_pgtable_stage2_destroy_range`` (7.3)."""
-    if pgt.walk(FreeWalk(pgt).visit, LEAF | TABLE_POST, addr, size):
+    if pgt.walk(FreeWalk(pgt).visit, LEAF | TABLE_POST, addr, size, ignores_empty=True):
         pgt.warn()
 
 
@@ -65,7 +65,7 @@ def stage2_destroy(pgt: Stage2) -> None:
 
 def free_unlinked(pgt: Stage2, page: int, level: int) -> None:
     """``kvm_pgtable_stage2_free_unlinked``: the detached table ``page`` that an entry of ``level`` pointed to."""
-    walk = Walk(FreeWalk(pgt).visit, LEAF | TABLE_POST, 0, 1 << pgt.shifts[level], True)
+    walk = Walk(FreeWalk(pgt).visit, LEAF | TABLE_POST, 0, 1 << pgt.shifts[level], True, ignores_empty=True)
     if pgt.walk_table(walk, page, level + 1):
         pgt.warn()
     if pgt.store.counts.get(page, 0) != 1:

@@ -38,6 +38,7 @@ class HypStage1(Pgtable):
     def attr_of(self, prot: int) -> int:
         """``hyp_set_prot_attr``: attribute bits, or ``-EINVAL``."""
         behaviours, machine = self.behaviours, self.machine
+        prot = int(prot)
         hvhe = behaviours.hyp_hvhe and machine.hvhe
         if not prot & Prot.R:
             return -EINVAL
@@ -59,7 +60,7 @@ class HypStage1(Pgtable):
             attr |= SH_INNER
         if behaviours.software_bits:
             attr |= prot & SW_MASK
-        return attr
+        return int(attr)
 
     def map(self, addr: int, size: int, phys: int, prot: int) -> int:
         """``kvm_pgtable_hyp_map``: 0 or a negative errno."""
@@ -90,7 +91,7 @@ class HypStage1(Pgtable):
 
     def destroy(self) -> None:
         """``kvm_pgtable_hyp_destroy``."""
-        if self.walk(self._free, LEAF | TABLE_POST, 0, 1 << self.ia_bits):
+        if self.walk(self._free, LEAF | TABLE_POST, 0, 1 << self.ia_bits, ignores_empty=True):
             self.warn()
         self.put(self.root)
         self.root = 0

@@ -97,7 +97,7 @@ def stage2_split(pgt: Stage2, addr: int, size: int, cache: MemoryCache) -> int:
     """``kvm_pgtable_stage2_split``."""
     if not pgt.behaviours.split:
         raise ValueError(f"{pgt.behaviours.label} has no split")
-    ret = pgt.walk(SplitWalk(pgt, cache).visit, LEAF, addr, size)
+    ret = pgt.walk(SplitWalk(pgt, cache).visit, LEAF, addr, size, ignores_empty=True)
     if not pgt.behaviours.split_barrier_each:
         pgt.barrier()
     return ret

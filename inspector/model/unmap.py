@@ -86,7 +86,7 @@ class Unmap:
 def stage2_unmap(pgt: Stage2, addr: int, size: int) -> int:
     """``kvm_pgtable_stage2_unmap``; the deferred range flush happens whatever the walk returned."""
     deferred = pgt.behaviours.unmap_deferred_range and pgt.machine.tlb_range and pgt.attributes.fwb
-    ret = pgt.walk(Unmap(pgt, deferred).visit, LEAF | TABLE_POST, addr, size)
+    ret = pgt.walk(Unmap(pgt, deferred).visit, LEAF | TABLE_POST, addr, size, ignores_empty=True)
     if deferred:
         pgt.flush_range(addr, size)
     return ret

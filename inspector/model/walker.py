@@ -39,15 +39,26 @@ U64: Final = (1 << 64) - 1
 MAX_RANGE_PAGES: Final = 1 << 21
 """``MAX_TLBI_RANGE_PAGES``: what one range invalidation can cover (asm/tlbflush.h)."""
 
+_STRIDE: Final = 64
+_STRIDE_MASK: Final = _STRIDE - 1
+_EMPTY: Final = array("Q", bytes(8 * _STRIDE))
+# How far one comparison passes over empty entries; tables have a multiple of it.
+
 Visitor: TypeAlias = Callable[[int, "array[int]", int, int, int, int, int], int]
 
 
 class Walk:
-    """One walk: its flags, its visitor, and where it stands (``addr``; ``start`` and ``end`` are constant)."""
+    """One walk: its flags, its visitor, and where it stands (``addr``; ``start`` and ``end`` are constant).
 
-    __slots__ = ("addr", "end", "flags", "start", "tolerant", "visit")
+    ``ignores_empty``: the visitor does nothing with an entry that is 0, so the walker may pass over it.
+    """
 
-    def __init__(self, visit: Visitor, flags: int, start: int, end: int, tolerant: bool) -> None:
+    __slots__ = ("addr", "end", "flags", "ignores_empty", "start", "tolerant", "visit")
+
+    def __init__(
+        self, visit: Visitor, flags: int, start: int, end: int, tolerant: bool, ignores_empty: bool = False
+    ) -> None:
+        self.ignores_empty = ignores_empty
         self.visit = visit
         self.flags = flags
         self.start = start
@@ -273,11 +284,11 @@ class Pgtable:
             return bool(flags & IGNORE_EAGAIN)
         return False
 
-    def begin(self, visit: Visitor, flags: int, addr: int, size: int) -> Walk:
+    def begin(self, visit: Visitor, flags: int, addr: int, size: int, ignores_empty: bool = False) -> Walk:
         """``kvm_pgtable_walk``'s range: ``size`` is counted from the page that ``addr`` lies in (facts 3.1)."""
         start = addr & self.page_mask
         end = (start + size + self.page_size - 1) & self.page_mask
-        return Walk(visit, flags, start, end, self._tolerates_eagain(flags))
+        return Walk(visit, flags, start, end, self._tolerates_eagain(flags), ignores_empty)
 
     def run(self, walk: Walk) -> int:
         """Walk the range through the root pages; 0 or a negative errno."""
@@ -297,9 +308,9 @@ class Pgtable:
             page += 1
         return 0
 
-    def walk(self, visit: Visitor, flags: int, addr: int, size: int) -> int:
+    def walk(self, visit: Visitor, flags: int, addr: int, size: int, ignores_empty: bool = False) -> int:
         """``kvm_pgtable_walk``."""
-        return self.run(self.begin(visit, flags, addr, size))
+        return self.run(self.begin(visit, flags, addr, size, ignores_empty))
 
     def walk_table(self, walk: Walk, table: int, level: int) -> int:
         """``__kvm_pgtable_walk``: one table page from where the walk stands, descending as it goes."""
@@ -311,6 +322,7 @@ class Pgtable:
         flags = walk.flags
         visit = walk.visit
         end = walk.end
+        ignores_empty = walk.ignores_empty
         last_index = self.index_mask
         index = walk.addr >> shift & last_index
         above_last = level != LAST_LEVEL
@@ -319,6 +331,14 @@ class Pgtable:
             if addr >= end:
                 break
             old = entries[index]
+            if not old and ignores_empty:
+                next_index = index + 1
+                if not next_index & _STRIDE_MASK:
+                    while next_index <= last_index and entries[next_index : next_index + _STRIDE] == _EMPTY:
+                        next_index += _STRIDE
+                walk.addr = ((addr >> shift) + next_index - index) << shift
+                index = next_index
+                continue
             descend = above_last and old & 3 == 3
             if descend:
                 if flags & TABLE_PRE:

@@ -60,7 +60,8 @@ class KernelSide:
         machine = setup.machine
         extra = ("--hyp",) if machine.hyp_build else ()
         self.harness = h.Harness(
-            setup.generation, setup.granule, lib=h.library(setup.generation, setup.granule, *extra), store_pages=1 << 14,
+            setup.generation, setup.granule, lib=h.library(setup.generation, setup.granule, *extra),
+            store_pages=1 << 14,
             fwb=machine.fwb, tlb_range=machine.tlb_range, lpa2=setup.lpa2, xnx=machine.xnx, hvhe=machine.hvhe,
             bti=machine.bti, dcache_op=machine.dcache_op, icache_op=machine.icache_op, rcu_at_once=not machine.rcu,
         )
@@ -215,11 +216,8 @@ class Pair:
         ours = self.events = self.session.store.take_events()
         if ours != theirs:
             return Difference(text, "events", *_first_difference(ours, theirs))
-        if operation.name in ("mkyoung", "mkold"):
-            ret = outcome.value - (outcome.value >> 63 << 64)
-        else:
-            ret = outcome.ret
-        self.ret = ret
+        by_value = operation.name in ("mkyoung", "mkold")
+        ret = self.ret = outcome.value - (outcome.value >> 63 << 64) if by_value else outcome.ret
         if ret != result.ret:
             return Difference(text, "return value", str(ret), str(result.ret))
         if operation.name in _BY_VALUE and ret >= 0 and outcome.value != result.value:
@@ -240,9 +238,8 @@ class Pair:
         counts, outstanding = self.session.store.counts, harness.outstanding()
         if counts != outstanding:
             odd = {page for page in counts.keys() | outstanding.keys() if counts.get(page) != outstanding.get(page)}
-            return Difference(
-                text, "outstanding pages", *(str({hex(p): side.get(p) for p in sorted(odd)}) for side in (counts, outstanding))
-            )
+            sides = [str({hex(page): side.get(page) for page in sorted(odd)}) for side in (counts, outstanding)]
+            return Difference(text, "outstanding pages", *sides)
         if self.session.store.deferred != harness.deferred():
             return Difference(text, "deferred tables", str(self.session.store.deferred), str(harness.deferred()))
         return None

@@ -22,6 +22,10 @@ from inspector.model.walker import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM
 _IPA = {"4k": (32, 33, 36, 39, 40, 40, 40, 42, 43, 44, 48), "16k": (32, 36, 39, 40, 42, 47, 48),
         "64k": (32, 36, 40, 42, 44, 48, 52)}
 _VA = {"4k": (30, 39, 47, 48), "16k": (36, 47, 48), "64k": (42, 48)}
+_PERMISSIONS = tuple(
+    map(int, (Prot.RWX, Prot.RWX, Prot.RW, Prot.RW, Prot.R, Prot.R | Prot.X, Prot.NONE, Prot.W))
+)
+_X, _DEVICE, _NC = int(Prot.X), int(Prot.DEVICE), int(Prot.NORMAL_NC)
 
 
 def random_setup(rng: Random, label: str) -> Setup:
@@ -151,22 +155,22 @@ class Generator:
 
     def _prot(self, memory: bool = True) -> int:
         rng = self.rng
-        prot = rng.choice((Prot.RWX, Prot.RWX, Prot.RW, Prot.RW, Prot.R, Prot.R | Prot.X, Prot.NONE, Prot.W))
+        prot = rng.choice(_PERMISSIONS)
         layout = self.behaviours.prot_layout
         if layout is ProtLayout.SPLIT_X and rng.random() < 0.2:
-            prot = (prot & ~Prot.X) | rng.choice((Prot.PX, Prot.UX))
-        value = int(prot)
+            prot = (prot & ~_X) | rng.choice((int(Prot.PX), int(Prot.UX)))
+        value = prot
         kind = rng.random()
         if memory and kind < 0.25:
-            value |= Prot.DEVICE
+            value |= _DEVICE
             if rng.random() < 0.9:
-                value &= ~Prot.X
+                value &= ~_X
         elif memory and kind < 0.45 and layout is not ProtLayout.SINGLE_X:
-            value |= Prot.NORMAL_NC
+            value |= _NC
             if rng.random() < 0.9:
-                value &= ~Prot.X
+                value &= ~_X
             if rng.random() < 0.05:
-                value |= Prot.DEVICE
+                value |= _DEVICE
         if rng.random() < 0.15 and self.behaviours.software_bits:
             value |= rng.randrange(16) << 55
         return value
@@ -206,9 +210,8 @@ class Generator:
         if shared and rng.random() < 0.15:
             operation.lose_cas = rng.choice((1, 1, 1, 2, 3))
             operation.race_mode = rng.choice(("set", "clear", "value"))
-            operation.race_value = rng.choice(
-                (AF, AF, 1 << 7, 1 << 55, self.behaviours.locked_value or AF, 0 if operation.race_mode == "value" else AF)
-            )
+            last = 0 if operation.race_mode == "value" else AF
+            operation.race_value = rng.choice((AF, AF, 1 << 7, 1 << 55, self.behaviours.locked_value or AF, last))
         return operation
 
     # --- operations
@@ -234,7 +237,7 @@ class Generator:
             flags = 0
         prot = self._prot(memory=False)
         if self.rng.random() < 0.9:
-            prot &= Prot.RWX
+            prot &= int(Prot.RWX)
         return self._faults(Operation("relax_perms", self._addr(aligned=False), prot=prot, flags=flags))
 
     def _mkyoung(self) -> Operation:
@@ -366,9 +369,9 @@ class Generator:
         if rng.random() < 0.6:
             prot = int(rng.choice((Prot.RW, Prot.R, Prot.R | Prot.X, Prot.RW | Prot.DEVICE)))
         else:
-            prot |= Prot.R
+            prot |= int(Prot.R)
         if rng.random() < 0.03:
-            prot &= ~Prot.R
+            prot &= ~int(Prot.R)
         return self._faults(Operation("hyp_map", addr, size, pa, prot))
 
     def _hyp_unmap(self) -> Operation:
@@ -404,6 +407,8 @@ class Generator:
                 yield self.pending.pop(0)
             else:
                 yield rng.choices(functions, chances)[0]()
+        while self.pending:
+            yield self.pending.pop(0)
         if self.hyp:
             yield Operation("hyp_destroy")
             return
