@@ -34,7 +34,6 @@ from inspector.report.format import Painter, columns, count, size
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval, parse_number
 from inspector.tables import reverse as reverse_tree
 from inspector.tables import translate
-from inspector.target.signals import Interrupted
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -484,7 +483,7 @@ def check(options: Options, listing: bool, only: tuple[str, ...], skip: tuple[st
 
 
 def _say(message: str) -> None:
-    click.echo(f"inspector: {message}", err=True)
+    click.echo(f"inspector: {' '.join(message.split())}", err=True)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -501,9 +500,8 @@ def run(arguments: list[str] | None = None) -> int:
         hint = f" (see '{error.ctx.command_path} --help')" if isinstance(error, click.UsageError) and error.ctx else ""
         _say(f"{error.format_message().rstrip('.')}{hint}")
         return int(ExitCode.USAGE)
-    except (KeyboardInterrupt, click.Abort, Interrupted):
-        _say("interrupted; the machine was left as it was found")
-        return int(ExitCode.TARGET_LOST)
+    except (KeyboardInterrupt, click.Abort):
+        return _interrupted()
     except BrokenPipeError:
         _forget_stdout()
         return int(ExitCode.CLEAN)
@@ -512,6 +510,17 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         _say(f"internal error, please report it: {type(error).__name__}: {error} (--debug shows where)")
         return int(ExitCode.USAGE)
+    except BaseException as error:
+        # SIGTERM and SIGHUP arrive as `Interrupted`. Its module is loaded only where a machine is attached.
+        signals = sys.modules.get("inspector.target.signals")
+        if signals is None or not isinstance(error, signals.Interrupted):
+            raise
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    _say("interrupted; the machine was left as it was found")
+    return int(ExitCode.TARGET_LOST)
 
 
 def _forget_stdout() -> None:

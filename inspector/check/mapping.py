@@ -127,7 +127,10 @@ def _reads_zero_page(context: Context, entries: Entries) -> Mask:
     zero = context.capture.host.zero_page
     if zero is None:
         return np.zeros(len(entries.raw), dtype=bool)
-    return (entries.output == np.uint64(zero)) & entries.matching(lambda d: d.kind is Kind.PAGE and not d.writable)
+    read: Mask = (entries.output == np.uint64(zero)) & entries.matching(
+        lambda d: d.kind is Kind.PAGE and not d.writable
+    )
+    return read
 
 
 @invariant(
