@@ -55,7 +55,7 @@ _RESULT: Final = struct.Struct("<qQi5I")
 _EVENT: Final = struct.Struct("<II3QiHH")
 _TABLE: Final = struct.Struct("<6Q")
 _PAIR: Final = struct.Struct("<QQ")
-_UNSUPPORTED, _NO_ENTRY, _RACED = 1, 2, 4
+_UNSUPPORTED, _NO_ENTRY, _CRASHED = 1, 2, 8
 _NO_LEVEL: Final = -(1 << 31)
 
 Raws = list[ev.RawEvent]
@@ -433,6 +433,8 @@ class Harness:
         return results
 
     def _check(self, result: Result) -> None:
+        if result.flags & _CRASHED:
+            raise HarnessFault("the kernel's code followed a wild pointer; the table is of no use any more")
         if result.faults and self.check_faults:
             raise HarnessFault("a page that is not allocated was used:\n" + self.text())
         if result.flags & _UNSUPPORTED:

@@ -653,6 +653,16 @@ def test_use_of_a_freed_page_is_noticed(h: Harness) -> None:
         h.stage2_unmap(0, 4 * K)
 
 
+def test_a_wild_pointer_ends_the_operation_only(h: Harness) -> None:
+    """A table entry that points to guest memory: the kernel's code follows it, and would crash as well."""
+    h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
+    h.poke(0, 2, 0x7_0000_0003)
+    with pytest.raises(HarnessFault, match="wild pointer"):
+        h.stage2_unmap(0, 4 * K)
+    with Harness(h.label) as other:
+        assert other.stage2_init(40)[0] == 0
+
+
 def test_no_such_entry(h: Harness) -> None:
     for level in (0, 2):
         with pytest.raises(NoEntry):
