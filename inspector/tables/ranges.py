@@ -162,7 +162,7 @@ def _level_runs(tree: Tree, at: Level) -> tuple[bulk.Words, bulk.Words, bulk.Wor
             starts.append(found[0] + row * per_table)
             firsts.append(raw[found[0]])
             lasts.append(found[1] + row * per_table)
-    if not starts:
+    if not any(part.size for part in starts):
         return None
     table_ia = np.array(at.ia, dtype=np.uint64)
     start = np.concatenate(starts)
