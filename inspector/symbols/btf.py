@@ -31,7 +31,8 @@ _NAMED = frozenset((STRUCT, UNION, ENUM, ENUM64, TYPEDEF))
 _HEADER = struct.Struct("<HBBIIIII")  # magic, version, flags, hdr_len, type_off, type_len, str_off, str_len
 _LAYOUT_HEADER = struct.Struct("<II")  # layout_off, layout_len: 7.x
 _TYPE = struct.Struct("<III")
-_MAX_DEPTH = 64  # of typedefs, arrays and anonymous structs: deeper is a damaged blob going round in circles
+_MAX_DEPTH = 64  # of typedefs and arrays: deeper is a damaged blob going round in circles
+_MAX_NESTING = 16  # of anonymous structs
 
 
 class BadBtf(Exception):
@@ -231,6 +232,11 @@ class Btf:
                     return value
         return None
 
+    def struct_names(self) -> list[str]:
+        """The name of every struct and union defined."""
+        found = (self._type(number) for number in self.index.named[1::2])
+        return sorted({each.name for each in found if each.kind in (STRUCT, UNION)})
+
     def definitions(self, name: str) -> list[StructType]:
         """Every different definition of the struct or union ``name``."""
         found: list[StructType] = []
@@ -311,9 +317,9 @@ class Btf:
             number = each.value
         raise BadBtf("a typedef goes round in a circle")
 
-    def _fields(self, number: int, bits: int = 0, depth: int = 0) -> Iterator[_Field]:
+    def _fields(self, number: int, bits: int = 0, inside: tuple[int, ...] = ()) -> Iterator[_Field]:
         """Named members, those of anonymous structs and unions in their place."""
-        if depth > _MAX_DEPTH:
+        if number in inside or len(inside) > _MAX_NESTING:
             raise BadBtf("an anonymous struct contains itself")
         each = self._type(number)
         for at in range(each.at, each.at + 12 * each.count, 12):
@@ -329,7 +335,7 @@ class Btf:
                 text = _string(self.blob, self._header, name).decode("utf-8", "replace")
                 yield _Field(text, bits + offset, size, type_id)
             elif inner.kind in (STRUCT, UNION):
-                yield from self._fields(stripped, bits + offset, depth + 1)
+                yield from self._fields(stripped, bits + offset, (*inside, number))
 
     def _old_bit_field(self, integer: _Type, offset: int) -> tuple[int | None, int]:
         """Bit-fields before kind_flag: the INT has fewer bits than its size, at an offset of its own."""

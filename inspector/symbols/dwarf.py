@@ -135,7 +135,7 @@ class DwarfTypes:
                 if count == _MOST_UNITS:
                     break
                 unit = self._dwarf.get_CU_at(offset)
-                if any(_defines(die, name) for die in unit.get_top_DIE().iter_children()):
+                if any(_defines(die, name) for die in _each(unit.get_top_DIE())):
                     return _Converter([unit]).blob()
         return None
 
@@ -144,7 +144,12 @@ class DwarfTypes:
             at = 0
             while at + 4 <= len(self._info):
                 self._starts.append(at)
-                at += 4 + int.from_bytes(self._info[at : at + 4], "little")
+                length = int.from_bytes(self._info[at : at + 4], "little")
+                if length == 0xFFFF_FFFF:  # 64-bit DWARF
+                    length = 8 + int.from_bytes(self._info[at + 4 : at + 12], "little")
+                if length == 0:
+                    raise _Damaged("a unit has no length")
+                at += 4 + length
         return self._starts
 
     def _unit_around(self, at: int) -> tuple[int, int]:
@@ -190,6 +195,10 @@ class _Window(io.BytesIO):
         return data
 
 
+class _Damaged(Exception):
+    """What only damaged DWARF, or none of a C program, can say."""
+
+
 class _damage:
     """Turns whatever pyelftools raises on damaged input (it promises no set of exceptions) into `BadInput`."""
 
@@ -218,7 +227,7 @@ class _Converter:
         self._queue: list[Any] = []
         self._defined: dict[tuple[str, str], Any] = {}
         for unit in units:
-            for die in unit.get_top_DIE().iter_children():
+            for die in _each(unit.get_top_DIE()):
                 if die.tag in _DEFINITIONS and "DW_AT_declaration" not in die.attributes:
                     name = _name(die)
                     self._defined.setdefault((die.tag, name) if name else (die.tag, f"{die.offset:#x}"), die)
@@ -280,7 +289,7 @@ class _Converter:
         elif tag == "DW_TAG_subroutine_type":
             writer.prototype()
         else:
-            raise BadInput(f"a type of kind {tag} is unknown to this tool")
+            raise _Damaged(f"a type of kind {tag} is unknown to this tool")
 
     def _fields(self, die: Any) -> Iterator[Field]:
         for each in _children(die, "DW_TAG_member"):
@@ -319,8 +328,18 @@ def _defines(die: Any, name: str) -> bool:
     return _name(die) == name or any(_name(each) == name for each in _children(die, "DW_TAG_enumerator"))
 
 
+def _each(die: Any) -> Iterator[Any]:
+    """The children; in damaged DWARF a DW_AT_sibling could lead back to one already seen."""
+    last = die.offset
+    for each in die.iter_children():
+        if each.offset <= last:
+            raise _Damaged("an entry's siblings go round in a circle")
+        last = each.offset
+        yield each
+
+
 def _children(die: Any, tag: str) -> Iterator[Any]:
-    return (each for each in die.iter_children() if each.tag == tag)
+    return (each for each in _each(die) if each.tag == tag)
 
 
 def _name(die: Any) -> str:
@@ -355,7 +374,7 @@ def _location(member: Any) -> int:
         return attribute.value
     operation, *operand = attribute.value
     if operation != _DW_OP_PLUS_UCONST:
-        raise BadInput(f"member {_name(member)} has a location that is computed at run time")
+        raise _Damaged(f"member {_name(member)} has a location that is computed at run time")
     return sum((byte & 0x7F) << 7 * index for index, byte in enumerate(operand))
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inspector.findings import BadInput
-from inspector.symbols.table import Symbol
+from inspector.symbols.table import Symbol, is_noise
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -35,8 +35,6 @@ _STB_LOCAL, _STB_WEAK = 0, 2
 _STT_OBJECT = 1
 _ZLIB, _ZSTD = 1, 2
 _NT_GNU_BUILD_ID = 3
-# Symbols that stand for no object: scripts/mksysmap leaves the same out of kallsyms.
-_NOISE = ("$", ".L", "__kstrtab", "__kcrctab", "__ksymtab_", "__crc_")
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,12 @@ class Section:
     @property
     def stored(self) -> bool:
         """Whether its bytes are in the file and in memory at run time (not .bss)."""
-        return bool(self.flags & _SHF_ALLOC) and self.type != _SHT_NOBITS
+        return bool(self.flags & _SHF_ALLOC) and self.in_file
+
+    @property
+    def in_file(self) -> bool:
+        """Whether the file holds its bytes (.bss has none; after ``--only-keep-debug`` nor has the rest)."""
+        return self.type != _SHT_NOBITS
 
 
 class Elf:
@@ -148,7 +151,7 @@ class Elf:
                 continue
             end = names.find(b"\0", name_at)
             name = names[name_at:end].decode("utf-8", "surrogateescape")
-            if end <= name_at or name.startswith(_NOISE):
+            if end <= name_at or is_noise(name):
                 continue
             if index == _SHN_ABS:
                 letter = "a"

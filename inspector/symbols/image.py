@@ -55,7 +55,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image:
     compression that needs a program which is not installed.
     """
     packed = read_file(path) if data is None else data
-    plain = unpack(path, packed)
+    plain = unsigned(unpack(path, packed))
     if not is_plain_image(plain):
         raise BadInput(f"{path} is not an arm64 kernel Image (no 'ARM\\x64' magic at byte 0x38 once unpacked)")
     text_offset, size, flags = struct.unpack_from("<QQQ", plain, 8)
@@ -64,6 +64,24 @@ def open_image(path: Path, data: bytes | None = None) -> Image:
     if size < HEADER_SIZE or size > _LIMIT:
         raise BadInput(f"{path} has a damaged Image header: it gives the image a size of {size:#x} bytes")
     return Image(path, plain, text_offset, size)
+
+
+def unsigned(data: bytes) -> bytes:
+    """``data`` without the Secure Boot signature that distributions append to an Image (and that is never
+    loaded).
+
+    Entry 4 of the PE32+ data directories, the certificate table, is the one that counts from the file's start
+    (Microsoft PE/COFF specification, "Optional Header Data Directories"; arch/arm64/kernel/efi-header.S).
+    """
+    if not is_plain_image(data) or len(data) < HEADER_SIZE:
+        return data
+    (pe,) = struct.unpack_from("<I", data, 0x3C)
+    if pe + 24 + 112 + 40 > len(data) or data[pe : pe + 4] != b"PE\0\0":
+        return data
+    magic, (count,) = data[pe + 24 : pe + 26], struct.unpack_from("<I", data, pe + 24 + 108)
+    start, size = struct.unpack_from("<II", data, pe + 24 + 112 + 4 * 8)
+    signed = magic == b"\x0b\x02" and count > 4 and size and start >= HEADER_SIZE and start + size == len(data)
+    return data[:start] if signed else data
 
 
 def unpack(path: Path, data: bytes) -> bytes:

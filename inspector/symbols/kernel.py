@@ -90,6 +90,11 @@ class KernelSymbols:
             )
         return address
 
+    @property
+    def table(self) -> SymbolTable:
+        """Every symbol."""
+        return self._found.table
+
     def addresses(self, name: str) -> tuple[int, ...]:
         """Every address of ``name``: static functions of different files may share a name."""
         return tuple(symbol.address for symbol in self._found.table.named(name))

@@ -13,10 +13,10 @@ Three independent witnesses, tried in this order; every answer is a multiple of 
 from __future__ import annotations
 
 import struct
-from array import array
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from inspector.symbols.kallsyms import Kallsyms
 
@@ -93,16 +93,18 @@ def _from_relocations(data: bytes, text_offset: int, relocations: list[tuple[int
 
 
 def _from_pointers(data: bytes, text_offset: int, symbols: Kallsyms) -> int | None:
-    words = array("Q", data[: len(data) & ~7])
-    pointers = Counter(word for word in words if _KERNEL_VA <= word < 0xFFFF_FFFF_0000_0000)
-    if not pointers:
+    words = np.frombuffer(data, "<u8", count=len(data) // 8)
+    pointers = np.unique(words[(words >= _KERNEL_VA) & (words < 0xFFFF_FFFF_0000_0000)])
+    if not len(pointers):
         return None
-    starts = frozenset(symbols.offsets)
-    centre = Counter(pointer // _STEP for pointer in pointers).most_common(1)[0][0] * _STEP
-    scores: Counter[int] = Counter()
+    starts = np.unique(np.array(symbols.offsets, "i8")[np.array(symbols.offsets, "i8") >= 0]).astype("u8")
+    steps, counts = np.unique(pointers // np.uint64(_STEP), return_counts=True)
+    centre = int(steps[counts.argmax()]) * _STEP
+    scores = []
     base = _aligned(centre + _STEP, text_offset)
     while base > centre - len(data) - _STEP:
-        scores[base] = sum(pointer - base in starts for pointer in pointers)
+        offsets = pointers[pointers >= base] - np.uint64(base)
+        scores.append((int(np.isin(offsets, starts).sum()), base))
         base -= _STEP
-    (best, hits), *others = scores.most_common(2)
-    return best if hits >= _SHORTEST_RUN and (not others or hits > 2 * others[0][1]) else None
+    (hits, best), *others = sorted(scores, reverse=True)
+    return best if hits >= _SHORTEST_RUN and (not others or hits > 2 * others[0][0]) else None

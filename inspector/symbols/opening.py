@@ -12,10 +12,10 @@ from inspector.findings import BadInput
 from inspector.symbols import cache
 from inspector.symbols.btf import BadBtf, Btf, find_btf
 from inspector.symbols.elf import Elf
-from inspector.symbols.image import Image, is_plain_image, open_image, read_file
+from inspector.symbols.image import Image, is_plain_image, open_image, read_file, unsigned
 from inspector.symbols.kernel import Found, KernelSymbols
 from inspector.symbols.notes import image_banner, image_build_id
-from inspector.symbols.table import Symbol, SymbolTable
+from inspector.symbols.table import Symbol, SymbolTable, is_noise
 
 Progress = Callable[[str], None]
 
@@ -46,9 +46,11 @@ def open_symbols(
 
 def _open_image(path: Path, directory: Path, tell: Progress) -> KernelSymbols:
     packed = read_file(path)
-    plain = packed if is_plain_image(packed) else None
+    plain = unsigned(packed) if is_plain_image(packed) else None
     build_id = None if plain is None else image_build_id(plain)
-    slot = directory / f"{build_id or hashlib.sha256(packed).hexdigest()}-image-{len(packed)}"
+    slot = (
+        directory / f"{build_id or hashlib.sha256(packed).hexdigest()}-image-{len(packed if plain is None else plain)}"
+    )
     found = _recall(slot)
     if found is None:
         tell(f"reading symbols and types of {path} (kept for next time)")
@@ -133,7 +135,7 @@ def read_vmlinux(elf: Elf) -> Found:
         text_offset, image_size = struct.unpack_from("<QQ", flat, 8)
         table, link_text, sources = _image_table(elf.path, flat, text_offset, image_size)
     section = elf.section(".BTF")
-    if section is not None and section.stored:
+    if section is not None and section.in_file:
         types, kind = _index(elf.path, bytes(elf.raw(section))), "BTF"
     elif elf.section(".debug_info") is not None or elf.section(".zdebug_info") is not None:
         from inspector.symbols.dwarf import dwarf_to_btf
@@ -142,7 +144,10 @@ def read_vmlinux(elf: Elf) -> Found:
     else:
         raise BadInput(f"{elf.path} is stripped and holds no BTF, so no types: give the vmlinux built with debug info")
     header = elf.read(link_text, 64) or b""
-    image_size = struct.unpack_from("<Q", header, 16)[0] if is_plain_image(header) else 0
+    end = table.named("_end")
+    image_size = end[0].address - link_text if end else 0
+    if is_plain_image(header):
+        (image_size,) = struct.unpack_from("<Q", header, 16)
     banner = table.named("linux_banner")
     text = (elf.read(banner[0].address, 64) or b"") if banner else b""
     while text and b"\0" not in text and len(text) < 1024:
@@ -171,6 +176,7 @@ def _image_table(path: Path, data: bytes, text_offset: int, size: int) -> tuple[
     symbols = [
         Symbol(base.relative_base + offset, kind, name)
         for kind, name, offset in zip(kallsyms.kinds, kallsyms.names, kallsyms.offsets, strict=True)
+        if not is_noise(name)
     ]
     known = {(symbol.name, symbol.address) for symbol in symbols}
     exported = decode_ksymtab(data, size)

@@ -13,6 +13,13 @@ from dataclasses import dataclass, field
 
 _TEXT = frozenset("tTwW")
 _WEAK = frozenset("wWvV")
+# Symbols that stand for no object of the kernel: what scripts/mksysmap leaves out of kallsyms, by prefix (arm64), and
+# those of EXPORT_SYMBOL.  Linker-made veneers it leaves out by suffix.
+_NOISE = (
+    "$", ".L", "__efistub_", "__pi_$", "__pi_.L", "__kvm_nvhe_$", "__kvm_nvhe_.L", "__AArch64ADRPThunk_",
+    "__kcfi_typeid_", "__kvm_nvhe___kcfi_typeid_", "__pi___kcfi_typeid_", "__crc_", "__kstrtab", "__ksymtab_",
+)  # fmt: skip
+_VENEER = "_veneer"
 
 
 @dataclass(frozen=True)
@@ -119,8 +126,16 @@ class SymbolTable:
         return self.names[start : self.names.index(b"\0", start)]
 
 
-def _order(symbol: Symbol) -> tuple[int, bool, bool, int]:
+def is_noise(name: str) -> bool:
+    """Whether the name stands for no object: mapping symbols, local labels, what the linker or modpost made up.
+
+    Kernels differ in which of them they leave out of their own kallsyms, so every provider leaves out all.
+    """
+    return name.startswith(_NOISE) or name.endswith(_VENEER)
+
+
+def _order(symbol: Symbol) -> tuple[int, bool, bool, int, str]:
     name = symbol.name
     provided = name.startswith(("__start_", "__stop_", "__end_")) or (name[:2] == "__" and name.endswith("_end"))
     underscores = len(name) - len(name.lstrip("_"))
-    return symbol.address, symbol.kind in "wW", provided, underscores
+    return symbol.address, symbol.kind in "wW", provided, underscores, name  # by name: as `nm -n` feeds kallsyms

@@ -1,0 +1,3 @@
+"""Tests of `inspector.symbols`: parsers against files written here, providers against each other and against
+gdb.
+"""

@@ -1,0 +1,207 @@
+"""Images, packed and plain, written here in every layout of kallsyms that there has been."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inspector.findings import BadInput
+from inspector.symbols import open_symbols
+from inspector.symbols.image import open_image
+from inspector.symbols.kallsyms import NoKallsyms, decode_kallsyms
+from inspector.symbols.ksymtab import decode_ksymtab
+from inspector.symbols.linkbase import find_link_base
+from inspector.symbols.notes import image_banner, image_build_id
+from tests.symbols.build import DATA, EXPORTS, FUNCTIONS, types
+from tests.symbols.synth import BANNER, BUILD_ID, LINK, Entry, image, packed_gzip, zboot
+
+LAYOUTS = ("6.1", "6.12", "7.3")
+# A 7.x table has no relative base to store; an older one without a stored base always has relocations.
+CASES = [("6.1", "stored"), ("6.1", "rela"), ("6.12", "stored"), ("6.12", "rela"), ("7.3", "rela"), ("7.3", "pointers")]
+
+
+def entries(layout: str, link: str = "stored") -> list[Entry]:
+    """6.1 as Debian builds it, without KALLSYMS_ALL: no data.  With relocations the base is _stext, and no
+    _text.
+    """
+    every = FUNCTIONS if layout == "6.1" else [*FUNCTIONS, *DATA]
+    relative = link == "rela" and layout != "7.3"
+    return sorted((entry for entry in every if entry.offset or not relative), key=lambda entry: entry.offset)
+
+
+@pytest.mark.parametrize(("layout", "link"), CASES)
+def test_kallsyms_in_every_layout(layout: str, link: str) -> None:
+    known = entries(layout, link)
+    data = bytes(image(known, EXPORTS, None, layout, link=link).bytes)
+    table = decode_kallsyms(data)
+    base = find_link_base(data, 0, table)
+    assert base is not None
+    assert base.text == LINK
+    found = [
+        (base.relative_base + offset - LINK, kind, name)
+        for offset, kind, name in zip(table.offsets, table.kinds, table.names, strict=True)
+    ]
+    assert found == [(entry.offset, entry.kind, entry.name) for entry in known]
+
+
+def test_kallsyms_is_not_seen_where_there_is_none() -> None:
+    data = bytes(image(FUNCTIONS, EXPORTS, None, "6.12", with_kallsyms=False).bytes)
+    with pytest.raises(NoKallsyms):
+        decode_kallsyms(data)
+
+
+def test_exports() -> None:
+    data = image(FUNCTIONS, EXPORTS, None, "6.12")
+    expected = {entry.name: entry.offset for entry in EXPORTS}
+    assert decode_ksymtab(bytes(data.bytes), len(data.bytes) + 0x100000) == expected
+    assert decode_ksymtab(bytes(image(FUNCTIONS, [], None, "6.12").bytes), 1 << 24) == {}
+
+
+def test_build_id_is_the_kernels_not_the_vdsos() -> None:
+    data = bytes(image(FUNCTIONS, EXPORTS, None, "6.12").bytes)
+    assert image_build_id(data) == BUILD_ID.hex()
+    assert image_banner(data) == BANNER.decode().rstrip("\n")
+    assert image_build_id(bytes(4096)) is None
+    assert image_banner(bytes(4096)) is None
+
+
+@pytest.fixture(scope="module")
+def plain() -> bytes:
+    return bytes(image(entries("6.12"), EXPORTS, types(), "6.12").bytes)
+
+
+def zstd(data: bytes) -> bytes:
+    return subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True).stdout
+
+
+def test_an_image_however_packed_answers_alike(plain: bytes, tmp_path: Path) -> None:
+    assert shutil.which("zstd"), "install zstd"
+    packings = {
+        "Image": plain,
+        "Image.gz": packed_gzip(plain),
+        "vmlinuz.efi": zboot(packed_gzip(plain), b"gzip"),
+        "zstd.efi": zboot(zstd(plain), b"zstd22"),
+        "Image.zst": zstd(plain),
+    }
+    for name, content in packings.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        for _ in range(2):  # the second time from the cache
+            symbols = open_symbols(image=path, cache_dir=tmp_path / "cache")
+            assert symbols.build_id == BUILD_ID.hex()
+            assert symbols.link_text == LINK
+            assert symbols.image_size == len(plain) + 0x400000
+            assert symbols.require("init_task") == LINK + 0x30010
+            assert symbols.address("absent") is None
+            assert symbols.nearest(LINK + 0x20104) == ("kvm_vm_release", 4)
+            assert symbols.nearest(LINK + 0x30014) is None, "data is not text"
+            assert symbols.nearest(LINK - 1) is None
+            assert symbols.member("outer", "arch.more").bit_offset == 99
+            assert symbols.banner == BANNER.decode().rstrip("\n")
+            at = symbols.find_bytes(BANNER)
+            assert at is not None
+            assert symbols.text(at, len(BANNER)) == BANNER
+            assert symbols.text(LINK - 1, 2) is None
+            assert symbols.text(LINK + len(plain) - 1, 2) is None
+            assert symbols.description == f"Image {path} (BTF, kallsyms, ksymtab)"
+
+
+def test_a_signature_behind_the_image_is_no_part_of_it(plain: bytes, tmp_path: Path) -> None:
+    signed = bytearray(plain) + b"signature" * 20
+    struct.pack_into("<I", signed, 0x3C, 0x40)
+    signed[0x40:0x44] = b"PE\0\0"
+    signed[0x58:0x5A] = b"\x0b\x02"
+    struct.pack_into("<I", signed, 0x58 + 108, 6)
+    struct.pack_into("<II", signed, 0x58 + 112 + 32, len(plain), 180)
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(signed)
+    assert len(open_image(path).data) == len(plain)
+    symbols = open_symbols(image=path, cache_dir=tmp_path / "cache")
+    assert symbols.find_bytes(b"signaturesignature") is None
+    assert symbols.text(LINK + len(plain) - 4, 4) == bytes(4)
+    assert symbols.text(LINK + len(plain), 4) is None
+
+
+def test_zstd_that_is_not_installed(plain: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(zboot(zstd(plain), b"zstd22"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match="install the zstd program"):
+        open_image(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not an arm64 kernel Image"),
+        (b"MZ" + bytes(4094), "is not an arm64 kernel Image"),
+        (b"\x7fELF" + bytes(100), "--vmlinux"),
+        (b"\x1f\x8b" + bytes(100), "damaged gzip"),
+        (packed_gzip(bytes(5000))[:-9], "cut short"),
+        (packed_gzip(bytes(5000)), "is not an arm64 kernel Image"),
+        (b"MZ\0\0zimg" + bytes(20), "EFI zboot header"),
+        (zboot(bytes(100), b"gzip")[:-1], "cut short"),
+        (zboot(bytes(100), b"lzma"), "packed with 'lzma'"),
+        (zboot(bytes(100), b"zstd"), "damaged: zstd says"),
+        (bytes(0x38) + b"ARM\x64" + bytes(4), "damaged Image header"),
+        (bytes(8) + struct.pack("<QQQ", 0, 4096, 1) + bytes(24) + b"ARM\x64" + bytes(4), "big-endian"),
+    ],
+)
+def test_what_is_not_an_image_is_refused_in_a_sentence(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=message) as caught:
+        open_symbols(image=path, cache_dir=tmp_path / "cache")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_an_image_lacks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(image(FUNCTIONS, EXPORTS, None, "6.12").bytes)
+    with pytest.raises(BadInput, match=r"no BTF .*--vmlinux"):
+        open_symbols(image=path, cache_dir=tmp_path / "cache")
+    path.write_bytes(image(FUNCTIONS, EXPORTS, types(), "6.12", with_kallsyms=False).bytes)
+    with pytest.raises(BadInput, match=r"no kallsyms .*--vmlinux"):
+        open_symbols(image=path, cache_dir=tmp_path / "cache")
+
+
+def test_cut_images_are_refused(plain: bytes, tmp_path: Path) -> None:
+    """At every 64th byte: an Image has no checksum, so what is cut behind the last table it needs still
+    serves.
+    """
+    path = tmp_path / "Image"
+    served = 0
+    for size in range(0, len(plain), 64):
+        path.write_bytes(plain[:size])
+        try:
+            open_symbols(image=path, cache_dir=tmp_path / "cache")
+            served += 1
+        except BadInput as error:
+            assert "\n" not in str(error)
+    end_of_types = plain.index(types()) + len(types())
+    assert served <= (len(plain) - end_of_types) // 64 + 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_tables_are_refused_or_answered_but_nothing_else(data: st.DataObject) -> None:
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    built = image(entries(layout), EXPORTS, types(), layout, link="pointers" if layout == "7.3" else "stored")
+    blob = bytearray(built.bytes)
+    first = min(at for name, at in built.labels.items() if name.startswith("kallsyms"))
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(first, built.labels["pointers"]))
+        blob[at] = data.draw(st.integers(0, 255))
+    decode_ksymtab(bytes(blob), len(blob))
+    try:
+        table = decode_kallsyms(bytes(blob))
+    except NoKallsyms:
+        return
+    find_link_base(bytes(blob), 0, table)
