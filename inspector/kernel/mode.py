@@ -14,8 +14,9 @@ from inspector.target.api import Cpu
 def kvm_mode(kernel: Kernel, cpus: Sequence[Cpu]) -> str:
     """``vhe``, ``nvhe``, ``hvhe``, ``protected``, or ``none`` (KVM absent, switched off, or not initialised).
 
-    ``kvm_mode`` and ``kvm_arm_initialised`` (arch/arm64/kvm/arm.c) are static; their accessors name them.  A kernel
-    running at EL1 whose VBAR_EL2 is still the boot stub's (``__hyp_stub_vectors``) has no KVM at EL2.
+    ``kvm_mode`` and ``kvm_arm_initialised`` (arch/arm64/kvm/arm.c; the latter 6.4 and later) are static; their accessors
+    name them.  VBAR_EL2 tells nothing: without protected mode KVM puts the boot stub's vectors back while there is no
+    VM (``_kvm_arch_hardware_disable``).
     """
     if kernel.symbol("kvm_vm_release") is None:
         return "none"
@@ -30,7 +31,7 @@ def kvm_mode(kernel: Kernel, cpus: Sequence[Cpu]) -> str:
     if protected:
         return "protected"
     if not e2h:
-        return "none" if _hyp_stub(kernel, cpus) else "nvhe"
+        return "nvhe"
     # hVHE sets E2H at EL2 while the kernel stays at EL1; a VHE kernel has its tables in TTBR1_EL2.
     root = kernel.space.root_pa
     at_el2 = any(cpu.registers.get("TTBR1_EL2", 0) & 0xFFFF_FFFF_F000 == root for cpu in cpus)
@@ -50,10 +51,3 @@ def _byte(kernel: Kernel, address: int) -> int:
         return kernel.space.read(address, 1)[0]
     except BadPointer:
         return 1
-
-
-def _hyp_stub(kernel: Kernel, cpus: Sequence[Cpu]) -> bool:
-    stub = kernel.symbol("__hyp_stub_vectors")
-    if stub is None:
-        return False
-    return all(cpu.registers.get("VBAR_EL2") == kernel.space.pa(stub) for cpu in cpus)
