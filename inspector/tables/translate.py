@@ -37,6 +37,7 @@ def translate(read: Read, root_pa: int, geometry: Geometry, fmt: Format, ia: int
     """Translate ``ia`` through the tree at ``root_pa``, reading 8 bytes a level.
 
     An exception of ``read`` that has a ``reason`` ends the translation with that reason; any other goes through.
+    The attributes that stage-1 table entries pass down (APTable, PXNTable, UXNTable) are decoded, not applied.
     """
     if not _in_range(ia, geometry, fmt):
         return Translation(ia, (), None, f"not mapped: outside the {geometry.ia_bits}-bit input address space")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
+from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -257,25 +258,31 @@ def test_limit() -> None:
     assert _kinds(_walk(built, max_bytes=0)) == ["limit", "limit"]
 
 
-@settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 1 << 32), granule=st.sampled_from([12, 14]), density=st.sampled_from([0.02, 0.3, 1.0]))
-def test_any_data_ends(seed: int, granule: int, density: float) -> None:
+def _noise(source: np.random.Generator, targets: list[int], size: int, density: float) -> bytes:
+    """A page of entries: some zero, most pointing at one of ``targets`` or anywhere, some any word at all."""
+    count = size // 8
+    word = source.choice(np.array(targets, dtype=np.uint64), count)
+    far = source.integers(0, 1 << 48, count, dtype=np.uint64) & np.uint64((1 << 64) - size)
+    word = np.where(source.random(count) < 0.3, far, word) | source.integers(0, 16, count, dtype=np.uint64)
+    anything = source.integers(0, (1 << 64) - 1, count, dtype=np.uint64)
+    word = np.where(source.random(count) < 0.1, anything, word)
+    return np.where(source.random(count) < density, word, np.uint64(0)).astype("<u8").tobytes()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 1 << 32),
+    granule=st.sampled_from([12, 14]),
+    density=st.sampled_from([0.02, 0.3, 1.0]),
+    lpa2=st.booleans(),
+)
+def test_any_data_ends(seed: int, granule: int, density: float, lpa2: bool) -> None:
     """Pages of noise that point at each other: every page is read at most once a level, and nothing is raised."""
-    source = random.Random(seed)
-    geometry = Geometry.for_ipa(40, granule, lpa2=source.random() < 0.5, pa_bits=48)
+    source = np.random.default_rng(seed)
+    geometry = Geometry.for_ipa(42, granule, lpa2=lpa2)
     size = geometry.granule
-    pages: dict[int, bytes] = {}
-    some = [ROOT + n * size for n in range(geometry.root_pages + 12)]
-    for pa in some:
-        raw = bytearray(size)
-        for n in range(0, size, 8):
-            if source.random() < density:
-                target = source.choice(some) if source.random() < 0.7 else source.getrandbits(48) & -size
-                word = target | source.getrandbits(2) | source.getrandbits(12) << 2 & 0x0C
-                if source.random() < 0.1:
-                    word = source.getrandbits(64)
-                raw[n : n + 8] = word.to_bytes(8, "little")
-        pages[pa] = bytes(raw)
+    some = [ROOT + n * size for n in range(geometry.root_pages + 5)]
+    pages = {pa: _noise(source, some, size, density) for pa in some}
     asked: list[int] = []
     inner = reader_of(pages)
 
@@ -288,8 +295,8 @@ def test_any_data_ends(seed: int, granule: int, density: float) -> None:
     assert len(asked) <= 4 - geometry.start_level
     assert len({(table.pa, table.level) for table in tree.tables}) == len(tree.tables)
     merged_ranges(tree)
-    for entry in entries(tree):
-        entry.descriptor.describe()
+    for entry in islice(entries(tree), 500):
+        assert entry.descriptor.describe()
     places = [(p.kind, p.table_pa, p.index, p.level) for p in tree.problems]
     assert len(set(places)) == len(places)
 

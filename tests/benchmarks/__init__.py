@@ -1,0 +1,1 @@
+"""Ratios that must hold; run with ``python -m pytest tests/benchmarks``."""
