@@ -28,7 +28,7 @@ from inspector.capture.view import TableView, table_views, vm_title
 from inspector.check import CATALOGUE, run_checks, selected
 from inspector.codec import REGISTERS, Format, Geometry, InvalidForm, Regime
 from inspector.codec import decode as decode_bits
-from inspector.findings import BadInput, ExitCode, InspectorError, Severity
+from inspector.findings import BadInput, ExitCode, InspectorError, Severity, Untestable
 from inspector.report import documents, text
 from inspector.report.format import Painter, columns, count, size
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval, parse_number
@@ -471,12 +471,20 @@ def check(options: Options, listing: bool, only: tuple[str, ...], skip: tuple[st
         options.emit(lambda: documents.catalogue(chosen), listed)
         return ExitCode.CLEAN
     capture = get_capture(options, "full")
+    if not capture.vms:
+        raise Untestable(_nothing_to_check(capture))
     found = run_checks(capture, _ids(only), _ids(skip))
     checked = {one.id: CATALOGUE[one.id].statement for one in chosen}
     options.emit(
         lambda: documents.check(found, checked, capture), lambda paint: text.findings(found, checked, capture, paint)
     )
     return ExitCode.FINDINGS if any(one.severity is Severity.ERROR for one in found) else ExitCode.CLEAN
+
+
+def _nothing_to_check(capture: Capture) -> str:
+    if capture.host.mode == "none":
+        return "KVM is not initialised in the host kernel (switched off, or not built in): there is nothing to check"
+    return "there are no VMs: nothing was checked; start one and try again"
 
 
 # --- the way in and out ---
@@ -527,12 +535,3 @@ def _forget_stdout() -> None:
     """The reader has seen enough: what is still buffered must not raise again when Python exits."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def main() -> None:
-    """The console script."""
-    sys.exit(run())
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from inspector.target.api import Cpu
 def kvm_mode(kernel: Kernel, cpus: Sequence[Cpu]) -> str:
     """``vhe``, ``nvhe``, ``hvhe``, ``protected``, or ``none`` (KVM absent, switched off, or not initialised).
 
-    ``kvm_mode`` and ``kvm_arm_initialised`` (arch/arm64/kvm/arm.c; the latter 6.4 and later) are static; their accessors
+    ``kvm_mode`` and ``kvm_arm_initialised`` (arch/arm64/kvm/arm.c; the latter from 6.4 on) are static; their accessors
     name them.  VBAR_EL2 tells nothing: without protected mode KVM puts the boot stub's vectors back while there is no
     VM (``_kvm_arch_hardware_disable``).
     """

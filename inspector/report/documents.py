@@ -149,6 +149,7 @@ def vms(capture: Capture) -> Document:
                 "name": vm.name,
                 "address": _hex(vm.address),
                 "pid": vm.pid,
+                "fd": vm.fd,
                 "vmm": vm.command,
                 "found_by": list(vm.found_by),
                 "invalidating": vm.invalidating,

@@ -1,0 +1,46 @@
+"""The console script: signals are looked after before anything else is imported.
+
+A signal must never end in a traceback.  While nothing is attached there is nothing to put back; from there on
+`inspector.target.connect.attached` turns them into exceptions that clean up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAID = b"inspector: interrupted; the machine was left as it was found\n"
+_INTERRUPTED = 3  # ExitCode.TARGET_LOST: nothing may be imported yet
+
+
+def _at_once(signum: int, frame: FrameType | None) -> None:
+    os.write(2, _SAID)
+    os._exit(_INTERRUPTED)
+
+
+def _handle(handler: signal.Handlers | signal._HANDLER) -> None:
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Run the command line and exit with its code (see `inspector.findings.ExitCode`)."""
+    _handle(_at_once)
+    from inspector.cli import run
+
+    try:
+        _handle(signal.default_int_handler)
+        code = run()
+    except KeyboardInterrupt:  # a second signal, while the first was being answered
+        code = _INTERRUPTED
+    # What is left is to exit: too late to be interrupted.
+    _handle(signal.SIG_IGN)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
