@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +162,9 @@ def command_line(pid: int) -> list[str]:
 
 
 def is_qemu(pid: int) -> bool:
-    """Whether the process looks like QEMU: ``qemu-system-…`` or a ``qemu`` renamed by a distribution."""
-    arguments = command_line(pid)
-    return bool(arguments) and "qemu" in os.path.basename(arguments[0]).lower()  # noqa: PTH119 - bytes of any kind
+    """Whether the command line is QEMU's: ``…qemu…`` itself, or ``qemu-system-…`` run by a dynamic loader."""
+    names = [os.path.basename(argument) for argument in command_line(pid)]  # noqa: PTH119 - compared as text
+    return bool(names) and ("qemu" in names[0].lower() or any(name.startswith("qemu-system-") for name in names))
 
 
 def kernel_argument(pid: int) -> str | None:
@@ -176,6 +178,33 @@ def kernel_argument(pid: int) -> str | None:
             except OSError:
                 return value
     return None
+
+
+def stirs(pid: int, seconds: float) -> bool:
+    """Whether any thread of ``pid`` but its first is scheduled within ``seconds``; returns at the first sign.
+
+    CPUs of a machine that QEMU has stopped sleep for good: no context switch in 15 s, on 7.2 and 10.0, in ``-S`` as
+    after ``stop``.  Those of an idle Linux 6.1 wake at least every 0.55 s.  (Measured; TCG.)
+    """
+    before = _switches(pid)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.005)
+        if _switches(pid) != before:
+            return True
+    return False
+
+
+def _switches(pid: int) -> dict[str, int]:
+    """Context switches of each thread but the first, which runs QEMU's main loop (``/proc/PID/task/*/status``)."""
+    counts = {}
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            if task.name != str(pid):
+                with contextlib.suppress(OSError):
+                    numbers = re.findall(r"ctxt_switches:\s*(\d+)", (task / "status").read_text())
+                    counts[task.name] = sum(map(int, numbers))
+    return counts
 
 
 def mapped(pid: int, start: int, size: int) -> bool:

@@ -14,21 +14,25 @@ from dataclasses import dataclass
 from inspector.findings import TargetLost
 from inspector.target import host_process, qemu
 from inspector.target.address import Address
+from inspector.target.host_process import Listener
 from inspector.target.rsp import Closed, NoAnswer, NotAStub, RspClient, put_back
 
 # A debugger that has just left is still seen as QEMU's client for some milliseconds.
 _CLOSING = 1.0
+# A machine whose CPUs sleep this long stands still.
+_QUIET = 1.5
 
 
 @dataclass(frozen=True)
 class Found:
     """The stub as it was found.
 
-    ``running``: whether the machine ran before we connected.  QEMU before 8.1 tells: connecting to a running
-    machine makes it send the stop reply ``T02`` unasked, connecting to a stopped one does not (measured on
-    7.2.22).  From 8.1 on ("gdbstub: only send stop-reply packets when allowed to") it never does, and then
-    only a run state other than ``paused`` (``prelaunch`` of ``-S``, ``debug``, ``shutdown`` …) shows that it
-    stood; a machine somebody had paused by hand looks like one that ran, and ``running`` is true.
+    ``running``: whether the machine ran before we connected.  QEMU before 8.1 tells: connecting to a running machine
+    makes it send the stop reply ``T02`` unasked, connecting to a stopped one does not (measured on 7.2.22).  From
+    8.1 on ("gdbstub: only send stop-reply packets when allowed to"; measured on 10.0) it never does.  There a run
+    state other than ``paused`` (``prelaunch`` of ``-S``, ``debug``, ``shutdown`` …) shows that it stood; ``paused``
+    is what every connection makes of a running machine too, and then it counts as stopped only when QEMU runs on
+    this host and none of its CPU threads stirred for 1.5 s before we connected.  From afar it counts as running.
     ``physical_mode``: ``qqemu.PhyMemMode`` (0 or 1), which outlives connections.  ``pid``: the process behind
     the socket, when it is on this host and visible.
     """
@@ -46,31 +50,37 @@ def look(address: Address, timeout: float) -> Found:
     Raises `TargetLost` with one sentence for each way in which it is not a usable stub; the machine is then
     left as it was found.
     """
-    _require_free(address)
+    there = _require_free(address)
+    local = there is not None and host_process.is_qemu(there.pid)
+    stirs = local and there is not None and host_process.stirs(there.pid, _QUIET)
+    # What to restore when the look ends early, before QEMU has told more.
+    ran = stirs
     try:
         client = RspClient(address, timeout)
     except OSError as error:
         raise TargetLost(_cannot_connect(address, error)) from error
-    running = False
     try:
         with client:
             try:
                 supported = client.request(b"qSupported:multiprocess+")
-                running = bool(client.stop_replies)
-                return _ask(address, client, supported, running)
+                told = bool(client.stop_replies)
+                ran = told or stirs
+                return _ask(address, client, supported, told, stirs or not local)
             except NoAnswer as error:
+                ran = bool(client.stop_replies)
                 raise TargetLost(_silent(address)) from error
             except (NotAStub, Closed) as error:
+                ran = False
                 raise TargetLost(
                     f"{address} is no gdbstub: {error}; start QEMU with -s or -gdb and give that address"
                 ) from error
     except BaseException:
-        if running:
+        if ran:
             put_back(address, physical_mode=None, run=True, timeout=3.0)
         raise
 
 
-def _ask(address: Address, client: RspClient, supported: bytes, running: bool) -> Found:
+def _ask(address: Address, client: RspClient, supported: bytes, told: bool, stirred: bool) -> Found:
     if b"PacketSize" not in supported:
         raise TargetLost(f"{address} is a gdbstub that QEMU did not make: only QEMU's has what this tool needs")
     architecture = None
@@ -91,7 +101,8 @@ def _ask(address: Address, client: RspClient, supported: bytes, running: bool) -
     pid = None
     with contextlib.suppress(OSError):
         pid = host_process.peer_pid(client.socket)
-    ran = running or (status == "paused" and qemu.version_tuple(version) >= (8, 1))
+    silent_version = qemu.version_tuple(version) >= (8, 1)
+    ran = told or (silent_version and status == "paused" and stirred)
     return Found(ran, int(mode), status, version, pid)
 
 
@@ -109,8 +120,8 @@ def _cannot_connect(address: Address, error: OSError) -> str:
     return f"cannot connect to {address} ({error.strerror or error}): {hint}"
 
 
-def _require_free(address: Address) -> None:
-    """Refuse, before connecting, a QEMU of this host that serves another debugger."""
+def _require_free(address: Address) -> Listener | None:
+    """Refuse, before connecting, a QEMU of this host that serves another debugger; else who listens."""
     deadline = time.monotonic() + _CLOSING
     while (there := host_process.listener(address)) and there.clients and host_process.is_qemu(there.pid):
         if time.monotonic() > deadline:
@@ -119,6 +130,7 @@ def _require_free(address: Address) -> None:
                 "the stub takes one at a time"
             )
         time.sleep(0.02)
+    return there
 
 
 def _silent(address: Address) -> str:

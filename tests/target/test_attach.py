@@ -38,7 +38,7 @@ def test_a_machine_that_has_not_started_stays_so(start_qemu: Starter, memory: st
 
 
 def test_a_machine_stopped_by_hand_stays_stopped(counting: Qemu) -> None:
-    """Told apart by the stop reply that QEMU before 8.1 sends to a new client of a running machine only."""
+    """By the stop reply to a new client (QEMU before 8.1), else by its CPU threads, which never stir."""
     counting.qmp("stop")
     with attached(counting.stub) as machine:
         assert not machine.found.running
