@@ -6,9 +6,12 @@ Members, all deflated and CRC-checked by the zip format itself:
     ``{"format": "kvm-stage2-inspector capture", "schema": N, "capture": {...}}``: every dataclass of
     `inspector.capture.data` as an object with the field names of the dataclass.  Integers below 2**32 are JSON
     numbers, larger ones are ``"0x..."`` strings (a JSON number above 2**53 is not safe in every reader).
-    ``pages`` is not in it; ``page_info`` and ``unreadable`` are, keyed by ``"0x..."`` addresses.
+    ``pages`` and ``backing`` are not in it; ``page_info`` and ``unreadable`` are, keyed by ``"0x..."`` addresses.
 ``pages.bin``
     The distinct table pages, one after the other.
+``backing.bin``
+    What backs the memory slots, in the order of the slots: a slot's ``backing`` in the header is ``[first, count]`` of
+    the records here, each `_RUN` (a VMM with scattered pages has a run a page).
 ``pages.idx``
     One little-endian record ``<QQI`` a table page, ascending by address: physical address, offset in ``pages.bin``,
     length in bytes.  Pages of equal content share an offset.
@@ -33,14 +36,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from inspector.capture.data import SCHEMA, Capture
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.capture.data import SCHEMA, Backing, Capture, Memslot
 from inspector.codec import Geometry
 from inspector.codec.geometry import MAX_ROOT_PAGES, PS_BITS
 from inspector.findings import BadInput
 
 FORMAT = "kvm-stage2-inspector capture"
-HEADER, PAGES, INDEX = "header.json", "pages.bin", "pages.idx"
+HEADER, PAGES, INDEX, BACKING = "header.json", "pages.bin", "pages.idx", "backing.bin"
 _RECORD = struct.Struct("<QQI")
+_RUN = np.dtype(
+    [("hva", "<u8"), ("size", "<u8"), ("pa", "<u8"), ("entry_size", "<u8"), ("state", "u1"), ("flags", "u1")]
+)
+"""A `Backing`: ``state`` indexes `_STATES`; ``flags``: 1 readable, 2 writable, 4 ``pa`` is known."""
+_STATES = ("present", "none", "swap", "unreadable")
 _JSON_NUMBER_LIMIT = 1 << 32
 _HEX = re.compile(r"-?0x[0-9a-f]+")
 
@@ -85,6 +96,54 @@ def _to_json(value: Any) -> Any:
     return {f.name: _to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
 
 
+def _take_backing(header: dict[str, Any], capture: Capture) -> bytes:
+    """Replace each slot's backing in ``header`` by where its records are, and return the records."""
+    parts, first = [], 0
+    for vm, vm_header in zip(capture.vms, header["vms"], strict=True):
+        for slot, slot_header in zip(vm.memslots, vm_header["memslots"], strict=True):
+            runs = np.zeros(len(slot.backing), dtype=_RUN)
+            for name in ("hva", "size", "entry_size"):
+                runs[name] = np.fromiter((getattr(run, name) for run in slot.backing), np.uint64, len(runs))
+            runs["pa"] = np.fromiter((run.pa or 0 for run in slot.backing), np.uint64, len(runs))
+            runs["state"] = np.fromiter((_STATES.index(run.state) for run in slot.backing), np.uint8, len(runs))
+            runs["flags"] = np.fromiter(
+                (run.readable | run.writable << 1 | (run.pa is not None) << 2 for run in slot.backing),
+                np.uint8,
+                len(runs),
+            )
+            parts.append(runs.tobytes())
+            slot_header["backing"] = [first, len(runs)]
+            first += len(runs)
+    return b"".join(parts)
+
+
+def _put_backing(capture: Capture, runs: NDArray[np.void]) -> Capture:
+    """Read the records that each slot's ``backing`` (so far a pair of numbers) names."""
+    return dataclasses.replace(
+        capture,
+        vms=tuple(
+            dataclasses.replace(
+                vm, memslots=tuple(dataclasses.replace(s, backing=_runs(s.backing, runs)) for s in vm.memslots)
+            )
+            for vm in capture.vms
+        ),
+    )
+
+
+def _runs(span: Any, runs: NDArray[np.void]) -> tuple[Backing, ...]:
+    first, count = span
+    if first < 0 or count < 0 or first + count > len(runs):
+        raise _Malformed("what backs a slot lies outside of the file")
+    some = runs[first : first + count]
+    if count and (int(some["state"].max()) >= len(_STATES) or int(some["flags"].max()) > 7):
+        raise _Malformed("what backs a slot has an unknown state")
+    columns = (some[name].tolist() for name in ("hva", "size", "pa", "entry_size", "state", "flags"))
+    return tuple(
+        Backing(hva, size, pa if flags & 4 else None, _STATES[state], bool(flags & 1), bool(flags & 2), entry_size)
+        for hva, size, pa, entry_size, state, flags in zip(*columns, strict=True)
+    )
+
+
 def _int_from_json(value: Any, where: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -105,6 +164,10 @@ def _object_from_json(cls: type, value: Any, where: str, given: Mapping[str, Any
     arguments: dict[str, Any] = dict(given)
     for field in dataclasses.fields(cls):
         if field.name in given:
+            continue
+        if cls is Memslot and field.name == "backing":
+            pair = tuple[int, int]
+            arguments["backing"] = _from_json(pair, value.get("backing"), f"{where}.backing")
             continue
         if field.name in value:
             arguments[field.name] = _from_json(hints[field.name], value[field.name], f"{where}.{field.name}")
@@ -201,10 +264,18 @@ def save(capture: Capture, path: str | os.PathLike[str]) -> None:
     The same capture gives the same bytes.  The file appears under its name only when it is complete.
     Raises `BadInput` when it cannot be written.
     """
-    fields = {f.name: _to_json(getattr(capture, f.name)) for f in dataclasses.fields(capture) if f.name != "pages"}
+    bare = dataclasses.replace(
+        capture,
+        vms=tuple(
+            dataclasses.replace(vm, memslots=tuple(dataclasses.replace(s, backing=()) for s in vm.memslots))
+            for vm in capture.vms
+        ),
+    )
+    fields = {f.name: _to_json(getattr(bare, f.name)) for f in dataclasses.fields(bare) if f.name != "pages"}
+    backing = _take_backing(fields, capture)
     header = {"format": FORMAT, "schema": SCHEMA, "capture": fields}
     blob, index = _pack_pages(capture.pages)
-    members = ((HEADER, json.dumps(header, indent=1).encode()), (PAGES, blob), (INDEX, index))
+    members = ((HEADER, json.dumps(header, indent=1).encode()), (PAGES, blob), (INDEX, index), (BACKING, backing))
     try:
         with _atomic(Path(path)) as out, zipfile.ZipFile(out, "w") as archive:
             for name, data in members:
@@ -267,7 +338,9 @@ def load(path: str | os.PathLike[str]) -> Capture:
         with zipfile.ZipFile(path) as archive:
             body = _parse_header(archive.read(HEADER), name)
             pages = _unpack_pages(archive.read(PAGES), archive.read(INDEX))
+            runs = np.frombuffer(archive.read(BACKING), dtype=_RUN)
         capture: Capture = _object_from_json(Capture, body, "capture", {"pages": pages})
+        capture = _put_backing(capture, runs)
     except _DAMAGE as error:
         raise BadInput(
             f"{name} is not a whole capture file ({_one_line(error)}): it was cut off or damaged, take it again"

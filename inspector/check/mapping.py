@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.capture.data import Memslot, Vm
+from inspector.capture.data import Backing, Memslot, Vm
 from inspector.capture.view import TableView
 from inspector.check.catalogue import invariant
 from inspector.check.context import LIMIT, Context, error, error_or_note, many, note, spans, where_view, where_vm
@@ -180,28 +180,34 @@ class _Backed:
 
 
 def _backed(vm: Vm, page: int) -> _Backed:
-    rows: list[tuple[int, int, int, int, int]] = []
-    for slot in vm.memslots:
-        start, end = _slot_range(slot, page)
-        if slot.flags & _GUEST_MEMFD or not slot.backing:
-            state = _UNKNOWN if slot.flags & _GUEST_MEMFD else _UNREADABLE
-            rows.append((start, end, _NO_PA, state, slot.userspace_addr))
-            continue
-        for run in slot.backing:
-            low = max(start, start + run.hva - slot.userspace_addr)
-            high = min(end, start + run.hva + run.size - slot.userspace_addr)
-            if high <= low:
-                continue
-            hva = slot.userspace_addr + low - start
-            state = _STATES.get(run.state, _UNREADABLE)
-            if run.pa is None:
-                state = state if state != _PRESENT else _NONE
-                rows.append((low, high, _NO_PA, state, hva))
-            else:
-                rows.append((low, high, run.pa + hva - run.hva, state, hva))
-    rows.sort()
-    table = np.array(rows, dtype=np.uint64).reshape(-1, 5)
+    parts = [_backed_slot(slot, *_slot_range(slot, page)) for slot in vm.memslots]
+    table = np.concatenate(parts) if parts else np.zeros((0, 5), dtype=np.uint64)
+    table = table[np.argsort(table[:, 0], kind="stable")]
     return _Backed(table[:, 0], table[:, 1], table[:, 2], table[:, 3].astype(np.int8), table[:, 4])
+
+
+def _backed_slot(slot: Memslot, start: int, end: int) -> U64:
+    """Rows (IPA, end, PA, state, HVA) of one slot, cut to the slot."""
+    if slot.flags & _GUEST_MEMFD or not slot.backing:
+        unknown = _UNKNOWN if slot.flags & _GUEST_MEMFD else _UNREADABLE
+        return np.array([[start, end, _NO_PA, unknown, slot.userspace_addr]], dtype=np.uint64)
+    count = len(slot.backing)
+    hva = np.fromiter((run.hva for run in slot.backing), np.uint64, count)
+    size = np.fromiter((run.size for run in slot.backing), np.uint64, count)
+    pa = np.fromiter((_NO_PA if run.pa is None else run.pa for run in slot.backing), np.uint64, count)
+    state = np.fromiter((_state(run) for run in slot.backing), np.uint64, count)
+    low = np.clip(hva, slot.userspace_addr, slot.userspace_addr + end - start)
+    high = np.clip(hva + size, slot.userspace_addr, slot.userspace_addr + end - start)
+    pa = np.where(pa == np.uint64(_NO_PA), pa, pa + (low - hva))
+    shift = np.uint64((start - slot.userspace_addr) & (1 << 64) - 1)
+    rows: U64 = np.stack((low + shift, high + shift, pa, state, low), axis=1)
+    kept: U64 = rows[high > low]
+    return kept
+
+
+def _state(run: Backing) -> int:
+    state = _STATES.get(run.state, _UNREADABLE)
+    return _NONE if state == _PRESENT and run.pa is None else state
 
 
 @dataclass(frozen=True)
@@ -219,7 +225,8 @@ class _Pieces:
 
 def _pieces(ipa: U64, end: U64, backed: _Backed) -> _Pieces:
     """``ipa``/``end`` are those of leaves, ascending and disjoint."""
-    cuts = np.unique(np.concatenate((ipa, end, backed.ipa, backed.end)))
+    cuts = np.sort(np.concatenate((ipa, end, backed.ipa, backed.end)))
+    cuts = cuts[np.concatenate(([True], cuts[1:] != cuts[:-1]))]
     starts, stops = cuts[:-1], cuts[1:]
     leaf = np.searchsorted(ipa, starts, side="right") - 1
     inside = (leaf >= 0) & (stops <= end[np.maximum(leaf, 0)])

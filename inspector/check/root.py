@@ -10,6 +10,7 @@ from inspector.capture.view import root_of
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, note, where_view, where_vm
 from inspector.check.live import live_cpus
+from inspector.codec.geometry import PS_BITS
 from inspector.findings import Finding, Where
 
 _INIT = "kvm_init_stage2_mmu"
@@ -19,7 +20,6 @@ _LOAD = "__load_stage2"
 #: VTCR_EL2 fields that KVM writes (facts 2.1, DDI 0487 D19.2 VTCR_EL2): T0SZ SL0 IRGN0 ORGN0 SH0 TG0 PS VS HA, RES1
 #: bit 31, DS.  HD (22) and SL2 (33) are never set.
 _VTCR_WRITTEN = (1 << 20) - 1 | 1 << 21 | 1 << 31 | 1 << 32
-_PS_BITS = {0: 32, 1: 36, 2: 40, 3: 42, 4: 44, 5: 48, 6: 52}
 
 
 @invariant(
@@ -154,11 +154,11 @@ def _vtcr_against_cpu(context: Context, value: int, ps: int) -> Iterator[tuple[s
     parange = host.features.get("parange")
     if parange is not None and ps > parange:
         yield f"PS at most {parange}", f"PS {ps}", "the CPUs have no larger physical addresses (PARange)"
-    if ps not in _PS_BITS:
+    if ps >= len(PS_BITS):
         yield "PS 0 to 6", f"PS {ps}", "the value is reserved"
-    elif 64 - (value & 0x3F) > _PS_BITS[ps]:
+    elif 64 - (value & 0x3F) > PS_BITS[ps]:
         yield (
-            f"an IPA size of at most {_PS_BITS[ps]} bits",
+            f"an IPA size of at most {PS_BITS[ps]} bits",
             f"T0SZ {value & 0x3F}",
             "KVM limits the IPA size to the PA size",
         )

@@ -7,7 +7,7 @@ reader); counts, sizes, levels, indexes and VMIDs are numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -19,6 +19,7 @@ from inspector.codec import REGISTERS, Descriptor, decode_register
 from inspector.findings import Finding, Severity, Where
 from inspector.report import text
 from inspector.report.format import SHAREABILITY
+from inspector.report.leaves import ByPattern
 from inspector.report.window import Window
 from inspector.tables import Entry, Problem, Range, Translation
 
@@ -220,13 +221,13 @@ def _leaf(found: Descriptor) -> Document:
     }
 
 
-def _range(found: Range) -> Document:
+def _range(found: Range, leaf: Callable[[Descriptor], Document]) -> Document:
     return {
         "ipa": _hex(found.ia),
         "size": found.size,
         "level": found.level,
         "pa": _hex(found.pa),
-        **_leaf(found.attrs),
+        **leaf(found.attrs),
         "leaves": found.leaves,
         "raw": _raw(found.attrs.raw),
     }
@@ -285,10 +286,10 @@ def dump(views: Sequence[TableView], window: Window) -> Document:
             {
                 **_title(view),
                 "table_pages": len(view.tree.tables),
-                "ranges": [_range(found) for found in text.shown_ranges(view, window)],
+                "ranges": [_range(found, leaf) for found in text.shown_ranges(view, window)],
                 "problems": [_problem(problem) for problem in view.tree.problems],
             }
-            for view in views
+            for view, leaf in ((view, ByPattern(view.geometry, _leaf)) for view in views)
         ],
     )
 

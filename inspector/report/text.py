@@ -6,7 +6,7 @@ decoding, with the table address and index it was read from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from inspector.capture.data import Capture, CpuState, Memslot, Mmu, Vm
 from inspector.capture.view import TableView, regime_name, root_of, vm_title
@@ -14,6 +14,7 @@ from inspector.codec import REGISTERS, Descriptor, decode_register
 from inspector.codec.registers import vttbr
 from inspector.findings import Finding, Severity, Where
 from inspector.report.format import PLAIN, SHAREABILITY, Painter, address, columns, count, fields, raw, size
+from inspector.report.leaves import ByPattern
 from inspector.report.window import Window
 from inspector.tables import Entry, Problem, Range, Translation, entries, merged_ranges
 
@@ -187,11 +188,11 @@ def attribute_cells(leaf: Descriptor) -> tuple[str, str, str, str, str]:
 _RANGE_HEAD = ("IPA", "end", "size", "level", "PA", "perm", "memory", "share", "AF", "SW", "leaves", "first descriptor")
 
 
-def _range_row(found: Range) -> tuple[str, ...]:
+def _range_row(found: Range, cells: ByPattern[tuple[str, str, str, str, str]]) -> tuple[str, ...]:
     leaf = found.attrs
     return (
         address(found.ia), address(found.ia + found.size), size(found.size), str(found.level), address(found.pa),
-        *attribute_cells(leaf), f"{found.leaves} x {size(leaf.size)}", raw(leaf.raw),
+        *cells(leaf), f"{found.leaves} x {size(found.size // found.leaves)}", raw(leaf.raw),
     )  # fmt: skip
 
 
@@ -200,6 +201,7 @@ def shown_ranges(view: TableView, window: Window) -> list[Range]:
     ranges = merged_ranges(view.tree)
     if window.whole:
         return list(ranges)
+    window = window.remembering(view.geometry)
     return [clipped for found in ranges if (clipped := window.clip(found)) is not None]
 
 
@@ -217,7 +219,8 @@ def dump(views: Sequence[TableView], window: Window, paint: Painter = PLAIN) -> 
         found = shown_ranges(view, window)
         tables = count(len(view.tree.tables), "table")
         yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {geometry_text(view.mmu)}, {tables}"
-        rows = [_range_row(one) for one in found]
+        cells = ByPattern(view.geometry, attribute_cells)
+        rows = [_range_row(one, cells) for one in found]
         nothing = "  nothing mapped" if window.whole else "  nothing mapped that matches"
         yield from columns(_RANGE_HEAD, rows, right=(2, 3, 10), indent="  ", paint=paint) or [nothing]
         for problem in view.tree.problems:
@@ -231,9 +234,10 @@ def dump_tree(views: Sequence[TableView], window: Window, paint: Painter = PLAIN
         for root in view.root_pages():
             yield "  " + table_text(view, root, view.geometry.start_level)
         start = view.geometry.start_level
+        rest = ByPattern(view.geometry, _rest)
         for entry in shown_entries(view, window):
             indent = "  " * (2 + entry.level - start)
-            yield f"{indent}{entry_text(entry)}"
+            yield f"{indent}{entry_text(entry, rest)}"
             child = entry.descriptor.output_address
             if entry.descriptor.kind.value == "table" and child is not None:
                 yield "  " * (2 + entry.level - start) + paint("  " + table_text(view, child, entry.level + 1), "cyan")
@@ -243,6 +247,7 @@ def dump_tree(views: Sequence[TableView], window: Window, paint: Painter = PLAIN
 
 def shown_entries(view: TableView, window: Window) -> Iterator[Entry]:
     """Entries in walk order: all, or the leaves of ``window`` with the tables that lead to their addresses."""
+    window = window.remembering(view.geometry)
     for entry in entries(view.tree):
         if entry.descriptor.kind.is_leaf:
             if window.accepts_leaf(entry.ia, entry.descriptor):
@@ -260,11 +265,17 @@ def table_text(view: TableView, pa: int, level: int) -> str:
     return f"level {level} table at {address(pa)}, page_count {known.refcount}{state}"
 
 
-def entry_text(entry: Entry) -> str:
+def _rest(found: Descriptor) -> str:
+    """What `describe` says of a leaf after its address."""
+    return found.describe().removeprefix(f"{found.kind.value} PA {found.output_address:#x}")
+
+
+def entry_text(entry: Entry, rest: Callable[[Descriptor], str] = _rest) -> str:
     """``L3 0x48002000[1] 0x00400000481237db IPA 0x40001000: page PA …``."""
     place = f"{address(entry.table_pa)}[{entry.index}]"
     found = entry.descriptor
-    return f"L{entry.level} {place:20} {raw(found.raw)} IPA {address(entry.ia)}: {found.describe()}"
+    said = f"{found.kind.value} PA {found.output_address:#x}{rest(found)}" if found.kind.is_leaf else found.describe()
+    return f"L{entry.level} {place:20} {raw(found.raw)} IPA {address(entry.ia)}: {said}"
 
 
 # --- walk, reverse ---

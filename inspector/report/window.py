@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from inspector.codec import Descriptor, Kind
+from inspector.codec import Descriptor, Geometry, Kind
 from inspector.findings import BadInput
+from inspector.report.leaves import ByPattern
 from inspector.tables import Range
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -112,6 +113,10 @@ class Window:
     def whole(self) -> bool:
         """True when everything is shown."""
         return self.ipa == EVERYTHING and self.pa == EVERYTHING and self.rule is None
+
+    def remembering(self, geometry: Geometry) -> Window:
+        """The same window, whose rule is asked once for each pattern of attributes."""
+        return self if self.rule is None else replace(self, rule=ByPattern(geometry, self.rule))
 
     def accepts_leaf(self, ipa: int, leaf: Descriptor) -> bool:
         """Whether one leaf at ``ipa`` is shown."""

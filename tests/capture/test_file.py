@@ -61,7 +61,8 @@ MMUS = st.builds(
     nested_valid=st.none() | st.booleans(),
     nested_vttbr=st.none() | U64,
 )
-BACKINGS = st.builds(Backing, U64, U64, st.none() | U64, NAMES, st.booleans(), st.booleans(), U64)
+STATES = st.sampled_from(["present", "none", "swap", "unreadable"])
+BACKINGS = st.builds(Backing, U64, U64, st.none() | U64, STATES, st.booleans(), st.booleans(), U64)
 
 
 @st.composite
@@ -180,7 +181,7 @@ def test_a_newer_schema_is_refused_by_both_numbers(saved: Path) -> None:
     assert f"schema {SCHEMA + 6}" in message and f"reads schema {SCHEMA}" in message
 
 
-@pytest.mark.parametrize("member", ["header.json", "pages.bin", "pages.idx"])
+@pytest.mark.parametrize("member", ["header.json", "pages.bin", "pages.idx", "backing.bin"])
 def test_a_missing_member(saved: Path, member: str) -> None:
     rewrite(saved, lambda members: members.pop(member))
     with pytest.raises(BadInput, match=member):
@@ -212,6 +213,10 @@ def test_a_missing_member(saved: Path, member: str) -> None:
         lambda h: h["capture"]["vms"][0].update(pid="1e5"),
         lambda h: h["capture"]["page_info"].update(zz={"refcount": 1, "state": "used"}),
         lambda h: h["capture"].update(stopped_seconds=float("nan")),
+        lambda h: h["capture"]["vms"][0]["memslots"][0].update(backing=[0, 1 << 40]),
+        lambda h: h["capture"]["vms"][0]["memslots"][0].update(backing=[-1, 1]),
+        lambda h: h["capture"]["vms"][0]["memslots"][0].update(backing=[]),
+        lambda h: h["capture"]["vms"][0]["memslots"][0].pop("backing"),
     ],
 )
 def test_a_header_of_another_shape(saved: Path, change: Callable[[Any], object]) -> None:
@@ -239,6 +244,17 @@ def test_an_index_that_is_cut_off(saved: Path) -> None:
     rewrite(saved, lambda members: members.update({"pages.idx": members["pages.idx"][:-1]}))
     with pytest.raises(BadInput, match="cut off"):
         load(saved)
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 34, b"\0" * 33])
+def test_backing_of_another_shape(saved: Path, content: bytes) -> None:
+    def edit(members: dict[str, bytes]) -> None:
+        members["backing.bin"] = content + members["backing.bin"][34:]
+
+    rewrite(saved, edit)
+    with pytest.raises(BadInput) as caught:
+        load(saved)
+    one_sentence(caught.value)
 
 
 def test_fields_of_a_later_minor_version_are_ignored(saved: Path) -> None:

@@ -32,7 +32,7 @@ def errors(value: Any, schema: dict[str, Any], root: dict[str, Any], at: str = "
             results: list[list[str]] = [errors(value, one, root, at) for one in schema[keyword]]
             passed = sum(not result for result in results)
             if passed == 0:
-                found += min(results, key=len)
+                found += sorted(results, key=len)[0]
             elif keyword == "oneOf" and passed > 1:
                 found.append(f"{at}: satisfies {passed} of the alternatives")
     if isinstance(value, list) and "items" in schema:

@@ -537,7 +537,7 @@ def test_nothing_listens() -> None:
 def process(*arguments: str, **settings: Any) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k != "INSPECTOR_CONNECT"}
     return subprocess.Popen(
-        [sys.executable, "-m", "inspector.cli", *arguments],
+        [sys.executable, "-m", "inspector", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -555,7 +555,7 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     path = stored(tmp_path / "x", world)
     child = process("--from", path, "dump", "--tree", "--json")
     assert child.stdout is not None and child.stderr is not None
-    child.stdout.read(10)
+    assert len(child.stdout.read(10)) == 10
     child.stdout.close()
     assert child.stderr.read() == ""
     assert child.wait(60) == 0
