@@ -97,14 +97,17 @@ def _from_pointers(data: bytes, text_offset: int, symbols: Kallsyms) -> int | No
     pointers = np.unique(words[(words >= _KERNEL_VA) & (words < 0xFFFF_FFFF_0000_0000)])
     if not len(pointers):
         return None
-    starts = np.unique(np.array(symbols.offsets, "i8")[np.array(symbols.offsets, "i8") >= 0]).astype("u8")
+    offsets = np.array([offset for offset in symbols.offsets if offset >= 0], "i8")
+    size = int(offsets.max(initial=0)) + 1
+    starts = np.zeros(size, np.bool_)  # by offset into the image: whether a symbol starts there
+    starts[offsets] = True
     steps, counts = np.unique(pointers // np.uint64(_STEP), return_counts=True)
     centre = int(steps[counts.argmax()]) * _STEP
     scores = []
     base = _aligned(centre + _STEP, text_offset)
-    while base > centre - len(data) - _STEP:
-        offsets = pointers[pointers >= base] - np.uint64(base)
-        scores.append((int(np.isin(offsets, starts).sum()), base))
+    while base > centre - size - _STEP:
+        inside = pointers[(pointers >= base) & (pointers < base + size)] - np.uint64(base)
+        scores.append((int(starts[inside].sum()), base))
         base -= _STEP
     (hits, best), *others = sorted(scores, reverse=True)
     return best if hits >= _SHORTEST_RUN and (not others or hits > 2 * others[0][0]) else None

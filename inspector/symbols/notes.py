@@ -7,8 +7,13 @@ import struct
 _NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"  # namesz, descsz of a SHA-1, NT_GNU_BUILD_ID
 _ID_SIZE = 20
 _BANNER = b"Linux version "
-_ELF = b"\x7fELF\x02\x01\x01"
-_ELF32 = b"\x7fELF\x01\x01\x01"
+# Magic and class of ELF files, and where their headers have e_shoff, e_shentsize and e_shnum.
+_ELFS = (
+    (b"\x7fELF\x02\x01\x01", struct.Struct("<40xQ10xHH")),
+    (b"\x7fELF\x01\x01\x01", struct.Struct("<32xI10xHH")),
+)
+_PAGE = 4096
+_LARGEST_VDSO = 1 << 20
 
 
 def image_build_id(data: bytes) -> str | None:
@@ -17,29 +22,24 @@ def image_build_id(data: bytes) -> str | None:
     The vDSOs (ELF files, page aligned, embedded by arch/arm64/kernel/vdso-wrap.S) have build ids of their
     own; those inside such a file are passed over.  ``None`` when none or more than one is left.
     """
-    embedded: list[tuple[int, int]] | None = None
     found = []
     at = data.find(_NOTE)
     while at >= 0:
-        if embedded is None:
-            embedded = list(_embedded_elfs(data))
-        if at % 4 == 0 and not any(start <= at < end for start, end in embedded):
+        if at % 4 == 0 and not _inside_elf(data, at):
             found.append(data[at + len(_NOTE) :][:_ID_SIZE].hex())
         at = data.find(_NOTE, at + 1)
     return found[0] if len(found) == 1 and len(found[0]) == 2 * _ID_SIZE else None
 
 
-def _embedded_elfs(data: bytes) -> list[tuple[int, int]]:
-    found = []
-    for magic, header in ((_ELF, "<40xQ10xHH"), (_ELF32, "<32xI10xHH")):
-        at = data.find(magic)
-        while at >= 0:
-            if at % 4096 == 0 and at + struct.calcsize(header) <= len(data):
-                table, size, count = struct.unpack_from(header, data, at)
-                end = min(at + table + size * count, len(data))
-                found.append((at, end))
-            at = data.find(magic, at + 1)
-    return found
+def _inside_elf(data: bytes, at: int) -> bool:
+    """Whether an ELF file that starts on a page at or below ``at`` reaches beyond it (to its section headers' end)."""
+    for start in range(at & -_PAGE, max(at - _LARGEST_VDSO, -1), -_PAGE):
+        for magic, header in _ELFS:
+            if data.startswith(magic, start) and start + header.size <= len(data):
+                table, size, count = header.unpack_from(data, start)
+                if at < start + table + size * count:
+                    return True
+    return False
 
 
 def image_banner(data: bytes) -> str | None:

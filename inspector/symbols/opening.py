@@ -12,7 +12,7 @@ from inspector.findings import BadInput
 from inspector.symbols import cache
 from inspector.symbols.btf import BadBtf, Btf, find_btf
 from inspector.symbols.elf import Elf
-from inspector.symbols.image import Image, is_plain_image, open_image, read_file, unsigned
+from inspector.symbols.image import Image, is_plain_image, open_image, read_file
 from inspector.symbols.kernel import Found, KernelSymbols
 from inspector.symbols.notes import image_banner, image_build_id
 from inspector.symbols.table import Symbol, SymbolTable, is_noise
@@ -46,21 +46,20 @@ def open_symbols(
 
 def _open_image(path: Path, directory: Path, tell: Progress) -> KernelSymbols:
     packed = read_file(path)
-    plain = unsigned(packed) if is_plain_image(packed) else None
-    build_id = None if plain is None else image_build_id(plain)
-    slot = (
-        directory / f"{build_id or hashlib.sha256(packed).hexdigest()}-image-{len(packed if plain is None else plain)}"
-    )
+    build_id = image_build_id(packed) if is_plain_image(packed) else None
+    slot = directory / f"{build_id or hashlib.sha256(packed).hexdigest()}-image-{len(packed)}"
     found = _recall(slot)
-    if found is None:
-        tell(f"reading symbols and types of {path} (kept for next time)")
-        image = open_image(path, packed)
-        plain = image.data
-        found = read_image(image)
-        _remember(slot, found)
-    kept = plain
-    load = (lambda: kept) if kept is not None else (lambda: open_image(path, packed).data)
-    return KernelSymbols(found, f"Image {path} ({', '.join(found.sources)})", load)
+    if found is not None:
+        return KernelSymbols(found, _describe("Image", path, found), lambda: open_image(path, packed).data)
+    tell(f"reading symbols and types of {path} (kept for next time)")
+    image = open_image(path, packed)
+    found = read_image(image)
+    _remember(slot, found)
+    return KernelSymbols(found, _describe("Image", path, found), lambda: image.data)
+
+
+def _describe(kind: str, path: Path, found: Found) -> str:
+    return f"{kind} {path} ({', '.join(found.sources)})"
 
 
 def _no_search(_: str) -> None:
@@ -90,8 +89,8 @@ def _open_vmlinux(path: Path, directory: Path, tell: Progress) -> KernelSymbols:
             blob = DwarfTypes(again).search(name)
         return None if blob is None else _index(path, blob)
 
-    description = f"vmlinux {path} ({', '.join(found.sources)})"
-    return KernelSymbols(found, description, load, search if "DWARF" in found.sources else _no_search)
+    search_on = search if "DWARF" in found.sources else _no_search
+    return KernelSymbols(found, _describe("vmlinux", path, found), load, search_on)
 
 
 def _with_image(symbols: KernelSymbols, path: Path) -> KernelSymbols:
