@@ -21,20 +21,25 @@ from inspector.events import LEVEL_UNDEFINED, TTL_UNKNOWN
 from inspector.model.prot import ProtLayout
 
 
-class Replacement(enum.Enum):
-    """How ``stage2_map_walker_try_leaf`` puts a new leaf where something was (facts 4.4)."""
+class MapScheme(enum.Enum):
+    """How map replaces entries, and how a table gives way to a block (facts 4.3-4.5).
 
-    IN_PLACE = "put the page early; clear the valid bit and flush only if the old entry was valid and different"
-    CLEAR_FIRST = "stage2_put_pte: write 0, flush, put; then store and get"
-    LOCKED = "stage2_try_break_pte / stage2_make_pte with the LOCKED marker between them"
+    One choice, because the forms do not mix: the marker, the order of put, store and get, who counts the PA on, and
+    whether an identical or permission-only map is refused, all come with it.
+    """
 
-
-class Collapse(enum.Enum):
-    """How a table gives way to a block (facts 4.5)."""
-
-    ANCHOR = "anchor; the child is found again in the entry, which keeps its stale bits"
-    ANCHOR_CHILDP = "anchor and childp; the entry is zeroed"
-    UNLINK = "replaced in TABLE_PRE, the detached table goes to free_unlinked_table"
+    ANCHOR_IN_PLACE = (
+        "5.10: page put early, break-before-make only over a different valid entry, any difference is one; the anchor's"
+        " child is found again in the entry's stale bits"
+    )
+    ANCHOR = (
+        "5.15, 6.1: stage2_put_pte then store then get; anchor and childp; identical or permission-only gives -EAGAIN;"
+        " the PA is a running counter"
+    )
+    UNLINK = (
+        "6.6+: LOCKED between break and make; tables replaced in TABLE_PRE and handed to free_unlinked_table; identical"
+        " or permission-only gives -EAGAIN; the PA follows from the distance walked"
+    )
 
 
 class Eagain(enum.Enum):
@@ -90,7 +95,7 @@ class ModelBehaviours:
     reload_after_pre: bool
     """The entry is read again after TABLE_PRE, not only after LEAF.  6.6+.  Facts 3.2."""
     shared_walks: bool
-    """Walks may be SHARED: stores are cmpxchg.  6.6+ (since parallel faults).  Facts 3.3."""
+    """map takes walk flags; walks may be SHARED: stores are cmpxchg.  6.6+ (since parallel faults).  Facts 3.3."""
     eagain: Eagain
     """Facts 3.4."""
     first_level: int
@@ -111,8 +116,6 @@ class ModelBehaviours:
     """XN is [54:53] (7.3); one bit 54 before.  Facts 1.3."""
     fwb_source: FwbSource
     """Facts 1.3.  5.10 and 7.3 the CPU; between them the flag too."""
-    normal_nc: bool
-    """NORMAL_NC exists (6.12+).  Facts 1.3."""
     as_s1: bool
     """``KVM_PGTABLE_S2_AS_S1`` forces the "as stage 1" memory type (7.3).  Facts 1.3."""
     software_bits: bool
@@ -125,16 +128,10 @@ class ModelBehaviours:
     # --- map
     idmap_and_force_pte: bool
     """IDMAP flag and ``force_pte_cb`` exist (5.15+).  Facts 4.1."""
-    replacement: Replacement
-    """Facts 4.4."""
-    collapse: Collapse
-    """Facts 4.5."""
-    refuses_permission_only: bool
-    """An identical or permission-only map is refused with -EAGAIN (5.15+).  Facts 4.4."""
+    map_scheme: MapScheme
+    """Facts 4.2-4.5."""
     software_bits_store: bool
     """A non-shared map that changes software bits only is one plain store (6.12+).  Facts 4.4."""
-    phys_from_walk: bool
-    """The PA of a visit is the first PA plus the distance walked (6.6+), not a running counter.  Facts 4.2."""
     span_flush_aligned: bool
     """The flush for an evicted table starts at the entry's own start (6.12+; 6.6.9: at the walk's).  Facts 4.4."""
     map_cmo: bool
@@ -195,6 +192,9 @@ class ModelBehaviours:
     hyp_conflict_goes_on: bool
     """A map over a different valid entry warns and goes on to a table or -EINVAL (6.1+); before, it warns and leaves
     the old entry.  6.1.192 hyp_map_walker_try_leaf; older from memory of 5.15, not read."""
+    hyp_running_pa: bool
+    """The PA is a running counter that moves on even past a refused leaf (until 6.1).  6.1.192
+    hyp_map_walker_try_leaf."""
     hyp_hvhe: bool
     """hVHE, with its own AP encoding, exists (6.6+).  Facts 1.5."""
     hyp_bti: bool
@@ -207,7 +207,7 @@ class ModelBehaviours:
 
 _6_12: Final = ModelBehaviours(
     label="6.12",
-    proven=False,
+    proven=True,
     reload_after_pre=True,
     shared_walks=True,
     eagain=Eagain.STOPS_IN_FAULT,
@@ -219,17 +219,13 @@ _6_12: Final = ModelBehaviours(
     attr_hi_lsb=50,
     two_bit_xn=False,
     fwb_source=FwbSource.CPU_AND_FLAG,
-    normal_nc=True,
     as_s1=False,
     software_bits=True,
     lpa2=True,
     prot_layout=ProtLayout.SINGLE_X_NC,
     idmap_and_force_pte=True,
-    replacement=Replacement.LOCKED,
-    collapse=Collapse.UNLINK,
-    refuses_permission_only=True,
+    map_scheme=MapScheme.UNLINK,
     software_bits_store=True,
-    phys_from_walk=True,
     span_flush_aligned=True,
     map_cmo=True,
     cmo_checks_valid=True,
@@ -254,6 +250,7 @@ _6_12: Final = ModelBehaviours(
     hyp_unmap=True,
     hyp_get_before_store=True,
     hyp_conflict_goes_on=True,
+    hyp_running_pa=False,
     hyp_hvhe=True,
     hyp_bti=True,
     hyp_two_bit_xn=False,
@@ -265,7 +262,6 @@ _6_6: Final = replace(
     label="6.6",
     proven=False,
     first_level=0,
-    normal_nc=False,
     lpa2=False,
     prot_layout=ProtLayout.SINGLE_X,
     software_bits_store=False,
@@ -281,16 +277,14 @@ _6_6: Final = replace(
 _6_1: Final = replace(
     _6_6,
     label="6.1",
-    proven=False,
+    proven=True,
     reload_after_pre=False,
     shared_walks=False,
     eagain=Eagain.STOPS,
     locked_mask=0,
     locked_value=0,
     attr_hi_lsb=51,
-    replacement=Replacement.CLEAR_FIRST,
-    collapse=Collapse.ANCHOR_CHILDP,
-    phys_from_walk=False,
+    map_scheme=MapScheme.ANCHOR,
     unmap_table_tlbi=TableTlbi.ZERO,
     unmap_deferred_range=False,
     unmap_defers_tables_too=False,
@@ -303,6 +297,7 @@ _6_1: Final = replace(
     split_barrier_each=False,
     unlinked_double_put=False,
     hyp_get_before_store=False,
+    hyp_running_pa=True,
     hyp_hvhe=False,
     hyp_bti=False,
 )
@@ -325,9 +320,7 @@ _5_10: Final = replace(
     fwb_source=FwbSource.CPU,
     software_bits=False,
     idmap_and_force_pte=False,
-    replacement=Replacement.IN_PLACE,
-    collapse=Collapse.ANCHOR,
-    refuses_permission_only=False,
+    map_scheme=MapScheme.ANCHOR_IN_PLACE,
     map_cmo=False,
     annotation=Annotation.NONE,
     attr_icache=False,
@@ -347,7 +340,7 @@ _6_18: Final = replace(
 _7_3: Final = replace(
     _6_18,
     label="7.3",
-    proven=False,
+    proven=True,
     eagain=Eagain.STOPS_UNLESS_IGNORED,
     locked_mask=0xF << 60,
     locked_value=1 << 60,

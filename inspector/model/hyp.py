@@ -165,7 +165,7 @@ class _HypMap:
             pgt.warn()
             if not pgt.behaviours.hyp_conflict_goes_on:
                 return True
-            if not pgt.behaviours.phys_from_walk:
+            if pgt.behaviours.hyp_running_pa:
                 self.skipped += size
             return False
         pgt.write(table, entries, index, new, release=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING, Final
 
-from inspector.model.generations import Annotation, Collapse
+from inspector.model.generations import Annotation, MapScheme
 from inspector.model.map_anchor import MapAnchor
 from inspector.model.map_unlink import MapUnlink
 from inspector.model.pages import MemoryCache
@@ -30,7 +30,7 @@ def _walk(
     pgt: Stage2, addr: int, size: int, phys: int, attr: int, cache: MemoryCache | None, force_pte: bool,
     annotation: int | None, flags: int,
 ) -> int:
-    if pgt.behaviours.collapse is Collapse.UNLINK:
+    if pgt.behaviours.map_scheme is MapScheme.UNLINK:
         visitor: MapUnlink | MapAnchor = MapUnlink(pgt, phys, attr, cache, force_pte, annotation, flags)
         flags |= TABLE_PRE | LEAF
     else:
@@ -47,6 +47,8 @@ def stage2_map(
 ) -> int:
     """``kvm_pgtable_stage2_map``; 0 or a negative errno (facts 4.6)."""
     machine = pgt.machine
+    if flags and not pgt.behaviours.shared_walks:
+        raise ValueError(f"{pgt.behaviours.label}: map takes no walk flags")
     force_pte = False
     if pgt.behaviours.idmap_and_force_pte:
         force_pte = bool(machine.force_pte)

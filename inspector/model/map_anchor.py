@@ -13,7 +13,7 @@ from errno import E2BIG, EAGAIN, EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
 from inspector.events import CACHE
-from inspector.model.generations import Collapse, Replacement
+from inspector.model.generations import MapScheme
 from inspector.model.pages import MemoryCache
 from inspector.model.unmap import clear_pte, invalidate
 from inspector.model.walker import LAST_LEVEL, TABLE_POST, TABLE_PRE, U64
@@ -42,7 +42,7 @@ class MapAnchor:
         self.cache = cache
         self.force_pte = force_pte
         self.annotation = annotation
-        self.in_place = pgt.behaviours.replacement is Replacement.IN_PLACE
+        self.in_place = pgt.behaviours.map_scheme is MapScheme.ANCHOR_IN_PLACE
         self.anchor = 0
         self.child = 0
         self.start = 0
@@ -83,7 +83,7 @@ class MapAnchor:
             return 0
         pgt = self.pgt
         ret = 0
-        if pgt.behaviours.collapse is Collapse.ANCHOR:
+        if self.in_place:
             pgt.put(pgt.pa_of(entries[index]))
             pgt.put(table)
             if self.anchor == table + 8 * index:

@@ -59,13 +59,17 @@ class StepResult:
             text += f", entry {value:#x} at level {level}"
         return text
 
-    def lines(self) -> Iterator[str]:
-        """The step as a person reads it."""
+    def lines(self, limit: int = 40) -> Iterator[str]:
+        """The step as a person reads it; of more than ``limit`` events the middle is left out (0: never)."""
         for comment in self.comment:
             yield f"# {comment}".rstrip()
         yield f"{self.line}: {self.text}"
         yield f"  returns {self.result_text()}" if self.operation else f"  {self.result_text()}"
-        for event in self.events:
+        shown = self.events
+        if limit and len(shown) > limit:
+            half = limit // 2
+            shown = (*shown[:half], f"... {len(shown) - 2 * half} more ...", *shown[-half:])
+        for event in shown:
             yield f"    {event}"
         for row in self.table:
             yield f"  | {row}"

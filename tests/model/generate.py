@@ -12,7 +12,7 @@ from random import Random
 
 from inspector.events import CASFAIL, RawEvent
 from inspector.model.attributes import AF
-from inspector.model.generations import Annotation, Collapse, Machine, ModelBehaviours, WalkFlags, generation
+from inspector.model.generations import GENERATIONS, Annotation, Machine, MapScheme, ModelBehaviours, WalkFlags
 from inspector.model.operations import LAST, PLENTY, Operation
 from inspector.model.prot import Prot, ProtLayout
 from inspector.model.session import GRANULES, Session, Setup
@@ -25,12 +25,14 @@ _VA = {"4k": (30, 39, 47, 48), "16k": (36, 47, 48), "64k": (42, 48)}
 _PERMISSIONS = tuple(
     map(int, (Prot.RWX, Prot.RWX, Prot.RW, Prot.RW, Prot.R, Prot.R | Prot.X, Prot.NONE, Prot.W))
 )
+_TRUE = dict(GENERATIONS)
+# What is generated must not change when a test sets a behaviour of the model as it is not.
 _X, _DEVICE, _NC = int(Prot.X), int(Prot.DEVICE), int(Prot.NORMAL_NC)
 
 
 def random_setup(rng: Random, label: str) -> Setup:
     """A machine for this generation."""
-    behaviours = generation(label)
+    behaviours = _TRUE[label]
     granule = rng.choices(("4k", "16k", "64k"), (82, 10, 8))[0]
     lpa2 = behaviours.lpa2 and granule != "64k" and rng.random() < 0.2
     ipa = rng.choice((*_IPA[granule], *((52, 50) if lpa2 else ())))
@@ -53,7 +55,7 @@ class Generator:
         self.rng = rng
         self.session = session
         self.setup = session.setup
-        self.behaviours: ModelBehaviours = session.setup.behaviours
+        self.behaviours: ModelBehaviours = _TRUE[session.setup.generation]
         self.hyp = hyp
         shift = GRANULES[self.setup.granule]
         self.page = 1 << shift
@@ -412,7 +414,7 @@ class Generator:
         if self.hyp:
             yield Operation("hyp_destroy")
             return
-        if self.behaviours.collapse is Collapse.UNLINK:
+        if self.behaviours.map_scheme is MapScheme.UNLINK:
             yield Operation("grace_period")
         yield from self._the_end()
 

@@ -144,11 +144,19 @@ MUTATIONS = (
              '        pgt.emit((TLBI, instruction, addr, hint, None))\n        pgt.write(table, entries, index, 0)\n        pgt.barrier()\n'),
 )
 
-SILENT = {
-    # flips that no operation of that generation can show, and why
-    "label", "proven",
-    "lpa2",  # without it the machine cannot be set up
-    "prot_layout",  # how the caller's request is passed to the kernel, not what the kernel does
+NOT_FLIPPED = {
+    "label": "a name",
+    "proven": "a statement about the model",
+    "prot_layout": "how a request is spelt for the kernel, not what the kernel does",
+    "lpa2": "without it such a machine is refused, not modelled",
+    "first_level": "a number; levels below it need a corrupt table",
+    "annotation": "chooses the function that exists, which the campaign calls by name",
+}
+INVISIBLE = {
+    # (generation, field): why no operation of that generation can tell
+    ("7.3", "fwb_source"): "the flag NOFWB does not exist there",
+    ("6.1", "locked_value"): "no marker",
+    ("6.1", "mkyoung_returns_pte"): "",
 }
 
 
@@ -158,7 +166,7 @@ def _flips(label: str) -> list[Flip]:
     return [
         Flip(field.name, value, label)
         for field in fields(ModelBehaviours)
-        if field.name not in SILENT
+        if field.name not in NOT_FLIPPED and (label, field.name) not in INVISIBLE
         for value in other_values(field.name, getattr(behaviours, field.name))
     ]
 
