@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import inspector
 from inspector.behaviours import stage2_format
 from inspector.capture.data import Backing, Capture, Host, Memslot, Mmu, PageInfo, Vm
+from inspector.codec import decode
 from inspector.kernel.cpus import loaded_vcpus
 from inspector.kernel.host import describe, find_kernel
 from inspector.kernel.memory import StoppedMemory
@@ -119,6 +120,21 @@ def _read(target: Target, symbols: Symbols, scope: str, progress: Progress) -> _
     return _Read(host, vms, trees, page_info, backings, notes)
 
 
+def _unreadable(trees: Sequence[Tree]) -> dict[int, str]:
+    """The table pages that could not be read, with the reason: a root, or what the entry at the place points to."""
+    found: dict[int, str] = {}
+    for tree in trees:
+        for problem in tree.problems:
+            if problem.kind != "unreadable":
+                continue
+            pa: int | None = problem.table_pa
+            if problem.raw is not None:
+                pa = decode(problem.raw, problem.level, tree.geometry, tree.format).output_address
+            if pa is not None:
+                found[pa] = problem.detail
+    return found
+
+
 def _slots(vm: Vm, backings: Mapping[tuple[str, int], tuple[Backing, ...]]) -> tuple[Memslot, ...]:
     return tuple(replace(slot, backing=backings.get((vm.name, slot.id), ())) for slot in vm.memslots)
 
@@ -126,7 +142,7 @@ def _slots(vm: Vm, backings: Mapping[tuple[str, int], tuple[Backing, ...]]) -> t
 def take(
     target: Target, symbols: Symbols, *, scope: str = "full", progress: Progress = _quiet, command: str = ""
 ) -> Capture:
-    """One instant of ``target``, stopped for as long as reading takes and then resumed.
+    """One instant of ``target``, stopped for as long as reading takes; one that was found stopped stays so.
 
     ``scope`` is one of `SCOPES`.  Raises `BadInput` when ``symbols`` is another kernel's, `TargetLost` when no
     kernel runs or the machine goes away.
@@ -137,7 +153,8 @@ def take(
     try:
         read = _read(target, symbols, scope, progress)
     finally:
-        target.resume()
+        if target.runs_when_left:
+            target.resume()
     stopped = time.monotonic() - start
     return Capture(
         tool=f"kvm-stage2-inspector {inspector.__version__}",
@@ -148,11 +165,6 @@ def take(
         vms=tuple(replace(r.vm, memslots=_slots(r.vm, read.backings)) for r in read.vms),
         pages={table.pa: table.raw for tree in read.trees for table in tree.tables},
         page_info=read.page_info,
-        unreadable={
-            problem.table_pa: problem.detail
-            for tree in read.trees
-            for problem in tree.problems
-            if problem.kind == "unreadable"
-        },
+        unreadable=_unreadable(read.trees),
         scope=scope,
     )

@@ -18,6 +18,7 @@ from inspector.kernel.traits import traits
 from inspector.symbols.api import Symbols
 from inspector.target.api import Cpu
 
+_PATH = re.compile(r"(?<= )/.*/")  # a capture is passed on: it names files, not where they lie on this machine
 _RELEASE = re.compile(r"Linux version (\S+)")
 
 
@@ -49,7 +50,7 @@ def describe(kernel: Kernel, cpus: Sequence[Cpu], memory_backend: str, notes: Se
         release=release[1] if release else "unknown",
         banner=banner,
         build_id=symbols.build_id,
-        symbols=symbols.description,
+        symbols=_PATH.sub("", symbols.description),
         kaslr_slide=space.slide,
         page_size=space.geometry.granule,
         va_bits=space.geometry.ia_bits,

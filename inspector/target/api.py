@@ -78,6 +78,10 @@ class Target(Protocol):
     def kernel_file(self) -> str | None:
         """The path QEMU was given as ``-kernel``, when QEMU runs on this host and it can be told."""
 
+    @property
+    def runs_when_left(self) -> bool:
+        """Whether `close` will let the machine run: it was found running, or that was asked for."""
+
     def cpus(self) -> Sequence[Cpu]:
         """Every CPU with its registers, read while stopped."""
 

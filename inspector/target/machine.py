@@ -114,6 +114,10 @@ class Machine:
         return host_process.kernel_argument(pid)
 
     @property
+    def runs_when_left(self) -> bool:
+        return self._attachment.run
+
+    @property
     def found(self) -> Found:
         """How the machine was found."""
         return self._attachment.found

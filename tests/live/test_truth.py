@@ -11,45 +11,16 @@ from pathlib import Path
 import pytest
 
 from fixtures import truth
-from inspector.capture.data import Capture, Vm
+from inspector.capture.data import Capture
 from inspector.capture.file import load, save
-from inspector.capture.view import table_views
 from inspector.check import run_checks
-from inspector.codec import Geometry
-from inspector.tables import entries
 from inspector.target.connect import Backend
+from tests.agreement import backing_agrees, disagreements, slots_agree, vtcr_agrees
 from tests.live.conftest import Booted
 
 pytestmark = pytest.mark.live
 
-PS_BITS = (32, 36, 40, 42, 44, 48, 52)  # DDI 0487 D24.2, ID_AA64MMFR0_EL1.PARange
 BACKENDS: tuple[Backend, ...] = ("process", "gdb")
-
-
-def vm_of(capture: Capture, told: truth.Vm) -> Vm:
-    """The captured VM that the exerciser means: same process, same file number."""
-    return next(vm for vm in capture.vms if (vm.pid, vm.fd) == (told.pid, told.fd))
-
-
-def leaves(capture: Capture, vm: Vm) -> list[tuple[int, int, int]]:
-    """(IPA, size, PA) of every valid leaf in the VM's own stage-2."""
-    found = []
-    for view in table_views(capture):
-        if view.vm is vm and view.mmu.kind == "vm":
-            for entry in entries(view.tree):
-                address = entry.descriptor.output_address
-                if entry.descriptor.kind.is_leaf and address is not None:
-                    found.append((entry.ia, entry.descriptor.size, address))
-    return found
-
-
-def disagreements(capture: Capture, told: truth.Truth) -> list[str]:
-    expected = truth.expected_leaves(told)
-    wrong = []
-    for number, vm in told.vms.items():
-        got = leaves(capture, vm_of(capture, vm))
-        wrong += [f"VM {number}: {text}" for text in truth.differences(expected[number], got)]
-    return wrong
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -92,39 +63,15 @@ def test_the_file_gives_the_same(booted: Booted, capture: Capture, tmp_path: Pat
 
 
 def test_memslots_are_those_that_the_vmm_set(booted: Booted, capture: Capture) -> None:
-    page = booted.truth.page_size
-    for told in booted.truth.vms.values():
-        got = {
-            (s.id, s.base_gfn * page, s.npages * page, s.userspace_addr, s.flags) for s in vm_of(capture, told).memslots
-        }
-        assert got == {(s.id, s.gpa, s.size, s.hva, s.flags) for s in told.slots}
+    slots_agree(capture, booted.truth)
 
 
 def test_backing_is_what_pagemap_says(booted: Booted, capture: Capture) -> None:
-    page = booted.truth.page_size
-    for told in booted.truth.vms.values():
-        slots = {s.id: s for s in vm_of(capture, told).memslots}
-        for run in told.runs:
-            offsets = [(run.hva + (ipa - run.ipa), pfn) for ipa, pfn in run.pages(page)]
-            for hva, pfn in offsets:
-                b = next(b for b in slots[run.slot].backing if b.hva <= hva < b.hva + b.size)
-                assert b.pa is not None
-                assert b.pa + hva - b.hva == pfn * page, hex(hva)
+    backing_agrees(capture, booted.truth)
 
 
 def test_vtcr_is_reproduced_from_its_inputs(booted: Booted, capture: Capture) -> None:
-    """kvm_get_vtcr's inputs: the requested IPA size, the CPU's PARange (at most 48 bits without LPA2), VMID width, HA.
-
-    HA is on in Debian's kernels (CONFIG_ARM64_HW_AFDBM), whatever the CPU.
-    """
-    features = capture.host.features
-    lpa2 = bool(features["lpa2"]) and capture.host.va_bits > 48
-    pa_bits = min(PS_BITS[features["parange"]], 52 if lpa2 else 48)
-    for told in booted.truth.vms.values():
-        mmu = vm_of(capture, told).mmus[0]
-        geometry = Geometry.for_ipa(told.ipa_bits, 12, pa_bits, lpa2)
-        assert geometry.to_vtcr(vmid16=bool(features["vmid16"]), ha=True) == mmu.vtcr
-        assert mmu.geometry == geometry
+    vtcr_agrees(capture, booted.truth)
 
 
 def test_host_is_what_was_booted(booted: Booted, capture: Capture) -> None:
