@@ -29,8 +29,8 @@ class MapScheme(enum.Enum):
     """
 
     ANCHOR_IN_PLACE = (
-        "5.10: page put early, break-before-make only over a different valid entry, any difference is one; the anchor's"
-        " child is found again in the entry's stale bits"
+        "5.10: page put early, break-before-make only over a different valid entry, any difference is one; no"
+        " cache maintenance (the fault handler's business); the anchor's child is found again in the entry's stale bits"
     )
     ANCHOR = (
         "5.15, 6.1: stage2_put_pte then store then get; anchor and childp; identical or permission-only gives -EAGAIN;"
@@ -134,8 +134,6 @@ class ModelBehaviours:
     """A non-shared map that changes software bits only is one plain store (6.12+).  Facts 4.4."""
     span_flush_aligned: bool
     """The flush for an evicted table starts at the entry's own start (6.12+; 6.6.9: at the walk's).  Facts 4.4."""
-    map_cmo: bool
-    """map does cache maintenance itself (5.15+; in 5.10 the fault handler does).  Facts 11.5."""
     cmo_checks_valid: bool
     """"cacheable" and "executable" are asked of valid entries only (6.12+).  Facts 4.4."""
     annotation: Annotation
@@ -227,7 +225,6 @@ _6_12: Final = ModelBehaviours(
     map_scheme=MapScheme.UNLINK,
     software_bits_store=True,
     span_flush_aligned=True,
-    map_cmo=True,
     cmo_checks_valid=True,
     annotation=Annotation.OWNER_BY_INVALID_PA,
     unmap_table_tlbi=TableTlbi.UNKNOWN,
@@ -321,7 +318,6 @@ _5_10: Final = replace(
     software_bits=False,
     idmap_and_force_pte=False,
     map_scheme=MapScheme.ANCHOR_IN_PLACE,
-    map_cmo=False,
     annotation=Annotation.NONE,
     attr_icache=False,
     hyp_device_index=5,

@@ -367,6 +367,8 @@ class Generator:
     def _hyp_map(self) -> Operation:
         rng = self.rng
         addr, size, pa = self._map_range()
+        if rng.random() < 0.3:  # blocks over blocks with other attributes: conflicts
+            addr, size, pa = addr & -self.block, rng.choice((1, 2, 2, 3)) * self.block, pa & -self.block
         prot = self._prot()
         if rng.random() < 0.6:
             prot = int(rng.choice((Prot.RW, Prot.R, Prot.R | Prot.X, Prot.RW | Prot.DEVICE)))

@@ -39,6 +39,10 @@ class Flip:
     value: Any
     label: str
 
+    def __str__(self) -> str:
+        value = self.value.name if isinstance(self.value, enum.Enum) else self.value
+        return f"{self.label}-{self.field}-{value}"
+
 
 def _functions(namespace: dict[str, Any], module_name: str) -> Iterator[tuple[str, types.FunctionType]]:
     for name, thing in namespace.items():
