@@ -21,6 +21,7 @@ from inspector.target.api import Cpu, PhysicalMemory, UnreadableMemory
 _MIN_KIMG_ALIGN = 2 << 20  # Documentation/arch/arm64/booting.rst; MIN_KIMG_ALIGN, arch/arm64/include/asm/boot.h
 _EFI_KIMG_ALIGN = 64 << 10  # EFI_KIMG_ALIGN of a relocatable kernel, arch/arm64/include/asm/efi.h
 _COMMON_VA_BITS = (48, 52, 47, 42, 39, 36)
+_POSSIBLE_VA_BITS = range(25, 53)  # DDI 0487 D8.2: T1SZ 12 to 39 without FEAT_TTST
 _HCR_E2H = 1 << 34
 _TTBR_BADDR = 0x0000_FFFF_FFFF_F000
 _VMCOREINFO_START = b"OSRELEASE="
@@ -116,14 +117,14 @@ def _page_shift(symbols: Symbols) -> int:
 
 def _va_bits(cpus: Sequence[Cpu]) -> Iterator[int]:
     """Candidates, likeliest first: T1SZ of every TCR that may be the host's, then the sizes Linux can have."""
-    seen = set()
+    seen: set[int] = set()
     for cpu in cpus:
         names = ("TCR_EL2", "TCR_EL1") if cpu.registers.get("HCR_EL2", 0) & _HCR_E2H else ("TCR_EL1",)
         for name in names:
-            tcr = cpu.registers.get(name)
-            if tcr is not None:
-                seen.add(64 - ((tcr >> 16) & 0x3F))
-                yield 64 - ((tcr >> 16) & 0x3F)
+            bits = 64 - ((cpu.registers.get(name, 0) >> 16) & 0x3F)
+            if bits not in seen and bits in _POSSIBLE_VA_BITS:  # TCR_EL1 may be a guest's, or never written
+                seen.add(bits)
+                yield bits
     yield from (bits for bits in _COMMON_VA_BITS if bits not in seen)
 
 
