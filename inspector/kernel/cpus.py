@@ -58,12 +58,13 @@ def _symbol(registers: Mapping[str, int], symbols: Symbols, slide: int, in_image
     return near[0] if near else None
 
 
-def cpu_state(cpu: Cpu, kernel: Kernel | None) -> CpuState:
+def cpu_state(cpu: Cpu, kernel: Kernel | None, *, protected: bool = False) -> CpuState:
     """One CPU's registers with what they mean.
 
     ``running``: ``guest`` (EL1/0 with HCR_EL2.VM=1, TGE=0), ``host`` (kernel), ``user``, ``hyp`` (EL2 of an nVHE
     hypervisor), ``world-switch`` (VHE kernel with a guest's stage-2 loaded), ``tlb-helper``.
-    VTTBR_EL2 is live only where a guest's stage-2 is in force (facts 2.4).
+    VTTBR_EL2 is live only where a guest's stage-2 is in force (facts 2.4).  A ``protected`` host runs under a stage-2
+    of its own, VMID 0 (facts 12.1).
     """
     r = cpu.registers
     hcr = r.get("HCR_EL2", 0)
@@ -79,13 +80,13 @@ def cpu_state(cpu: Cpu, kernel: Kernel | None) -> CpuState:
         running = "hyp"
     elif level == 2:
         running = "world-switch" if stage2 else "host"
-    elif stage2 and (vhe or r.get("VTTBR_EL2", 0) >> 48):
-        running = "guest"  # under nVHE a protected host runs with VM=1 and VMID 0: not a guest
+    elif stage2 and not (protected and not r.get("VTTBR_EL2", 0) >> 48):
+        running = "guest"
     else:
         running = "user" if level == 0 else "host"
     live = stage2 and running in ("guest", "world-switch")
     return CpuState(cpu.index, dict(r), running, symbol, live)
 
 
-def cpu_states(cpus: Sequence[Cpu], kernel: Kernel | None) -> tuple[CpuState, ...]:
-    return tuple(cpu_state(cpu, kernel) for cpu in cpus)
+def cpu_states(cpus: Sequence[Cpu], kernel: Kernel | None, *, protected: bool) -> tuple[CpuState, ...]:
+    return tuple(cpu_state(cpu, kernel, protected=protected) for cpu in cpus)

@@ -46,6 +46,7 @@ def describe(kernel: Kernel, cpus: Sequence[Cpu], memory_backend: str, notes: Se
     symbols, space = kernel.symbols, kernel.space
     banner = symbols.banner or ""
     release = _RELEASE.match(banner)
+    mode = kvm_mode(kernel, cpus)
     return Host(
         release=release[1] if release else "unknown",
         banner=banner,
@@ -54,8 +55,8 @@ def describe(kernel: Kernel, cpus: Sequence[Cpu], memory_backend: str, notes: Se
         kaslr_slide=space.slide,
         page_size=space.geometry.granule,
         va_bits=space.geometry.ia_bits,
-        mode=kvm_mode(kernel, cpus),
-        cpus=cpu_states(cpus, kernel),
+        mode=mode,
+        cpus=cpu_states(cpus, kernel, protected=mode == "protected"),
         features=features(cpus),
         traits=traits(symbols),
         ram=tuple((r.start, r.end) for r in space.memory.ram),

@@ -32,13 +32,25 @@ def state(cpsr: int, hcr: int, vttbr: int = GUEST_VTTBR) -> tuple[str, bool]:
         (EL0, RW, 0, "user", False),
         (EL2H, RW | VM, GUEST_VTTBR, "hyp", False),
         (EL1H, RW | VM, GUEST_VTTBR, "guest", True),
-        # Protected nVHE: the host runs under a stage 2 of its own, VMID 0.
-        (EL1H, RW | VM, 0x5000_0000, "host", False),
-        (EL0, RW | VM, 0x5000_0000, "user", False),
+        # A VMID of 0 is no reason to take a guest for the host: it is a finding (V1).
+        (EL1H, RW | VM, 0x5000_0000, "guest", True),
     ],
 )
 def test_what_runs(cpsr: int, hcr: int, vttbr: int, running: str, live: bool) -> None:
     assert state(cpsr, hcr, vttbr) == (running, live)
+
+
+@pytest.mark.parametrize("e2h", [0, E2H], ids=["nvhe", "hvhe"])
+def test_a_protected_host_runs_under_a_stage_2_of_its_own(e2h: int) -> None:
+    """VMID 0 (facts 12.1); with hVHE, E2H is set although the kernel is at EL1."""
+    for cpsr, hcr, vttbr, expected in (
+        (EL1H, RW | VM | e2h, 0x5000_0000, ("host", False)),
+        (EL0, RW | VM | e2h, 0x5000_0000, ("user", False)),
+        (EL1H, RW | VM | e2h, GUEST_VTTBR, ("guest", True)),
+    ):
+        cpu = Cpu(0, {"cpsr": cpsr, "HCR_EL2": hcr, "VTTBR_EL2": vttbr, "pc": 0})
+        found = cpu_state(cpu, None, protected=True)
+        assert (found.running, found.vttbr_live) == expected
 
 
 def test_exception_level() -> None:
