@@ -180,9 +180,12 @@ INVISIBLE = {
     ("6.1", "unlinked_double_put"): "there is no split",
     ("6.1", "relax_flush_on_eagain"): "nothing in relax_perms says -EAGAIN there",
     ("6.1", "unmap_defers_tables_too"): "nothing is deferred there",
+    ("6.1", "split"): "the kernel has no such function to compare with",
+    ("6.1", "hyp_two_bit_xn"): "with one execute bit and no hVHE the two forms are one",
 }
 INVISIBLE_VALUES = {
     ("6.1", "eagain", "STOPS_UNLESS_IGNORED"): "the same where no walk ignores it",
+    ("6.1", "attr_walk_flags", "CALLER"): "the same where no caller has flags to give",
 }
 
 
