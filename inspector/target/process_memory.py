@@ -6,11 +6,14 @@ RAM of a machine emulated on this host is memory of the QEMU process: one host a
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
 import errno
 import os
+import struct
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from inspector.findings import InspectorError, TargetLost
@@ -19,14 +22,13 @@ from inspector.target.ranges import RamMap
 
 _IOV_MAX = 1024  # UIO_MAXIOV, include/uapi/linux/uio.h
 _MAX_BYTES = 0x7FFFF000  # MAX_RW_COUNT, include/linux/fs.h, with 4 KiB pages
+# Small reads are taken this many bytes at a time: each is copied out of the buffer while a CPU's second-level cache
+# still holds it, and the buffer costs page faults once only.
+_WINDOW_BYTES = 1 << 19
 
 
 class ProcessDenied(InspectorError):
     """This process may not read that one's memory; the message says what the kernel answered and why."""
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
 
 def _process_vm_readv() -> Callable[..., int] | None:
@@ -34,11 +36,13 @@ def _process_vm_readv() -> Callable[..., int] | None:
         function = ctypes.CDLL(None, use_errno=True).process_vm_readv
     except (OSError, AttributeError):
         return None
+    # ssize_t process_vm_readv(pid_t, const struct iovec *, unsigned long, const struct iovec *, unsigned long,
+    # unsigned long): process_vm_readv(2).
     function.argtypes = [
         ctypes.c_int,
-        ctypes.POINTER(_Iovec),
+        ctypes.c_void_p,
         ctypes.c_ulong,
-        ctypes.POINTER(_Iovec),
+        ctypes.c_void_p,
         ctypes.c_ulong,
         ctypes.c_ulong,
     ]
@@ -46,28 +50,37 @@ def _process_vm_readv() -> Callable[..., int] | None:
     return function
 
 
+def _total(parts: Sequence[tuple[int, int]]) -> int:
+    return sum([size for _, size in parts])
+
+
+def _iovecs(parts: Sequence[tuple[int, int]]) -> array.array[int]:
+    """``struct iovec[]``: an address and a size each, both as wide as a pointer (readv(2))."""
+    return array.array("L", chain.from_iterable(parts))
+
+
 class ProcessReader:
     """Reads of another process's virtual memory.
 
     ``read(parts)`` returns the bytes of all ``(address, size)`` parts end to end, or ``None`` when any of
-    them is not mapped; raises `TargetLost` when the process is gone and `ProcessDenied` when it may not be
-    read.
+    them is not mapped; what it returns holds until the next read.  Raises `TargetLost` when the process is gone
+    and `ProcessDenied` when it may not be read.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._readv = _process_vm_readv()
         self._mem: int | None = None
+        self._buffer = bytearray()
 
     def close(self) -> None:
         if self._mem is not None:
             os.close(self._mem)
             self._mem = None
 
-    def read(self, parts: Sequence[tuple[int, int]]) -> bytearray | None:
-        total = sum(size for _, size in parts)
-        buffer = bytearray(total)
-        if not total:
+    def read(self, parts: Sequence[tuple[int, int]]) -> memoryview | None:
+        buffer = self._room_for(_total(parts))
+        if not buffer:
             return buffer
         if self._readv is not None:
             try:
@@ -76,15 +89,21 @@ class ProcessReader:
                 self._readv = None
         return buffer if self._by_proc_mem(parts, buffer) else None
 
-    def _by_readv(self, parts: Sequence[tuple[int, int]], buffer: bytearray) -> bool:
+    def _room_for(self, total: int) -> memoryview:
+        if total > _WINDOW_BYTES:
+            return memoryview(bytearray(total))
+        if not self._buffer:
+            self._buffer = bytearray(_WINDOW_BYTES)
+        return memoryview(self._buffer)[:total]
+
+    def _by_readv(self, parts: Sequence[tuple[int, int]], buffer: memoryview) -> bool:
         assert self._readv is not None
         base = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         done = 0
         for batch in _batches(parts):
-            wanted = sum(size for _, size in batch)
-            remote = (_Iovec * len(batch))(*(_Iovec(address, size) for address, size in batch))
-            local = _Iovec(base + done, wanted)
-            got = self._readv(self.pid, ctypes.byref(local), 1, remote, len(batch), 0)
+            wanted = _total(batch)
+            remote, local = _iovecs(batch), _iovecs([(base + done, wanted)])
+            got = self._readv(self.pid, local.buffer_info()[0], 1, remote.buffer_info()[0], len(batch), 0)
             if got < 0:
                 code = ctypes.get_errno()
                 if code == errno.EFAULT:
@@ -96,15 +115,14 @@ class ProcessReader:
             done += wanted
         return True
 
-    def _by_proc_mem(self, parts: Sequence[tuple[int, int]], buffer: bytearray) -> bool:
+    def _by_proc_mem(self, parts: Sequence[tuple[int, int]], buffer: memoryview) -> bool:
         try:
             if self._mem is None:
                 self._mem = os.open(f"/proc/{self.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-            view = memoryview(buffer)
             done = 0
             for address, size in parts:
                 while size:
-                    got = os.preadv(self._mem, [view[done : done + size]], address)
+                    got = os.preadv(self._mem, [buffer[done : done + size]], address)
                     if got == 0:
                         raise TargetLost(f"QEMU (process {self.pid}) is gone; start it and attach again")
                     done, address, size = done + got, address + got, size - got
@@ -128,8 +146,10 @@ class _NoSyscall(Exception):
     """A seccomp filter or an old kernel: no process_vm_readv."""
 
 
-def _batches(parts: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+def _batches(parts: Sequence[tuple[int, int]]) -> Sequence[Sequence[tuple[int, int]]]:
     """Parts in groups that one call takes: at most IOV_MAX parts and MAX_RW_COUNT bytes each."""
+    if len(parts) <= _IOV_MAX and _total(parts) <= _MAX_BYTES:
+        return [parts]
     batches: list[list[tuple[int, int]]] = []
     current: list[tuple[int, int]] = []
     bytes_left = _MAX_BYTES
@@ -154,12 +174,17 @@ def _why_denied(pid: int) -> str:
     with contextlib.suppress(OSError):
         scope = Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip()
         if scope != "0":
-            return (
-                f"kernel.yama.ptrace_scope is {scope}: reading process {pid} needs CAP_SYS_PTRACE or scope 0"
-            )
-    return (
-        f"the kernel denies reading process {pid} (a container without CAP_SYS_PTRACE, or a security module)"
-    )
+            return f"kernel.yama.ptrace_scope is {scope}: reading process {pid} needs CAP_SYS_PTRACE or scope 0"
+    return f"the kernel denies reading process {pid} (a container without CAP_SYS_PTRACE, or a security module)"
+
+
+def _pieces(data: memoryview, sizes: Sequence[int]) -> tuple[bytes, ...]:
+    """``data`` cut into consecutive pieces of these sizes: one copy each, in one call."""
+    if sizes and sizes.count(sizes[0]) == len(sizes):
+        form = f"{sizes[0]}s" * len(sizes)
+    else:
+        form = "".join([f"{size}s" for size in sizes])
+    return struct.unpack("=" + form, data)
 
 
 class ProcessMemory:
@@ -188,30 +213,56 @@ class ProcessMemory:
         return bytes(data)
 
     def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
-        parts_of = [self._parts(pa, size) for pa, size in requests]
-        data = self._fetch([part for parts in parts_of if parts for part in parts])
+        results: list[bytes | None] = [None] * len(requests)
+        window: list[int] = []
+        parts: list[tuple[int, int]] = []
+        left = _WINDOW_BYTES
+        low = high = offset = 0  # of the RAM range that held the request before: likely it holds this one too
+        for number, (pa, size) in enumerate(requests):
+            if low <= pa < pa + size <= high:
+                these = [(pa + offset, size)]
+            else:
+                found = self._parts(pa, size)
+                if found is None:
+                    continue
+                these = found
+                if (at := self._map.index(pa)) is not None:
+                    low, high, offset = self.ram[at].start, self.ram[at].end, self._offset[at]
+            if size > left or len(parts) >= _IOV_MAX:
+                self._fill(requests, window, parts, results)
+                window, parts, left = [], [], _WINDOW_BYTES
+            window.append(number)
+            parts += these
+            left -= size
+        self._fill(requests, window, parts, results)
+        return results
+
+    def _fill(
+        self,
+        requests: Sequence[tuple[int, int]],
+        window: Sequence[int],
+        parts: Sequence[tuple[int, int]],
+        results: list[bytes | None],
+    ) -> None:
+        """Read the requests numbered in ``window``, whose ``parts`` lie end to end, into ``results``."""
+        data = self._fetch(parts)
         if data is None:
             # One bad part spoils a joint read: find it by reading each alone.
-            return [self._alone(parts) for parts in parts_of]
-        results: list[bytes | None] = []
-        view = memoryview(data)
-        position = 0
-        for parts, (_, size) in zip(parts_of, requests, strict=True):
-            if parts is None:
-                results.append(None)
-                continue
-            results.append(bytes(view[position : position + size]))
-            position += size
-        return results
+            for number in window:
+                results[number] = self._alone(*requests[number])
+            return
+        for number, one in zip(window, _pieces(data, [requests[number][1] for number in window]), strict=True):
+            results[number] = one
 
     def close(self) -> None:
         self._reader.close()
 
-    def _alone(self, parts: Sequence[tuple[int, int]] | None) -> bytes | None:
+    def _alone(self, pa: int, size: int) -> bytes | None:
+        parts = self._parts(pa, size)
         data = None if parts is None else self._fetch(parts)
         return None if data is None else bytes(data)
 
-    def _fetch(self, parts: Sequence[tuple[int, int]]) -> bytearray | None:
+    def _fetch(self, parts: Sequence[tuple[int, int]]) -> memoryview | None:
         try:
             return self._reader.read(parts)
         except ProcessDenied as error:
