@@ -7,6 +7,7 @@ name of the compression at 0x18.
 
 from __future__ import annotations
 
+import lzma
 import struct
 import subprocess
 import zlib
@@ -93,7 +94,7 @@ def unpack(path: Path, data: bytes) -> bytes:
     if data[:2] == _GZIP:
         return _gunzip(path, data)
     if data[:4] == _ZSTD:
-        return _unzstd(path, data)
+        return _by_program(path, data, "zstd")
     if data[:4] == b"\x7fELF":
         raise BadInput(f"{path} is an ELF file, not an Image: give it as --vmlinux")
     return data
@@ -110,7 +111,11 @@ def _unpack_zboot(path: Path, data: bytes) -> bytes:
     if name == "gzip":
         return _gunzip(path, payload)
     if name.startswith("zstd"):  # "zstd22" up to 6.x's Makefile.zboot
-        return _unzstd(path, payload)
+        return _by_program(path, payload, "zstd")
+    if name in ("xz", "xzkern", "lzma"):
+        return _unxz(path, payload)
+    if name == "lz4":
+        return _by_program(path, payload, "lz4")
     raise BadInput(f"{path} is an EFI zboot image packed with '{name}'; unpack it, or give --vmlinux instead")
 
 
@@ -125,12 +130,23 @@ def _gunzip(path: Path, data: bytes) -> bytes:
     return plain
 
 
-def _unzstd(path: Path, data: bytes) -> bytes:
+def _unxz(path: Path, data: bytes) -> bytes:
+    stream = lzma.LZMADecompressor()
     try:
-        done = subprocess.run(["zstd", "-dcq"], input=data, capture_output=True, check=False)
+        plain = stream.decompress(data, _LIMIT)
+    except lzma.LZMAError as error:
+        raise BadInput(f"{path} is a damaged xz or lzma file: {error}") from error
+    if not stream.eof:
+        raise BadInput(f"{path} is cut short: its xz or lzma data does not end")
+    return plain
+
+
+def _by_program(path: Path, data: bytes, program: str) -> bytes:
+    try:
+        done = subprocess.run([program, "-dcq"], input=data, capture_output=True, check=False)
     except FileNotFoundError as error:
-        raise BadInput(f"{path} is packed with zstd: install the zstd program, or give --vmlinux") from error
+        raise BadInput(f"{path} is packed with {program}: install that program, or give --vmlinux") from error
     if done.returncode != 0:
         reason = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise BadInput(f"{path} is damaged: zstd says {reason[-1] if reason else 'nothing'}")
+        raise BadInput(f"{path} is damaged: {program} says {reason[-1] if reason else 'nothing'}")
     return done.stdout

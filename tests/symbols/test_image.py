@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import lzma
 import struct
 import subprocess
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_zstd_that_is_not_installed(plain: bytes, tmp_path: Path, monkeypatch: p
     path = tmp_path / "vmlinuz"
     path.write_bytes(zboot(zstd(plain), b"zstd22"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BadInput, match="install the zstd program"):
+    with pytest.raises(BadInput, match="packed with zstd: install that program"):
         open_image(path)
 
 
@@ -147,7 +148,9 @@ def test_zstd_that_is_not_installed(plain: bytes, tmp_path: Path, monkeypatch: p
         (packed_gzip(bytes(5000)), "is not an arm64 kernel Image"),
         (b"MZ\0\0zimg" + bytes(20), "EFI zboot header"),
         (zboot(bytes(100), b"gzip")[:-1], "cut short"),
-        (zboot(bytes(100), b"lzma"), "packed with 'lzma'"),
+        (zboot(bytes(100), b"rot13"), "packed with 'rot13'"),
+        (zboot(lzma.compress(bytes(5000)), b"xzkern")[:-9], "cut short"),
+        (zboot(b"no xz at all" * 9, b"xzkern"), "damaged xz"),
         (zboot(bytes(100), b"zstd"), "damaged: zstd says"),
         (bytes(0x38) + b"ARM\x64" + bytes(4), "damaged Image header"),
         (bytes(8) + struct.pack("<QQQ", 0, 4096, 1) + bytes(24) + b"ARM\x64" + bytes(4), "big-endian"),
