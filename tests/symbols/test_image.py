@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import lzma
+import shutil
 import struct
 import subprocess
 from pathlib import Path
