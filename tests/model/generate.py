@@ -65,6 +65,7 @@ class Generator:
         self.limit = 1 << bits
         self.extra_references: list[Operation] = []
         self.pending: list[Operation] = []
+        self.last_page = 0
         self.regions = [self._region() for _ in range(rng.choice((1, 2, 2, 3)))]
         self.pa_offset = rng.choice((0x4000_0000, 0x4000_0000, 0x80_0000_0000, 0x4000_0000 + self.block))
         self.walkable = not self.setup.machine.hyp_build
@@ -297,12 +298,7 @@ class Generator:
         pa = rng.randrange(1, 8) * size + (self.page if rng.random() < 0.05 else 0)
         force = rng.choice((0, 0, 1))
         cache = rng.randrange(0, 5)
-        operation = Operation(
-            "create_unlinked", pa=pa, level=level, prot=self._prot(), cache=cache, switch=force
-        )
-        if rng.random() < 0.8:
-            self.pending.append(Operation("free_unlinked", value=LAST, level=level))
-        return operation
+        return Operation("create_unlinked", pa=pa, level=level, prot=self._prot(), cache=cache, switch=force)
 
     def _leaf(self) -> Operation:
         return Operation("get_leaf", self._addr(aligned=False))
@@ -435,7 +431,14 @@ class Generator:
             yield Operation("wrprotect", 0, self.page)
 
     def after(self, operation: Operation, raws: list[RawEvent]) -> None:
-        """Look at what an operation did: after a lost race, the other CPU's change is taken back."""
+        """Look at what an operation did: after a lost race, the other CPU's change is taken back.
+
+        An unlinked table that came about is mostly freed, with the level it was made for.
+        """
+        if operation.name == "create_unlinked" and self.session.last_page != self.last_page:
+            self.last_page = self.session.last_page
+            if self.rng.random() < 0.8:
+                self.pending.append(Operation("free_unlinked", value=LAST, level=operation.level))
         for raw in raws:
             if raw[0] == CASFAIL:
                 place = self._place_of(raw[1])
