@@ -64,12 +64,15 @@ def open_files(kernel: Kernel, notes: list[str]) -> Iterator[OpenFile]:
     A task whose files cannot be followed (stopped in the middle of an exit, or corrupt) is noted and passed over.
     """
     seen: set[int] = set()
-    for leader in processes(kernel):
-        try:
-            for task in threads(kernel, leader):
-                files = task.u("files")
-                if files and files not in seen:
-                    seen.add(files)
-                    yield from _files_of(kernel, task, files)
-        except BadPointer as e:
-            notes.append(f"open files of pid {leader.u('tgid')} ({leader.text('comm')}) cannot be followed: {e}")
+    try:
+        for leader in processes(kernel):
+            try:
+                for task in threads(kernel, leader):
+                    files = task.u("files")
+                    if files and files not in seen:
+                        seen.add(files)
+                        yield from _files_of(kernel, task, files)
+            except BadPointer as e:
+                notes.append(f"open files of pid {leader.u('tgid')} ({leader.text('comm')}) cannot be followed: {e}")
+    except BadPointer as e:
+        notes.append(f"the list of tasks cannot be followed to its end, VMs may be missing: {e}")
