@@ -8,6 +8,7 @@ people read; the functions below it are the same facts for the rest of the tool.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +26,16 @@ class HostFacts(Protocol):
 
     @property
     def features(self) -> Mapping[str, int]: ...
+
+    @property
+    def traits(self) -> Traits: ...
+
+
+class KernelFacts(Protocol):
+    """What a kernel is recognised by (``inspector.capture.data.Host`` has it)."""
+
+    @property
+    def release(self) -> str: ...
 
     @property
     def traits(self) -> Traits: ...
@@ -168,3 +179,65 @@ def stage2_format(host: HostFacts, mmu: MmuFacts) -> Format:
         shadow=mmu.kind == "shadow",
         protected=host.mode == "protected",
     )
+
+
+# --- generations: the sets of behaviours that the model knows by the release they were read in ---
+
+GENERATIONS: tuple[str, ...] = ("5.10", "5.15", "6.1", "6.6", "6.12", "6.18", "7.3")
+"""Labels of the generations, oldest first (``inspector.model`` says how each behaves)."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Which generation a kernel is of, and how that is known.
+
+    ``how`` is what it was recognised by, in words; ``assumed`` is true when only its release says so.  ``series`` is
+    the kernel's own release series, which a generation may lie behind (a 6.9 behaves as 6.12 as far as we can tell).
+    """
+
+    label: str
+    how: str
+    assumed: bool
+    series: str | None
+
+    @property
+    def as_read(self) -> bool:
+        """True when the kernel is of the very series whose source was read for this generation."""
+        return self.series == self.label
+
+
+#: Newest first: the first row whose traits are all there is the generation (facts 0, "how to detect in a vmlinux").
+_RECOGNISED: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("7.3", ("invalid_pte_type",), "enum kvm_invalid_pte_type exists"),
+    ("6.18", ("visit_ctx", "pkvm_mappings"), "kvm_pgtable.pkvm_mappings exists, enum kvm_invalid_pte_type does not"),
+    ("6.12", ("visit_ctx", "signed_level"), "kvm_pgtable.start_level is signed, and it has no pkvm_mappings"),
+    ("6.6", ("visit_ctx",), "struct kvm_pgtable_visit_ctx exists, and kvm_pgtable.start_level is unsigned"),
+    ("5.15", ("mm_ops", "vmid_struct"), "kvm_pgtable.mm_ops and kvm_vmid.vmid_gen exist"),
+    ("6.1", ("mm_ops",), "kvm_pgtable.mm_ops exists, struct kvm_pgtable_visit_ctx and kvm_vmid.vmid_gen do not"),
+)
+
+
+def series_of(release: str) -> str | None:
+    """``6.12`` of ``6.12.107+deb13-cloud-arm64``; ``None`` when the text does not begin so."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return f"{int(found[1])}.{int(found[2])}" if found else None
+
+
+def _number(series: str) -> tuple[int, int]:
+    major, minor = series.split(".")
+    return int(major), int(minor)
+
+
+def recognise(host: KernelFacts) -> Generation:
+    """The generation of ``host``'s kernel: from its types and symbols, else from its release, and then assumed."""
+    series = series_of(host.release)
+    for label, needed, how in _RECOGNISED:
+        if all(host.traits.get(name) for name in needed):
+            return Generation(label, how, False, series)
+    if series is None:
+        return Generation(GENERATIONS[-1], "neither its types nor its release are known: the newest", True, None)
+    if _number(series) < _number("5.15"):
+        # 5.10 has none of the traits; that its release says so too tells it from a kernel without type information.
+        return Generation("5.10", "kvm_pgtable.mm_ops does not exist", False, series)
+    older = [label for label in GENERATIONS if _number(label) <= _number(series)]
+    return Generation(older[-1], f"its release is {series}, and its types are not known", True, series)

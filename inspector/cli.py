@@ -13,10 +13,12 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +27,13 @@ import click
 import inspector
 from inspector.capture.data import Capture
 from inspector.capture.view import TableView, table_views, vm_title
-from inspector.check import CATALOGUE, run_checks, selected
+from inspector.check import CATALOGUE, NOT_SHOWN, run_checks, selected
 from inspector.codec import REGISTERS, Format, Geometry, InvalidForm, Regime
 from inspector.codec import decode as decode_bits
+from inspector.compare import changes, compare_views, kernel_of
 from inspector.findings import BadInput, ExitCode, InspectorError, Severity, Untestable
-from inspector.report import documents, text
+from inspector.model import GENERATIONS, ScriptError, StepResult, run_script
+from inspector.report import difference, documents, text
 from inspector.report.format import Painter, columns, count, size
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval, parse_number
 from inspector.tables import reverse as reverse_tree
@@ -46,8 +50,16 @@ def _shared_options(function: F) -> F:
     options = (
         click.option("--connect", metavar="HOST:PORT|SOCKET", help="The QEMU gdbstub. Also $INSPECTOR_CONNECT."),
         click.option("--from", "source", metavar="FILE", help="A capture file, in place of a connection."),
-        click.option("--vmlinux", metavar="FILE", help="The host kernel's vmlinux (with symbols; debug info or BTF)."),
-        click.option("--image", metavar="FILE", help="The host kernel's Image, plain, gzipped or EFI zboot."),
+        click.option(
+            "--vmlinux",
+            metavar="FILE",
+            help="The host kernel's vmlinux (with symbols; debug info or BTF). Also $INSPECTOR_VMLINUX.",
+        ),
+        click.option(
+            "--image",
+            metavar="FILE",
+            help="The host kernel's Image, plain, gzipped or EFI zboot. Also $INSPECTOR_IMAGE.",
+        ),
         click.option(
             "--memory",
             type=click.Choice(["auto", "process", "gdb"]),
@@ -202,8 +214,7 @@ def get_capture(options: Options, scope: str) -> Capture:
     from inspector.symbols import open_symbols
     from inspector.target.connect import attached
 
-    vmlinux = Path(options.vmlinux) if options.vmlinux else None
-    image = Path(options.image) if options.image else None
+    vmlinux, image = _kernel_files(options)
     memory: Any = options.memory
     with _progress(options.debug) as tell:
         symbols = None
@@ -215,6 +226,15 @@ def get_capture(options: Options, scope: str) -> Capture:
                 symbols = open_symbols(image=kernel, progress=tell)
             command = " ".join(["inspector", *sys.argv[1:]])
             return take(target, symbols, scope=scope, progress=tell, command=command)
+
+
+def _kernel_files(options: Options) -> tuple[Path | None, Path | None]:
+    """The vmlinux and the Image to use: those given; the environment's only when neither is."""
+    given = options.vmlinux, options.image
+    if not any(given):
+        given = os.environ.get("INSPECTOR_VMLINUX"), os.environ.get("INSPECTOR_IMAGE")
+    vmlinux, image = (Path(name) if name else None for name in given)
+    return vmlinux, image
 
 
 _SCOPES = ("vms", "walk", "full")
@@ -363,7 +383,7 @@ def reverse(options: Options, pa: str) -> None:
     options.emit(lambda: documents.reverse(address, found), lambda paint: text.reverse(address, found, paint))
 
 
-_GENERATIONS = {
+_FORMS = {
     "5.10": InvalidForm.STALE,
     "5.15": InvalidForm.OWNER,
     "6.1": InvalidForm.OWNER,
@@ -391,7 +411,7 @@ _GRANULES = {"4k": 12, "16k": 14, "64k": 16}
 @click.option(
     "--format",
     "generation",
-    type=click.Choice(list(_GENERATIONS)),
+    type=click.Choice(list(_FORMS)),
     default="6.12",
     help="The kernel that wrote the entry, which tells its invalid forms. Default: 6.12.",
 )
@@ -423,7 +443,7 @@ def decode(
     geometry = Geometry.for_ipa(bits if lpa2 else 48, shift, bits, lpa2)
     kind = {"stage2": Regime.STAGE2, "hyp": Regime.HYP_STAGE1, "linux": Regime.LINUX_STAGE1}[regime]
     new = generation in ("6.12", "6.18", "7.3")
-    fmt = Format(kind, fwb=fwb, xnx=xnx, invalid=_GENERATIONS[generation], linux_612=new)
+    fmt = Format(kind, fwb=fwb, xnx=xnx, invalid=_FORMS[generation], linux_612=new)
     found = decode_bits(number, level, geometry, fmt)
     options.emit(lambda: documents.decode_descriptor(found), lambda _: text.descriptor(found))
 
@@ -467,8 +487,13 @@ def check(options: Options, listing: bool, only: tuple[str, ...], skip: tuple[st
         def listed(paint: Painter) -> Iterator[str]:
             for id, statement, source in rows:
                 yield from columns(("", ""), [(paint(f"{id:3}", "bold"), statement), ("   ", f"source: {source}")])
+            if not only and not skip:
+                yield "What one instant cannot show:"
+                for one in NOT_SHOWN:
+                    lines = [(paint(f"{one.id:3}", "bold"), one.statement), ("   ", f"source: {one.source}")]
+                    yield from columns(("", ""), [*lines, ("   ", f"not shown: {one.reason}")])
 
-        options.emit(lambda: documents.catalogue(chosen), listed)
+        options.emit(lambda: documents.catalogue(chosen, () if only or skip else NOT_SHOWN), listed)
         return ExitCode.CLEAN
     capture = get_capture(options, "full")
     if not capture.vms:
@@ -479,6 +504,94 @@ def check(options: Options, listing: bool, only: tuple[str, ...], skip: tuple[st
         lambda: documents.check(found, checked, capture), lambda paint: text.findings(found, checked, capture, paint)
     )
     return ExitCode.FINDINGS if any(one.severity is Severity.ERROR for one in found) else ExitCode.CLEAN
+
+
+# --- the model ---
+
+
+def _generation_option(function: F) -> F:
+    option = click.option(
+        "--generation",
+        type=click.Choice(list(GENERATIONS)),
+        help="The model of this kernel generation, whatever the kernel. Default: as recognised (see 'info').",
+    )
+    return option(function)
+
+
+@_command(
+    "diff",
+    epilog="Examples: inspector --connect :1234 diff --vm vm0 | inspector diff before.s2cap after.s2cap. "
+    "Exit code 1: something differs that nothing legal explains; between two captures: anything.",
+)
+@click.argument("captures", metavar="[BEFORE AFTER]", nargs=-1)
+@click.option("--vm", metavar="VM", help="Only this VM: its name (vm0), its number, or its VMM's pid.")
+@_generation_option
+def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None) -> int:
+    """Live tables against what the model makes of the same mappings; or two captures against each other."""
+    if captures:
+        return _diff_captures(options, captures, vm, generation)
+    capture = get_capture(options, "full")
+    if not capture.vms:
+        raise Untestable(_nothing_to_check(capture))
+    kernel = kernel_of(capture.host, generation)
+    compared = list(compare_views(choose_views(capture, vm), kernel))
+    options.emit(
+        lambda: difference.comparison_document(compared, kernel, capture),
+        lambda paint: difference.comparison(compared, kernel, capture, paint),
+    )
+    return ExitCode.FINDINGS if any(one.errors for one in compared) else ExitCode.CLEAN
+
+
+def _diff_captures(options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None) -> int:
+    if len(captures) != 2:
+        raise BadInput("two captures are compared: inspector diff BEFORE AFTER (or none, for live against modelled)")
+    if options.source is not None or options.connect is not None:
+        raise BadInput("two captures are compared with each other: leave --from and --connect out")
+    if vm is not None or generation is not None:
+        raise BadInput("--vm and --generation are for live against modelled: between two captures all is compared")
+    found = changes(_load(captures[0], "walk"), _load(captures[1], "walk"))
+    options.emit(lambda: difference.changes_document(found), lambda paint: difference.changes(found, paint))
+    return ExitCode.CLEAN if found.same else ExitCode.FINDINGS
+
+
+@_command("model", machine=False, epilog="Example: inspector model fixtures/scripts/review_walkthrough.txt")
+@click.argument("script", metavar="SCRIPT")
+@_generation_option
+def model(options: Options, script: str, generation: str | None) -> None:
+    """Run a script of page-table operations on the model: the table after each, and the events it performed."""
+    try:
+        written = sys.stdin.read() if script == "-" else Path(script).read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot read the script {script}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{script} is not a script: it is not text") from None
+    steps = _run_script(written, generation)
+    options.emit(lambda: difference.model_document(steps), lambda paint: difference.model(steps, paint))
+
+
+def _run_script(written: str, generation: str | None) -> list[StepResult]:
+    """The steps of a script; with ``generation``, whatever its ``machine`` lines say.  Raises `ScriptError`."""
+    if generation is None:
+        return list(run_script(written))
+    lines = [_with_generation(line, generation) for line in written.splitlines()]
+    steps = []
+    try:
+        # A machine line of our own comes first, for a script that has none: its numbers are one too high from there.
+        for step in run_script("\n".join((f"machine generation={generation}", *lines))):
+            steps.append(replace(step, line=step.line - 1))
+    except ScriptError as error:
+        raise ScriptError(re.sub(r"^line (\d+)", lambda m: f"line {int(m[1]) - 1}", str(error))) from None
+    return steps[1:]
+
+
+def _with_generation(line: str, generation: str) -> str:
+    """A script's line with the generation of a ``machine`` line replaced."""
+    body, mark, comment = line.partition("#")
+    words = body.split()
+    if words[:1] != ["machine"]:
+        return line
+    kept = [word for word in words if not word.startswith("generation=")]
+    return " ".join((*kept, f"generation={generation}")) + mark + comment
 
 
 def _nothing_to_check(capture: Capture) -> str:

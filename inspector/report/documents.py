@@ -14,8 +14,9 @@ from typing import Any
 import inspector
 from inspector.capture.data import SCHEMA, Capture, Memslot, Mmu, Vm
 from inspector.capture.view import TableView, regime_name
-from inspector.check.catalogue import Invariant
+from inspector.check.catalogue import Invariant, Unseen
 from inspector.codec import REGISTERS, Descriptor, decode_register
+from inspector.compare.kernel import Kernel, kernel_of
 from inspector.findings import Finding, Severity, Where
 from inspector.report import text
 from inspector.report.format import SHAREABILITY
@@ -56,6 +57,17 @@ def _register(name: str, value: int) -> Document:
 # --- info, registers, vms, memslots ---
 
 
+def behaviours(kernel: Kernel) -> Document:
+    """Which model stands for a kernel, and how that is known."""
+    return {
+        "generation": kernel.label,
+        "how": kernel.generation.how,
+        "assumed": kernel.generation.assumed,
+        "chosen": kernel.chosen,
+        "proven": kernel.proven,
+    }
+
+
 def info(capture: Capture) -> Document:
     """`inspector info`."""
     host = capture.host
@@ -76,6 +88,7 @@ def info(capture: Capture) -> Document:
             "ram": [[_hex(start), _hex(end)] for start, end in host.ram],
             "memory_backend": host.memory_backend,
             "notes": list(host.notes),
+            "behaviours": behaviours(kernel_of(host)),
         },
         cpus=[
             {"index": cpu.index, "running": cpu.running, "symbol": cpu.symbol, "vttbr_live": cpu.vttbr_live}
@@ -438,9 +451,12 @@ def check(found: Sequence[Finding], checked: Iterable[str], capture: Capture) ->
     )
 
 
-def catalogue(invariants: Sequence[Invariant]) -> Document:
-    """`inspector check --list`."""
+def catalogue(invariants: Sequence[Invariant], unseen: Sequence[Unseen] = ()) -> Document:
+    """`inspector check --list`; ``unseen`` are the rules that no single instant can show."""
     return envelope(
         "check",
         catalogue=[{"id": one.id, "statement": one.statement, "source": one.source} for one in invariants],
+        not_shown=[
+            {"id": one.id, "statement": one.statement, "source": one.source, "reason": one.reason} for one in unseen
+        ],
     )

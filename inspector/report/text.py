@@ -12,6 +12,7 @@ from inspector.capture.data import Capture, CpuState, Memslot, Mmu, Vm
 from inspector.capture.view import TableView, regime_name, root_of, vm_title
 from inspector.codec import REGISTERS, Descriptor, decode_register
 from inspector.codec.registers import vttbr
+from inspector.compare.kernel import kernel_of
 from inspector.findings import Finding, Severity, Where
 from inspector.report.format import PLAIN, SHAREABILITY, Painter, address, columns, count, fields, raw, size
 from inspector.report.leaves import ByPattern
@@ -70,6 +71,7 @@ def info(capture: Capture, paint: Painter = PLAIN) -> Lines:
         ("VA bits", str(host.va_bits)),
         ("features", " ".join(f"{name}={value}" for name, value in sorted(host.features.items())) or "-"),
         ("traits", " ".join(sorted(name for name, has in host.traits.items() if has)) or "-"),
+        ("behaviours", kernel_of(host).text),
         ("RAM", ", ".join(f"{address(a)}-{address(b)} ({size(b - a)})" for a, b in host.ram)),
         ("memory", f"read by {host.memory_backend}, machine stopped for {capture.stopped_seconds * 1000:.0f} ms"),
         ("CPUs", cpus),

@@ -1,0 +1,100 @@
+"""One difference between a live table and the model's, and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from inspector.codec import Descriptor
+from inspector.findings import Severity, Where
+from inspector.model import ModelBehaviours
+from inspector.model.generations import MapScheme
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side: the entry (``None``: about a whole table page) decoded, and its table's reference count."""
+
+    entry: Descriptor | None
+    page_count: int | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``entries`` neighbouring entries (or one table page) that differ in the same way; the place is the first's.
+
+    ``kind`` is one word: ``leaf``, ``table``, ``invalid``, ``extra`` (an entry where the model has none), ``empty``,
+    ``count``, ``page``, ``split``, ``aged``, ``unread``.  ``what`` says what differs, ``why`` why it matters, or for a
+    note what explains it.  ``function`` is the kernel function that writes such an entry or count.
+    """
+
+    kind: str
+    severity: Severity
+    where: Where
+    entries: int
+    live: Side
+    model: Side
+    what: str
+    why: str
+    function: str | None
+
+
+#: Why each field of a leaf matters when the model's map writes another value.
+_WHY: Final[Mapping[str, str]] = {
+    "memattr": "guest and host use the same memory with different cacheability, and lose each other's writes",
+    "s2ap": "KVM gives a guest nothing that it may not read: an abort that no fault handler expects",
+    "sh": "other CPUs' caches are not kept coherent with the guest's accesses",
+    "af": "the CPU does not set the flag here: the guest takes an access flag fault",
+    "xn": "KVM never asks for that combination: a guest that executes from a device can hang the machine",
+    "sw": "no guest of an unprotected host has software bits: a later map compares them, and rewrites the entry",
+    "contiguous": "the TLB may take 16 entries for one, and KVM changes them one by one",
+    "dbm": "the CPU would make the page writable by itself, past dirty logging",
+    "nt": "the CPU may not cache the block while the bit is set; KVM does not know it",
+    "oa_res0": "the bits are RES0 in a block: the CPU ignores them or does not",
+}
+_STRAY: Final = "KVM never sets the bit: the entry was written by something else, or by a KVM that does more"
+
+
+def functions(behaviours: ModelBehaviours) -> Mapping[str, str]:
+    """The kernel function that writes what a difference is about, in this generation (facts 4, 6, 15.2)."""
+    first = behaviours.map_scheme is MapScheme.ANCHOR_IN_PLACE
+    unlink = behaviours.map_scheme is MapScheme.UNLINK
+    return {
+        "attributes": "stage2_map_set_prot_attr" if first else "stage2_set_prot_attr",
+        "xn": "stage2_set_xn_attr" if behaviours.two_bit_xn else "stage2_set_prot_attr",
+        "leaf": "stage2_map_walker_try_leaf",
+        "table": "stage2_map_walk_leaf",
+        "table-entry": "kvm_init_table_pte" if unlink else "kvm_set_table_pte",
+        "invalid": "kvm_set_invalid_pte" if first else "kvm_clear_pte",
+        "locked": "stage2_try_break_pte",
+        "put": "stage2_unmap_walker",
+        "get": "stage2_make_pte" if unlink else "stage2_map_walker_try_leaf",
+        "age": "kvm_pgtable_stage2_test_clear_young" if behaviours.test_clear_young else "kvm_pgtable_stage2_mkold",
+        "split": "user_mem_abort",
+    }
+
+
+def _value(name: str, number: int) -> str:
+    return f"{name}={number:#x}" if number > 9 else f"{name}={number}"
+
+
+def leaf_difference(live: Descriptor, model: Descriptor) -> tuple[str, str, str]:
+    """(what differs, why it matters, which of `functions`) for two leaves at one place with one address."""
+    changed = live.raw ^ model.raw
+    parts, whys, where = [], [], "attributes"
+    for field in live.layout:
+        if not field.mask & changed:
+            continue
+        changed &= ~field.mask
+        parts.append(f"{_value(field.name, field.get(live.raw))}, the model's is {field.get(model.raw):#x}")
+        whys.append(_WHY.get(field.name, _STRAY))
+        if field.name == "xn":
+            where = "xn"
+        elif field.name == "output_address":
+            where = "leaf"
+    if changed:
+        bits = ", ".join(str(bit) for bit in range(64) if changed >> bit & 1)
+        parts.append(f"bits without a name: {bits}")
+        whys.append(_STRAY)
+    return "; ".join(parts), "; ".join(dict.fromkeys(whys)), where
