@@ -107,7 +107,8 @@ class Backing:
 
     ``pa`` is ``None`` where nothing is mapped now; ``state`` is ``present``, ``none`` (a hole), ``swap`` (swap or
     migration entry) or ``unreadable``.  ``protnone`` pages are ``present`` with ``readable`` false.
-    ``entry_size`` is the size of the stage-1 entries that make the run (4K, 2M …).
+    ``entry_size`` is the size of the stage-1 entries that make the run (4K, 2M …).  ``special`` marks memory that is
+    mapped by frame number alone (PFNMAP, DAX): no page of the allocator's, as far as the VMM's tables tell.
     """
 
     hva: int
@@ -117,11 +118,16 @@ class Backing:
     readable: bool = False
     writable: bool = False
     entry_size: int = 0
+    special: bool = False
 
 
 @dataclass(frozen=True)
 class Memslot:
-    """One memory slot; ``base_gfn`` and ``npages`` are in host pages, ``userspace_addr`` is the HVA of its start."""
+    """One memory slot; ``base_gfn`` and ``npages`` are in host pages, ``userspace_addr`` is the HVA of its start.
+
+    ``dirty_bitmap`` is the kernel's pointer.  ``dirty_pages`` is what it points to, one bit a page, the first page in
+    bit 0 of the first byte; ``None`` without a bitmap, where it cannot be read, and where a dirty ring replaces it.
+    """
 
     id: int
     as_id: int
@@ -131,17 +137,22 @@ class Memslot:
     flags: int
     dirty_bitmap: int
     backing: tuple[Backing, ...] = ()
+    dirty_pages: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Vcpu:
-    """One vCPU; ``loaded_on`` is the CPU it is loaded on now (``None``: not loaded, or not known: see notes)."""
+    """One vCPU; ``loaded_on`` is the CPU it is loaded on now (``None``: not loaded, or not known: see notes).
+
+    ``preempted``: its thread lost the CPU while it was runnable, in the guest or anywhere in the kernel.
+    """
 
     address: int
     id: int
     cpu: int
     loaded_on: int | None
     hw_mmu: int
+    preempted: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,9 @@ class Vm:
 
     ``name`` is ``vm0``, ``vm1`` … in order of creation as far as ``vm_list`` or pid and fd tell it.
     ``invalidating`` is true while an MMU-notifier invalidation is in progress.  ``fd`` is the number of the VM's open
-    file in process ``pid``, ``None`` where only a vCPU's file or ``vm_list`` names the VM.
+    file in process ``pid``, ``None`` where only a vCPU's file or ``vm_list`` names the VM.  ``slots_locked`` is true
+    while somebody holds ``kvm->slots_lock``, that is, changes a memslot or reads or clears a dirty log; ``None``: not
+    known.
     """
 
     name: str
@@ -164,6 +177,8 @@ class Vm:
     invalidating: bool
     object_pa: tuple[int, int] = (0, 0)
     fd: int | None = None
+    unreadable: str | None = None
+    slots_locked: bool | None = None
 
 
 @dataclass(frozen=True)

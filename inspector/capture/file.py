@@ -5,7 +5,8 @@ Members, all deflated and CRC-checked by the zip format itself:
 ``header.json``
     ``{"format": "kvm-stage2-inspector capture", "schema": N, "capture": {...}}``: every dataclass of
     `inspector.capture.data` as an object with the field names of the dataclass.  Integers below 2**32 are JSON
-    numbers, larger ones are ``"0x..."`` strings (a JSON number above 2**53 is not safe in every reader).
+    numbers, larger ones are ``"0x..."`` strings (a JSON number above 2**53 is not safe in every reader); bytes are
+    hex digits.
     ``pages`` and ``backing`` are not in it; ``page_info`` and ``unreadable`` are, keyed by ``"0x..."`` addresses.
 ``pages.bin``
     The distinct table pages, one after the other.
@@ -50,7 +51,7 @@ _RECORD = struct.Struct("<QQI")
 _RUN = np.dtype(
     [("hva", "<u8"), ("size", "<u8"), ("pa", "<u8"), ("entry_size", "<u8"), ("state", "u1"), ("flags", "u1")]
 )
-"""A `Backing`: ``state`` indexes `_STATES`; ``flags``: 1 readable, 2 writable, 4 ``pa`` is known."""
+"""A `Backing`: ``state`` indexes `_STATES`; ``flags``: 1 readable, 2 writable, 4 ``pa`` is known, 8 special."""
 _STATES = ("present", "none", "swap", "unreadable")
 _JSON_NUMBER_LIMIT = 1 << 32
 _HEX = re.compile(r"-?0x[0-9a-f]+")
@@ -91,6 +92,8 @@ def _to_json(value: Any) -> Any:
         return _int_to_json(value)
     if isinstance(value, Mapping):
         return {hex(k) if isinstance(k, int) else k: _to_json(v) for k, v in sorted(value.items())}
+    if isinstance(value, bytes):
+        return value.hex()
     if isinstance(value, tuple | list):
         return [_to_json(v) for v in value]
     return {f.name: _to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -107,7 +110,10 @@ def _take_backing(header: dict[str, Any], capture: Capture) -> bytes:
             runs["pa"] = np.fromiter((run.pa or 0 for run in slot.backing), np.uint64, len(runs))
             runs["state"] = np.fromiter((_STATES.index(run.state) for run in slot.backing), np.uint8, len(runs))
             runs["flags"] = np.fromiter(
-                (run.readable | run.writable << 1 | (run.pa is not None) << 2 for run in slot.backing),
+                (
+                    run.readable | run.writable << 1 | (run.pa is not None) << 2 | run.special << 3
+                    for run in slot.backing
+                ),
                 np.uint8,
                 len(runs),
             )
@@ -135,11 +141,14 @@ def _runs(span: Any, runs: NDArray[np.void]) -> tuple[Backing, ...]:
     if first < 0 or count < 0 or first + count > len(runs):
         raise _Malformed("what backs a slot lies outside of the file")
     some = runs[first : first + count]
-    if count and (int(some["state"].max()) >= len(_STATES) or int(some["flags"].max()) > 7):
+    if count and (int(some["state"].max()) >= len(_STATES) or int(some["flags"].max()) > 15):
         raise _Malformed("what backs a slot has an unknown state")
     columns = (some[name].tolist() for name in ("hva", "size", "pa", "entry_size", "state", "flags"))
     return tuple(
-        Backing(hva, size, pa if flags & 4 else None, _STATES[state], bool(flags & 1), bool(flags & 2), entry_size)
+        Backing(
+            hva, size, pa if flags & 4 else None, _STATES[state], bool(flags & 1), bool(flags & 2), entry_size,
+            bool(flags & 8),
+        )
         for hva, size, pa, entry_size, state, flags in zip(*columns, strict=True)
     )
 
@@ -196,6 +205,9 @@ def _scalar_from_json(kind: Any, value: Any, where: str) -> Any:
     if kind is float:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
+    elif kind is bytes:
+        with contextlib.suppress(TypeError, ValueError):
+            return bytes.fromhex(value)
     elif isinstance(value, kind):
         return value
     raise _Malformed(f"{where} is not a {kind.__name__}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from inspector.capture.data import Capture
 from inspector.check.context import Context
+from inspector.check.overlap import without_repeats
 from inspector.findings import BadInput, Finding, Severity
 
 Check = Callable[[Context], Iterable[Finding]]
@@ -25,6 +26,16 @@ class Invariant:
     statement: str
     source: str
     run: Check
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A rule, or a part of one, that no single instant can show: ``reason`` says why, and what shows it instead."""
+
+    id: str
+    statement: str
+    source: str
+    reason: str
 
 
 #: Every registered invariant by id, in the order of registration.
@@ -84,4 +95,4 @@ def run_checks(capture: Capture, only: Iterable[str] | None = None, skip: Iterab
         for item in chosen:
             yield from item.run(context)
 
-    return sorted(all_findings(), key=lambda f: f.severity is not Severity.ERROR)
+    return sorted(without_repeats(list(all_findings())), key=lambda f: f.severity is not Severity.ERROR)

@@ -10,17 +10,16 @@ import numpy as np
 
 from inspector.behaviours import Counted, counted, invalid_form
 from inspector.capture.data import Capture, CpuState, Mmu, Vm
-from inspector.capture.view import TableView, regime_name, table_views
+from inspector.capture.view import TableView, possible_walkers, regime_name, table_views, walk_in_progress
+from inspector.check.backing import Placed
 from inspector.check.entries import Entries, Mask
+from inspector.check.hostmem import HostMemory, host_memory
 from inspector.check.ownership import Owned, Pointer, ownership
 from inspector.codec import InvalidForm
 from inspector.findings import Finding, Severity, Where
 
 #: At most this many findings of one kind a table; the last one says how many more there are.
 LIMIT = 64
-
-#: Functions in which an idle CPU is found; they hold no lock.
-_IDLE = ("cpu_do_idle", "default_idle_call", "arch_cpu_idle", "do_idle", "psci_", "cpu_suspend", "__cpu_suspend")
 
 
 def where_vm(vm: Vm, mmu: Mmu | None = None) -> Where:
@@ -76,6 +75,21 @@ class Context:
         return self._ownership[1]
 
     @cached_property
+    def host_memory(self) -> HostMemory:
+        """What no guest may reach."""
+        return host_memory(self.capture, self.views)
+
+    @cached_property
+    def placed(self) -> Sequence[Placed]:
+        """Every VM's own table against its slots (a shadow table's input addresses are the nested guest's)."""
+        page = self.capture.host.page_size
+        return [
+            Placed(owned, page, self.host_memory.mapped_by(owned.entries))
+            for owned in self.owned
+            if owned.view.mmu.kind == "vm"
+        ]
+
+    @cached_property
     def protected(self) -> bool:
         """The hypervisor is in charge of (some) tables: ``kvm-arm.mode=protected``."""
         return self.capture.host.mode == "protected"
@@ -90,19 +104,12 @@ class Context:
 
     @cached_property
     def walkers(self) -> tuple[CpuState, ...]:
-        """The CPUs that may be inside a table walk: stopped in kernel or hypervisor code that is not idle.
-
-        Not only those in ``stage2_*`` or ``kvm_pgtable_*``: a walker is as often stopped in what it calls (a TLB
-        helper, a cache clean, the page allocator) or in an interrupt taken on top of it, and only the innermost
-        function is known here.  mmu_lock disables preemption, so a CPU in a guest, in user space or idle holds none.
-        """
-        return tuple(cpu for cpu in self.capture.host.cpus if _may_walk(cpu))
+        """The CPUs that may be inside a table walk (see `possible_walkers`)."""
+        return possible_walkers(self.capture.host)
 
     def walk_in_progress(self) -> str | None:
         """Who may be inside a table walk, in words, or ``None`` when nobody can be."""
-        if not self.walkers:
-            return None
-        return " and ".join(f"CPU {c.index} was stopped in {c.symbol or 'the kernel'}" for c in self.walkers)
+        return walk_in_progress(self.walkers)
 
     def is_ram(self, pa: int, size: int) -> bool:
         """True when all of ``[pa, pa+size)`` is RAM (ranges that touch count as one)."""
@@ -117,12 +124,6 @@ class Context:
     def touches_ram(self, pa: int, size: int) -> bool:
         """True when any of ``[pa, pa+size)`` is RAM."""
         return any(start < pa + size and pa < stop for start, stop in self.capture.host.ram)
-
-
-def _may_walk(cpu: CpuState) -> bool:
-    if cpu.running in ("guest", "user"):
-        return False
-    return cpu.running != "host" or not (cpu.symbol or "").startswith(_IDLE)
 
 
 def spans(view: TableView, entries: Entries, mask: Mask) -> Iterator[Span]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from inspector.behaviours import software_bits_used, xn_two_bits
+from inspector.behaviours import xn_two_bits
 from inspector.capture.view import TableView
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, Span, error, error_or_note, many, note, spans, where_view
@@ -160,7 +160,6 @@ def _levels(levels: frozenset[int]) -> str:
 #: Bits of a valid leaf that no KVM writes (facts 1.3, 19.3; DDI 0487 D8.3.1-2, stage 2 leaf attributes).
 _LEAF_ZERO = {11: "FnXS", 50: "", 51: "DBM", 52: "Contiguous", 59: "PBHA", 60: "PBHA", 61: "PBHA", 62: "PBHA", 63: ""}
 _NT = 16
-_SOFTWARE = {55: "SW0", 56: "SW1", 57: "SW2", 58: "SW3"}
 
 
 def _leaf_zero(context: Context, view: TableView) -> dict[int, str]:
@@ -168,8 +167,6 @@ def _leaf_zero(context: Context, view: TableView) -> dict[int, str]:
     zero = dict(_LEAF_ZERO)
     if not view.format.xnx:
         zero[53] = "XN[0], without FEAT_XNX" if xn_two_bits(context.capture.host.traits) else ""
-    if not software_bits_used(context.capture.host, view.mmu):
-        zero |= _SOFTWARE
     if not view.geometry.lpa2:
         zero |= {48: "", 49: ""}
     if view.geometry.granule_shift == 14:
@@ -192,7 +189,7 @@ def _set_bits(raw: int, zero: Mapping[int, str]) -> str:
 @invariant(
     "S5",
     "Reserved and ignored bits that KVM does not use are zero: 11, 50 to 52, 59 to 63 of a leaf, 53 unless XN has two "
-    "bits, the software bits [58:55] outside of protected mode and shadow tables, and all but the address of a table.",
+    "bits, and all but the address of a table (the software bits [58:55] of a leaf are M9's).",
     "DDI 0487 D8.3.1-2; stage2_set_prot_attr, kvm_init_table_pte",
 )
 def zero_bits(context: Context) -> Iterator[Finding]:

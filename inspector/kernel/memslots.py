@@ -16,7 +16,8 @@ def memslots(kernel: Kernel, kvm: Obj) -> tuple[Memslot, ...]:
         return ()
     slots = kernel.at("kvm_memslots", set_address)
     found = _hashed(kernel, slots) if slots.has("id_hash") and slots.has("node_idx") else _array(kernel, slots)
-    return tuple(sorted((_memslot(kernel, s) for s in found), key=lambda s: (s.base_gfn, s.id)))
+    ring = kvm.has("dirty_ring_size") and bool(kvm.u("dirty_ring_size"))
+    return tuple(sorted((_memslot(kernel, s, ring) for s in found), key=lambda s: (s.base_gfn, s.id)))
 
 
 def _first(kernel: Kernel, kvm: Obj) -> int:
@@ -49,7 +50,21 @@ def _array(kernel: Kernel, slots: Obj) -> list[int]:
     return [start + i * size for i in range(min(slots.u("used_slots"), _SLOT_BOUND))]
 
 
-def _memslot(kernel: Kernel, address: int) -> Memslot:
+def _dirty_pages(kernel: Kernel, slot: Obj, ring: bool) -> bytes | None:
+    """The first half of ``dirty_bitmap``, which is the log; the second is where KVM_GET_DIRTY_LOG copies it.
+
+    With a dirty ring the bitmap holds only what was written without a running vCPU (``mark_page_dirty_in_slot``).
+    """
+    at = slot.u("dirty_bitmap")
+    if not at or ring:
+        return None
+    try:
+        return kernel.space.read(at, -(-slot.u("npages") // 8))
+    except BadPointer:
+        return None
+
+
+def _memslot(kernel: Kernel, address: int, ring: bool) -> Memslot:
     slot = kernel.at("kvm_memory_slot", address)
     return Memslot(
         id=slot.s("id"),
@@ -59,4 +74,5 @@ def _memslot(kernel: Kernel, address: int) -> Memslot:
         userspace_addr=slot.u("userspace_addr"),
         flags=slot.u("flags"),
         dirty_bitmap=slot.u("dirty_bitmap"),
+        dirty_pages=_dirty_pages(kernel, slot, ring),
     )

@@ -15,6 +15,9 @@ from inspector.kernel.traits import present_invalid_bit11
 
 U64 = NDArray[np.uint64]
 
+#: PTE_SPECIAL and PTE_DEVMAP (arch/arm64/include/asm/pgtable-prot.h, up to 6.15): mapped by frame number alone.
+_NO_PAGE = 1 << 56 | 1 << 57
+
 
 @dataclass(frozen=True)
 class _Leaves:
@@ -84,12 +87,12 @@ def _walk(kernel: Kernel, root: int, ranges: Sequence[tuple[int, int]], fmt: For
             yield from _runs(leaves, geometry, fmt)
 
 
-def _entry(descriptor: Descriptor) -> tuple[str, bool, bool]:
-    """``(state, readable, writable)`` of an entry that is not zero and not a table."""
+def _entry(descriptor: Descriptor) -> tuple[str, bool, bool, bool]:
+    """``(state, readable, writable, special)`` of an entry that is not zero and not a table."""
     if descriptor.kind.is_leaf:
         # AP[1] (EL0 access) of a valid entry; PROT_NONE is present but nothing may touch it.
-        return "present", descriptor.valid, descriptor.writable
-    return "swap", False, False
+        return "present", descriptor.valid, descriptor.writable, bool(descriptor.raw & _NO_PAGE)
+    return "swap", False, False, False
 
 
 def _runs(leaves: _Leaves, geometry: Geometry, fmt: Format) -> list[Backing]:
@@ -107,9 +110,11 @@ def _runs(leaves: _Leaves, geometry: Geometry, fmt: Format) -> list[Backing]:
     ends = np.concatenate((starts[1:], [len(leaves.va)]))
     result = []
     for first, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        state, readable, writable = distinct[label[first]]
+        state, readable, writable, special = distinct[label[first]]
         pa = int(leaves.pa[first]) if state == "present" else None
-        result.append(Backing(int(leaves.va[first]), (end - first) * size, pa, state, readable, writable, size))
+        result.append(
+            Backing(int(leaves.va[first]), (end - first) * size, pa, state, readable, writable, size, special)
+        )
     return result
 
 
@@ -118,7 +123,7 @@ def _clip(run: Backing, start: int, end: int) -> Backing | None:
     if low >= high:
         return None
     pa = None if run.pa is None else run.pa + low - run.hva
-    return Backing(low, high - low, pa, run.state, run.readable, run.writable, run.entry_size)
+    return Backing(low, high - low, pa, run.state, run.readable, run.writable, run.entry_size, run.special)
 
 
 def _covered(runs: Sequence[Backing], start: int, end: int) -> Iterator[Backing]:

@@ -44,8 +44,12 @@ def find_vms(kernel: Kernel, notes: list[str]) -> dict[int, _Found]:
     found: dict[int, _Found] = {}
     head = kernel.symbol("vm_list")
     if head is not None:
-        for kvm in kernel.list_of(head, "kvm", "vm_list"):
-            _add(found, kvm, "vm_list")
+        try:
+            for kvm in kernel.list_of(head, "kvm", "vm_list"):
+                _add(found, kvm, "vm_list")
+        except BadPointer as e:
+            notes.append(f"vm_list cannot be followed to its end: {e}")
+            head = None
     vm_release = kernel.symbol("kvm_vm_release")
     vcpu_release = kernel.symbol("kvm_vcpu_release")
     for file in open_files(kernel, notes):
@@ -53,7 +57,12 @@ def find_vms(kernel: Kernel, notes: list[str]) -> dict[int, _Found]:
             entry = _add(found, file.private_data, "files")
             entry.fd = file.fd if entry.fd is None else min(entry.fd, file.fd)
         elif file.release == vcpu_release:
-            entry = _add(found, kernel.at("kvm_vcpu", file.private_data).u("kvm"), "vcpu-files")
+            try:
+                kvm = kernel.at("kvm_vcpu", file.private_data).u("kvm")
+            except BadPointer as e:
+                notes.append(f"the vCPU behind file {file.fd} of pid {file.tgid} cannot be read: {e}")
+                continue
+            entry = _add(found, kvm, "vcpu-files")
         else:
             continue
         if entry.owner is None or (file.tgid, file.fd) < entry.owner:
@@ -189,12 +198,18 @@ def _vcpu(kernel: Kernel, address: int, running: Mapping[int, int]) -> Vcpu:
         cpu=vcpu.s("cpu"),
         loaded_on=next((cpu for cpu, loaded in running.items() if loaded == address), None),
         hw_mmu=vcpu.u("arch.hw_mmu"),
+        preempted=bool(vcpu.u("preempted")),
     )
 
 
 def _invalidating(kvm: Obj) -> bool:
     """MMU-notifier invalidation in progress: ``mmu_invalidate_in_progress`` (6.0+), ``mmu_notifier_count`` before."""
     return any(kvm.has(name) and kvm.u(name) for name in ("mmu_invalidate_in_progress", "mmu_notifier_count"))
+
+
+def _slots_locked(kvm: Obj) -> bool | None:
+    """Whether ``slots_lock`` has an owner; ``None`` where a mutex is another thing (PREEMPT_RT)."""
+    return bool(kvm.u("slots_lock.owner")) if kvm.has("slots_lock.owner") else None
 
 
 @dataclass(frozen=True)
@@ -210,16 +225,31 @@ def read_vms(
 ) -> list[ReadVm]:
     """Every VM, named ``vm0`` … by process and file number.
 
-    ``running`` maps CPU index to the address of the vCPU loaded there.  A VM that cannot be read is noted.
+    ``running`` maps CPU index to the address of the vCPU loaded there.  A VM that cannot be read is there all the
+    same, with the reason.
     """
     found = find_vms(kernel, notes)
     order = sorted(found, key=lambda kvm: (found[kvm].owner or (1 << 62, 0), kvm))
     result = []
     for number, address in enumerate(order):
+        name, how = f"vm{number}", found[address]
         try:
-            result.append(_read_vm(kernel, f"vm{number}", address, found[address], running, vmid_bits, pkvm=pkvm))
+            result.append(_read_vm(kernel, name, address, how, running, vmid_bits, pkvm=pkvm))
         except BadPointer as e:
-            notes.append(f"the VM at {address:#x} cannot be read: {e}")
+            vm = Vm(
+                name=name,
+                address=address,
+                pid=how.owner[0] if how.owner else None,
+                command=how.command,
+                found_by=tuple(how.ways),
+                mmus=(),
+                memslots=(),
+                vcpus=(),
+                invalidating=False,
+                fd=how.fd,
+                unreadable=str(e),
+            )
+            result.append(ReadVm(vm, 0))
     return result
 
 
@@ -242,6 +272,7 @@ def _read_vm(
         vcpus=tuple(_vcpu(kernel, a, running) for a in _vcpu_addresses(kernel, kvm)),
         invalidating=_invalidating(kvm),
         fd=how.fd,
+        slots_locked=_slots_locked(kvm),
         object_pa=(pa, pa + min(len(kvm.data), kernel.space.geometry.granule - pa % kernel.space.geometry.granule)),
     )
     return ReadVm(vm, kvm.u("mm"))

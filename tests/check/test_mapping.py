@@ -1,4 +1,4 @@
-"""S7, S8, M1: leaves against memslots, the host's own memory, and the VMM's page tables."""
+"""S7, S8, M1, M2, M4: leaves against memslots, the host's own memory, and the VMM's page tables."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from inspector.capture.data import Backing, Mmu
 from tests.check.build import (
+    AF,
     BLOCK,
     GIB,
     GICV,
@@ -50,21 +51,23 @@ def test_a_block_that_reaches_out_of_its_slot() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attributes", "pa", "legal"),
+    ("attributes", "pa", "check"),
     [
-        (GICV, 0x0804_0000, True),
-        (GICV & ~XN, 0x0804_0000, False),  # executable
-        (RW, 0x0804_0000, False),  # not device memory
-        (GICV, 0x8804_0000, False),  # RAM
+        (GICV, 0x0804_0000, None),
+        (GICV & ~XN, 0x0804_0000, "M5"),  # executable
+        (GICV & ~AF, 0x0804_0000, "M8"),
+        (GICV & ~(3 << 8), 0x0804_0000, "M7"),
+        (RW, 0x0804_0000, "S7"),  # not device memory
+        (GICV, 0x8804_0000, "S7"),  # RAM
     ],
 )
-def test_the_only_leaf_that_needs_no_slot_is_an_unexecutable_device(attributes: int, pa: int, legal: bool) -> None:
+def test_the_only_leaf_that_needs_no_slot_is_a_device(attributes: int, pa: int, check: str | None) -> None:
     world = good_world()
     table, index = world.guests[2].map(0x0804_0000, pa, attributes)
-    if legal:
+    if check is None:
         silent(world)
     else:
-        at(only(world, "S7"), vm="vm2", ipa=0x0804_0000, table_pa=table, index=index)
+        at(only(world, check), vm="vm2", ipa=0x0804_0000, table_pa=table, index=index)
 
 
 def test_an_entry_that_no_ipa_reaches() -> None:
@@ -233,7 +236,7 @@ def test_a_leaf_without_backing(state: str) -> None:
             replace(run, hva=hva + PAGE, size=run.size - PAGE, pa=0x8000_1000),
         ),
     )  # fmt: skip
-    finding = only(world, "M1")
+    finding = only(world, "M4")
     at(finding, ipa=0x4000_0000, size=PAGE)
     assert "use-after-free" in finding.why
 
@@ -242,21 +245,21 @@ def test_a_gap_in_the_backing_is_no_backing() -> None:
     world = good_world()
     hva, run = runs_of(world)
     moved(world, 0, 0, (replace(run, hva=hva + PAGE, size=run.size - PAGE, pa=0x8000_1000),))
-    at(only(world, "M1"), ipa=0x4000_0000, size=PAGE)
+    at(only(world, "M4"), ipa=0x4000_0000, size=PAGE)
 
 
-@pytest.mark.parametrize("state", ["none", "present"])
-def test_a_stale_leaf_while_an_invalidation_is_in_progress(state: str) -> None:
+@pytest.mark.parametrize(("state", "check"), [("none", "M4"), ("present", "M1")])
+def test_a_stale_leaf_while_an_invalidation_is_in_progress(state: str, check: str) -> None:
     world = good_world()
     hva, run = runs_of(world)
     pa = 0xAAAA_0000 if state == "present" else None
     moved(
         world, 0, 0,
-        (Backing(hva, PAGE, pa, state, True), replace(run, hva=hva + PAGE, size=run.size - PAGE, pa=0x8000_1000)),
+        (Backing(hva, PAGE, pa, state, True, True), replace(run, hva=hva + PAGE, size=run.size - PAGE, pa=0x8000_1000)),
     )  # fmt: skip
-    only(world, "M1", ERROR)
+    only(world, check, ERROR)
     world.guests[0].vm_changes["invalidating"] = True
-    only(world, "M1", NOTE)
+    only(world, check, NOTE)
 
 
 def test_a_protnone_page_still_backs() -> None:
@@ -302,7 +305,9 @@ def test_many_wrong_ranges_are_cut_with_a_count() -> None:
     slot = guest.slot(0x4000_0000, BLOCK, 0x8000_0000)
     for number in range(512):
         guest.map(0x4000_0000 + number * PAGE, 0x8000_0000 + number * PAGE)
-    runs = tuple(Backing(HVA + n * PAGE, PAGE, 0x9000_0000 + (511 - n) * PAGE, "present", True) for n in range(512))
+    runs = tuple(
+        Backing(HVA + n * PAGE, PAGE, 0x9000_0000 + (511 - n) * PAGE, "present", True, True) for n in range(512)
+    )
     guest.slots[0] = replace(slot, backing=runs)
     findings = verdict(world)
     assert len(findings) == 64 and {f.check for f in findings} == {"M1"}
@@ -336,12 +341,12 @@ def test_the_pages_that_differ_are_exactly_the_ones_reported(both: tuple[list[in
             guest.map(0x4000_0000 + number * PAGE, 0x8000_0000 + frame * PAGE)
         back = behind[number]
         pa = None if back is None else 0x8000_0000 + back * PAGE
-        runs.append(Backing(HVA + number * PAGE, PAGE, pa, "none" if pa is None else "present", True))
+        runs.append(Backing(HVA + number * PAGE, PAGE, pa, "none" if pa is None else "present", True, True))
     guest.slots[0] = replace(slot, backing=tuple(runs))
     wrong = {n for n in range(PAGES) if mapped[n] is not None and mapped[n] != behind[n]}
     reported: set[int] = set()
     for finding in verdict(world):
-        assert finding.check == "M1" and finding.where.ipa is not None and finding.where.size is not None
+        assert finding.check in ("M1", "M4") and finding.where.ipa is not None and finding.where.size is not None
         first = (finding.where.ipa - 0x4000_0000) // PAGE
         reported |= set(range(first, first + finding.where.size // PAGE))
     assert reported == wrong
@@ -354,7 +359,7 @@ def test_a_1g_block_over_fragmented_backing_is_compared_everywhere() -> None:
     guest.map(0x8000_0000, 0xC000_0000, RW, level=1)
     count = GIB // PAGE
     good = 0xC000_0000 + np.arange(count) * PAGE
-    runs = [Backing(HVA + n * PAGE, PAGE, int(pa), "present", True) for n, pa in enumerate(good.tolist())]
+    runs = [Backing(HVA + n * PAGE, PAGE, int(pa), "present", True, True) for n, pa in enumerate(good.tolist())]
     guest.slots[0] = replace(slot, backing=tuple(runs))
     silent(world)
     runs[count - 1] = replace(runs[count - 1], pa=0x4500_0000)
