@@ -127,6 +127,8 @@ def _map_level(
     pa = column.output(at)
     inside = pa >> np.uint64(column.geometry.pa_bits) == 0
     at, pa = at[inside], pa[inside]
+    if not len(at):
+        return mapped
     mapped[at] = True
     # Bit 0 is set in every leaf, so its place can say whether the leaf maps the kernel's RAM.
     key = (column.raw[at] & np.uint64(reading.mask)) | _in_ranges(pa, ram).astype(np.uint64)
