@@ -12,7 +12,7 @@ from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, note, where_view
 from inspector.check.entries import Entries, Mask
 from inspector.check.ownership import Owned
-from inspector.codec import Kind
+from inspector.check.structure import LOCKED
 from inspector.findings import Finding
 
 
@@ -57,7 +57,8 @@ def _counted(context: Context, owned: Owned) -> Iterator[tuple[int, int, int, in
     if context.counted is Counted.VALID:
         counted, odd = _per_page(entries, valid), {}
     else:
-        locked = entries.matching(lambda d: d.kind is Kind.LOCKED)
+        value = LOCKED.get(context.invalid_form)
+        locked = entries.raw == np.uint64(value) if value else np.zeros_like(valid)
         counted, odd = _per_page(entries, ~locked), _per_page(entries, ~locked & ~valid)
     for table in (owned.view.tree.tables[number] for number in owned.tables.values()):
         yield table.pa, table.ia, table.level, counted.get(table.pa, 0), odd.get(table.pa, 0)

@@ -219,7 +219,8 @@ def _zero_finding(span: Span, which: str) -> Finding:
 
 # --- S6: invalid entries ---
 
-_LOCKED = {InvalidForm.LOCKED_BIT10: 1 << 10, InvalidForm.TYPED: 1 << 60}
+#: The mark that a walker leaves in an entry while it holds it (facts 1.6), by form of invalid entries.
+LOCKED = {InvalidForm.LOCKED_BIT10: 1 << 10, InvalidForm.TYPED: 1 << 60}
 _GUEST_POISONED = 3
 
 
@@ -233,7 +234,7 @@ def invalid_entries(context: Context) -> Iterator[Finding]:
     form = context.invalid_form
     if form is InvalidForm.STALE:
         return
-    locked = _LOCKED.get(form)
+    locked = LOCKED.get(form)
     for owned in context.owned:
         view, entries = owned.view, owned.entries
         invalid = (entries.raw & np.uint64(1)) == 0

@@ -46,7 +46,7 @@ NOT_SHOWN: tuple[Unseen, ...] = (
     Unseen(
         "M10",
         "The table is what the model builds by the same operations.",
-        "kvm_pgtable_stage2_map, unmap, wrprotect, relax_perms, …",
+        "kvm_pgtable_stage2_map, unmap, wrprotect, relax_perms and the other walks",
         "the operations are not in a capture; 'inspector diff' compares with the table that fresh faults would build",
     ),
     Unseen(
@@ -136,7 +136,7 @@ NOT_SHOWN: tuple[Unseen, ...] = (
                 "__pkvm_host_donate_hyp, __pkvm_host_donate_guest",
             ),
             ("P5", "Only memory that memblock knows is donated.", "check_range_allowed_memory"),
-            ("P6", "A transition that fails changes nothing.", "__pkvm_host_share_hyp …"),
+            ("P6", "A transition that fails changes nothing.", "__pkvm_host_share_hyp and its like"),
         )
     ),
     *(

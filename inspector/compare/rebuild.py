@@ -53,11 +53,17 @@ class Rebuilt:
 def kernel_ram(view: TableView) -> list[tuple[int, int]]:
     """The RAM that the host kernel manages for certain: the ranges that hold its image or a table.
 
-    What else QEMU calls RAM may be a device's to the kernel (an ivshmem BAR, video memory).
+    What else QEMU calls RAM may be a device's to the kernel (an ivshmem BAR, video memory), and so may memory inside
+    these ranges that was left out of the kernel's map ("no-map"): the VMM has it by frame number alone.
     """
     capture = view.capture
     known = [capture.host.image_pa[0], *capture.pages]
-    return [(start, end) for start, end in capture.host.ram if any(start <= pa < end for pa in known)]
+    ram = [(start, end) for start, end in capture.host.ram if any(start <= pa < end for pa in known)]
+    runs = (run for slot in view.vm.memslots for run in slot.backing if run.special and run.pa is not None)
+    for low, size in sorted({(run.pa or 0, run.size) for run in runs}):
+        ram = [part for start, end in ram for part in ((start, min(end, low)), (max(start, low + size), end))]
+        ram = [(start, end) for start, end in ram if start < end]
+    return ram
 
 
 def _in_ranges(pa: bulk.Words, ranges: Sequence[tuple[int, int]]) -> Mask:

@@ -365,3 +365,44 @@ def test_a_1g_block_over_fragmented_backing_is_compared_everywhere() -> None:
     runs[count - 1] = replace(runs[count - 1], pa=0x4500_0000)
     guest.slots[0] = replace(slot, backing=tuple(runs))
     at(only(world, "M1"), ipa=0x8000_0000 + GIB - PAGE, size=PAGE, level=1)
+
+
+# M2
+
+
+def test_a_block_where_hva_and_ipa_disagree() -> None:
+    """The slot's memory is contiguous and big enough, but 64K off: KVM maps pages there, never a block."""
+    world = World()
+    guest = world.guest(vmid=1)
+    slot = guest.slot(0x4000_0000, 4 * BLOCK, 0x8000_0000)
+    guest.slots[0] = replace(
+        slot,
+        userspace_addr=slot.userspace_addr + 16 * PAGE,
+        backing=(replace(slot.backing[0], hva=slot.userspace_addr + 16 * PAGE),),
+    )
+    guest.map(0x4000_0000, 0x8000_0000)
+    silent(world)
+    table, index = guest.map(0x4020_0000, 0x8020_0000, RWX, level=2)
+    at(only(world, "M2"), ipa=0x4020_0000, size=BLOCK, level=2, table_pa=table, index=index)
+
+
+@pytest.mark.parametrize("where", [0x4000_0000, 0x4020_0000])
+def test_a_block_across_two_slots(where: int) -> None:
+    """Both slots together hold the block, its memory is one piece, and still no slot supports it."""
+    world = World()
+    guest = world.guest(vmid=1)
+    guest.slot(0x4000_0000, BLOCK + BLOCK // 2, 0x8000_0000)
+    second = guest.slot(0x4030_0000, BLOCK // 2, 0x8030_0000)
+    hva = guest.slots[0].userspace_addr + 0x30_0000
+    guest.slots[1] = replace(second, userspace_addr=hva, backing=(replace(second.backing[0], hva=hva),))
+    guest.map(where, 0x8000_0000 + where - 0x4000_0000, RWX, level=2)
+    if where == 0x4000_0000:
+        silent(world)
+    else:
+        at(only(world, "M2"), ipa=where, size=BLOCK, level=2)
+
+
+def test_a_moved_leaf_that_hits_a_table_is_only_s8s() -> None:
+    world = good_world()
+    world.guests[0].map(0x4000_1000, world.guests[1].root)
+    at(only(world, "S8"), vm="vm0", ipa=0x4000_1000)
