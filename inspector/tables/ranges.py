@@ -1,8 +1,9 @@
 """Leaves merged into ranges, and ranges kept as columns.
 
 A run of leaves that map contiguous memory with equal attributes differs from one entry to the next by exactly
-the size of a leaf, so runs are found on the raw words, without decoding them.  What that test cannot see (an
-address field in two parts, a carry out of it) is put right on the runs, of which there are few.
+the size of a leaf, so the walk found runs on the raw words, without decoding them.  What that test cannot see (an
+address field in two parts, a run that goes on in the next piece of memory looked at) is put right on the runs, of
+which there are few.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 
 from inspector.codec import Descriptor, Format, Geometry, bulk, decoder
 from inspector.codec.bits import WORD
-from inspector.codec.layouts import Rule
+from inspector.tables.rules import LevelRules, level_rules
 from inspector.tables.shapes import Entry, Level, Range, Tree
-from inspector.tables.walk import chunks, reachable
+from inspector.tables.walk import chunks
 
 _ZERO = np.zeros(1, dtype=np.intp)
 
-_Runs = tuple[bulk.Flat, bulk.Words, bulk.Flat]
-"""First positions, first entries and lengths of runs."""
+_Runs = tuple[bulk.Flat, bulk.Flat, bulk.Words]
+"""start, count, first entry: see `bulk.Runs`."""
 
 _Columns = tuple[bulk.Words, bulk.Words, bulk.Words, NDArray[np.int8], bulk.Words, bulk.Words]
 """ia, size, pa, level, raw, leaves."""
@@ -112,92 +113,31 @@ class RangeTable(Sequence[Range]):
         return f"RangeTable({len(self)} ranges, {int(self.leaves.sum())} leaves)"
 
 
-def _chunk_runs(
-    raw: bulk.Words, step: int, leaf_rules: tuple[Rule, ...]
-) -> tuple[bulk.Flat, bulk.Flat] | None:
-    """First and last positions of the runs of leaves in which each entry is the one before plus ``step``."""
-    leaf = bulk.are(raw, bulk.summary(raw), leaf_rules)
-    if leaf is False:
-        return None
-    apart = (raw[1:] - raw[:-1]) != np.uint64(step)
-    if leaf is True:
-        last = np.flatnonzero(apart)
-        return np.concatenate((_ZERO, last + 1)), np.append(last, raw.size - 1)
-    joined = np.logical_not(apart, out=apart)
-    joined &= leaf[1:]
-    joined &= leaf[:-1]
-    apart = np.logical_not(joined, out=joined)
-    begin = leaf.copy()
-    begin[1:] &= apart
-    leaf[:-1] &= apart
-    return np.flatnonzero(begin), np.flatnonzero(leaf)
-
-
-def _cut_at_gaps(runs: _Runs, ia: bulk.Words, per_table: int, shift: int) -> _Runs:
-    """Cut runs that go on from one table to the next where these are not contiguous in input address."""
-    start, first, count = runs
+def _cut_at_gaps(runs: bulk.Runs, ia: bulk.Words, per_table: int, shift: int) -> _Runs:
+    """Runs cut where tables that follow each other are not contiguous in input address."""
+    start, count, first = runs.start, runs.count, runs.first
     gaps = (np.flatnonzero(ia[1:] - ia[:-1] != np.uint64(per_table << shift)) + 1) * per_table
+    if not gaps.size:
+        return start, count, first
     row = np.searchsorted(start, gaps, side="right") - 1
     inside = (row >= 0) & (start[row] < gaps) & (gaps < start[row] + count[row])
     if not inside.any():
-        return runs
+        return start, count, first
     gaps, row = gaps[inside], row[inside]
     end = np.sort(np.concatenate((start + count, gaps)))
     cut = first[row] + ((gaps - start[row]).astype(np.uint64) << np.uint64(shift))
     start, first = np.concatenate((start, gaps)), np.concatenate((first, cut))
     order = np.argsort(start)
-    return start[order], first[order], end - start[order]
+    return start[order], end - start[order], first[order]
 
 
-def _level_runs(tree: Tree, at: Level) -> tuple[bulk.Words, bulk.Words, bulk.Words] | None:
-    """Runs of one level: (ia, first raw, leaves), in order of ``ia``."""
-    geometry, level = tree.geometry, at.level
-    shift = geometry.level_shift(level)
-    per_table = reachable(geometry, level)
-    leaf_rules = bulk.exact_rules(bulk.leaf_kind(level), level, geometry, tree.format)
-    starts, firsts, lasts = [], [], []
-    for row, raw in chunks(at.raw, per_table):
-        found = _chunk_runs(raw, 1 << shift, leaf_rules)
-        if found is not None:
-            starts.append(found[0] + row * per_table)
-            firsts.append(raw[found[0]])
-            lasts.append(found[1] + row * per_table)
-    if not any(part.size for part in starts):
+def _level_ranges(at: Level, rules: LevelRules) -> _Columns | None:
+    if at.leaves is None or rules.leaf is None:
         return None
-    table_ia = np.array(at.ia, dtype=np.uint64)
-    start = np.concatenate(starts)
-    runs = (start, np.concatenate(firsts), np.concatenate(lasts) - start + 1)
-    start, first, count = _cut_at_gaps(runs, table_ia, per_table, shift)
-    ia = table_ia[start // per_table] + ((start % per_table).astype(np.uint64) << np.uint64(shift))
-    return ia, first, count.astype(np.uint64)
-
-
-def _split_carries(
-    ia: bulk.Words, raw: bulk.Words, leaves: bulk.Words, shift: int, low_mask: int
-) -> tuple[bulk.Words, bulk.Words, bulk.Words]:
-    """Cut runs in which the address field overflowed into the bits above it, where it did."""
-    room = ((np.uint64(low_mask) - (raw & np.uint64(low_mask))) >> np.uint64(shift)) + np.uint64(1)
-    while (over := leaves > room).any():
-        rest = leaves[over] - room[over]
-        used = room[over]
-        leaves = np.where(over, room, leaves)
-        ia = np.concatenate((ia, ia[over] + (used << np.uint64(shift))))
-        raw = np.concatenate((raw, raw[over] + (used << np.uint64(shift))))
-        leaves = np.concatenate((leaves, rest))
-        room = ((np.uint64(low_mask) - (raw & np.uint64(low_mask))) >> np.uint64(shift)) + np.uint64(1)
-        order = np.argsort(ia, kind="stable")
-        ia, raw, leaves, room = ia[order], raw[order], leaves[order], room[order]
-    return ia, raw, leaves
-
-
-def _level_ranges(tree: Tree, at: Level) -> _Columns | None:
-    runs = _level_runs(tree, at)
-    if runs is None:
-        return None
-    geometry = tree.geometry
-    shift = geometry.level_shift(at.level)
-    address = bulk.address_field(bulk.leaf_kind(at.level), at.level, geometry, tree.format)
-    ia, raw, leaves = _split_carries(*runs, shift, address.parts[0].mask)
+    shift, per_table, address = rules.shift, rules.reachable, rules.leaf.address
+    start, count, raw = _cut_at_gaps(at.leaves, at.ia, per_table, shift)
+    row, leaves = start // per_table, count.astype(np.uint64)
+    ia = at.ia[row] + ((start - row * per_table).astype(np.uint64) << np.uint64(shift))
     pa = bulk.field(raw, address)
     size = leaves << np.uint64(shift)
     attributes = raw & np.uint64(WORD & ~address.mask)
@@ -217,7 +157,8 @@ def merged_ranges(tree: Tree) -> RangeTable:
     Neighbours merge when they are of the same level, contiguous in input and output address, and equal in
     every bit that is not output address: AF, software bits and bits without a name included.
     """
-    found = [columns for at in tree.levels if (columns := _level_ranges(tree, at)) is not None]
+    rules = level_rules(tree.geometry, tree.format)
+    found = [columns for at in tree.levels if (columns := _level_ranges(at, rules[at.level])) is not None]
     if not found:
         none = np.empty(0, dtype=np.uint64)
         found = [(none, none, none, np.empty(0, dtype=np.int8), none, none)]
@@ -238,22 +179,21 @@ def reverse(tree: Tree, pa: int, size: int = 1) -> list[tuple[int, Entry]]:
     """
     geometry, fmt = tree.geometry, tree.format
     hits: list[tuple[int, Entry]] = []
+    rules = level_rules(geometry, fmt)
     for at in tree.levels:
-        level = at.level
-        if level not in geometry.arch_block_levels:
+        level, leaf = at.level, rules[at.level].leaf
+        if leaf is None:
             continue
-        per_table, block = reachable(geometry, level), geometry.block_size(level)
-        leaf_rules = bulk.exact_rules(bulk.leaf_kind(level), level, geometry, fmt)
-        address = bulk.address_field(bulk.leaf_kind(level), level, geometry, fmt)
+        per_table, block = rules[level].reachable, geometry.block_size(level)
         decode = decoder(level, geometry, fmt)
         for first, raw in chunks(at.raw, per_table):
-            output = bulk.field(raw, address)
+            output = bulk.field(raw, leaf.address)
             match = (output < np.uint64(pa + size)) & (output + np.uint64(block) > np.uint64(pa))
-            match &= bulk.are(raw, bulk.summary(raw), leaf_rules)
+            match &= bulk.are(raw, bulk.summary(raw), leaf.rules)
             for n in np.flatnonzero(match).tolist():
                 row, index = first + n // per_table, n % per_table
-                ia = at.ia[row] + index * block
-                entry = Entry(at.pa[row], index, level, ia, decode(int(raw[n])))
+                ia = int(at.ia[row]) + index * block
+                entry = Entry(int(at.pa[row]), index, level, ia, decode(int(raw[n])))
                 hits.append((ia + max(0, pa - int(output[n])), entry))
     hits.sort(key=lambda hit: hit[0])
     return hits

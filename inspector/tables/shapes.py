@@ -1,6 +1,6 @@
 """What a walk hands on: tables, entries, problems, ranges, the steps of one translation.
 
-Addresses and sizes are bytes.  Standard library only.
+Addresses and sizes are bytes.  Standard library only (columns are numpy arrays, but only a walk makes them).
 """
 
 from __future__ import annotations
@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from inspector.codec import Descriptor, Format, Geometry
+
+if TYPE_CHECKING:
+    from inspector.codec.bulk import Flat, Runs, Words
 
 Read = Callable[[int, int], bytes]
 """``read(pa, size)``; an exception that has a ``reason`` says the memory is unreadable."""
@@ -77,19 +81,22 @@ class Table:
     raw: bytes = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Level:
     """The tables of one level as columns, in order of input address: row by row what `Table` holds.
 
-    A big guest has thousands of tables: whoever works on all of them uses these.
+    A big guest has thousands of tables: whoever works on all of them uses these.  ``parent_row`` is the parent's
+    row in the level above, -1 for roots.  ``leaves`` are runs of leaves, their positions counted in the entries that
+    input addresses reach, from the level's first; they may go on from one table to the next.
     """
 
     level: int
-    pa: Sequence[int]
-    ia: Sequence[int]
-    parent_pa: Sequence[int | None]
-    parent_index: Sequence[int | None]
+    pa: Words
+    ia: Words
+    parent_row: Flat
+    parent_index: Flat
     raw: Sequence[bytes] = field(repr=False)
+    leaves: Runs | None = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -108,13 +115,16 @@ class Tree:
     @cached_property
     def tables(self) -> tuple[Table, ...]:
         """The tables in walk order: depth first, as the kernel visits them."""
-        found = [
-            Table(pa, at.level, ia, parent_pa, parent_index, raw)
-            for at in self.levels
-            for pa, ia, parent_pa, parent_index, raw in zip(
-                at.pa, at.ia, at.parent_pa, at.parent_index, at.raw, strict=True
-            )
-        ]
+        found: list[Table] = []
+        above: Level | None = None
+        for at in self.levels:
+            parent_pa: list[int | None] = [None] * len(at.raw)
+            parent_index: list[int | None] = [None] * len(at.raw)
+            if above is not None:
+                parent_pa, parent_index = above.pa[at.parent_row].tolist(), at.parent_index.tolist()
+            rows = zip(at.pa.tolist(), at.ia.tolist(), parent_pa, parent_index, at.raw, strict=True)
+            found += [Table(pa, at.level, ia, parent, index, raw) for pa, ia, parent, index, raw in rows]
+            above = at
         found.sort(key=lambda table: (table.ia, table.level))
         return tuple(found)
 

@@ -6,16 +6,19 @@ Any 64-bit value is data: whatever a table holds, the walk ends, and what it cou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import numpy as np
 
-from inspector.codec import Format, Geometry, Kind, Regime, bulk, decoder, layouts
+from inspector.codec import Format, Geometry, Regime, bulk, decoder, layouts
+from inspector.codec.layouts import Rule
+from inspector.tables.rules import LevelRules, Pointing, level_rules
+from inspector.tables.rules import reachable as reachable
 from inspector.tables.shapes import Entry, Level, Problem, ReadMany, Table, Tree
 
-CHUNK_BYTES = 1 << 18
-"""Table bytes taken as one array: what fits a CPU's second-level cache."""
+CHUNK_BYTES = 1 << 20
+"""Table bytes taken as one array: so many that numpy's calls cost little beside the work, few enough for a cache."""
 
 MAX_BYTES = 1 << 30
 """Default bound on the table memory one walk reads (4K pages: it maps 512 GiB page by page)."""
@@ -46,41 +49,35 @@ def reader_of(pages: Mapping[int, bytes]) -> ReadMany:
 
 
 def chunks(raw: Sequence[bytes], entries: int) -> Iterator[tuple[int, bulk.Words]]:
-    """The first ``entries`` entries of each table, in cache-sized arrays; with each, the row of its first table."""
+    """The first ``entries`` entries of each table, in cache-sized arrays; with each, the row of its first table.
+
+    An array holds until the next one is asked for.
+    """
     size = entries * 8
     step = max(1, CHUNK_BYTES // size)
-    for first in range(0, len(raw), step):
-        some = raw[first : first + step]
-        if len(some[0]) != size:
-            some = [table[:size] for table in some]
-        yield first, bulk.words(b"".join(some))
-
-
-def reachable(geometry: Geometry, level: int) -> int:
-    """Entries of a table page at ``level`` that some input address reaches; a power of two."""
-    return geometry.root_entries if level == geometry.start_level else geometry.entries
+    with bulk.scratch(step * entries) as memory:
+        for first in range(0, len(raw), step):
+            yield first, bulk.gather(raw[first : first + step], size, memory)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Tables to read: columns as in `Level`, and the raw entry and the row (one level up) each was found in."""
+    """Tables to read: columns as in `Level`, and the raw entry that leads to each."""
 
-    pa: list[int]
-    ia: list[int]
-    parent_pa: list[int | None]
-    parent_index: list[int | None]
-    parent_raw: list[int | None]
-    parent_row: list[int]
+    pa: bulk.Words
+    ia: bulk.Words
+    parent_row: bulk.Flat
+    parent_index: bulk.Flat
+    parent_raw: bulk.Words
 
-    def rows(self, chosen: Sequence[int]) -> _Found:
+    def rows(self, chosen: Sequence[int] | slice) -> _Found:
         """Only these rows."""
         return _Found(
-            [self.pa[n] for n in chosen],
-            [self.ia[n] for n in chosen],
-            [self.parent_pa[n] for n in chosen],
-            [self.parent_index[n] for n in chosen],
-            [self.parent_raw[n] for n in chosen],
-            [self.parent_row[n] for n in chosen],
+            self.pa[chosen],
+            self.ia[chosen],
+            self.parent_row[chosen],
+            self.parent_index[chosen],
+            self.parent_raw[chosen],
         )
 
 
@@ -91,31 +88,31 @@ class _Walk:
         self.read_many = read_many
         self.geometry = geometry
         self.format = fmt
+        self.rules = level_rules(geometry, fmt)
         self.left = max_bytes
         self.levels: list[Level] = []
-        self.rows_above: list[list[int]] = []
-        """For each level in ``levels``, the row of every table's parent in the level before."""
-        self.known: dict[int, int] = {}
-        """Table pages met so far, with the last level they were met at."""
         self.problems: list[Problem] = []
 
     def run(self, root_pa: int, ia_base: int) -> Tree:
         geometry = self.geometry
         span = geometry.block_size(geometry.start_level - 1)
-        pages = geometry.root_pages
+        pages = range(geometry.root_pages)
         found = _Found(
-            [root_pa + n * geometry.granule for n in range(pages)],
-            [ia_base + n * span for n in range(pages)],
-            [None] * pages,
-            [None] * pages,
-            [None] * pages,
-            [0] * pages,
+            np.array([root_pa + n * geometry.granule for n in pages], dtype=np.uint64),
+            np.array([ia_base + n * span for n in pages], dtype=np.uint64),
+            np.full(len(pages), -1, dtype=np.intp),
+            np.full(len(pages), -1, dtype=np.intp),
+            np.zeros(len(pages), dtype=np.uint64),
         )
         for level in geometry.levels:
-            found = self._fetch(found, level)
-            if not found.pa:
+            tables = self._fetch(found, level)
+            if tables is None:
                 break
-            found = self._scan(self.levels[-1])
+            self.levels.append(tables)
+            below = self._scan(tables)
+            if below is None:
+                break
+            found = below
         self.problems.sort(key=lambda problem: (problem.ia, problem.level, problem.index or 0))
         return Tree(geometry, self.format, root_pa, tuple(self.levels), tuple(self.problems))
 
@@ -125,18 +122,18 @@ class _Walk:
             return self.geometry.root_entries * 8
         return self.geometry.granule
 
-    def _fetch(self, found: _Found, level: int) -> _Found:
-        """Read the tables found and make them the next level; returns those that could be read."""
+    def _fetch(self, found: _Found, level: int) -> Level | None:
+        """Read the tables found and make them the next level, its leaves not yet looked for; ``None`` without any."""
         size = self._size(level)
         affordable = self.left // size
         if len(found.pa) > affordable:
             for n in range(affordable, len(found.pa)):
                 self._lost(found, n, level, "limit", "not read: the walk's limit on table memory is reached")
-            found = found.rows(range(affordable))
-        if not found.pa:
-            return found
+            found = found.rows(slice(affordable))
+        if not len(found.pa):
+            return None
         self.left -= size * len(found.pa)
-        data = list(self.read_many(list(zip(found.pa, repeat(size)))))
+        data = self.read_many(list(zip(found.pa.tolist(), repeat(size))))
         if len(data) != len(found.pa):
             raise ValueError(f"read_many answered {len(data)} of {len(found.pa)} requests")
         raw = [page for page in data if page is not None and len(page) == size]
@@ -146,48 +143,75 @@ class _Walk:
                 if page is not None and len(page) == size:
                     good.append(n)
                 else:
-                    detail = f"the level-{level} table at PA {found.pa[n]:#x} cannot be read"
+                    detail = f"the level-{level} table at PA {int(found.pa[n]):#x} cannot be read"
                     self._lost(found, n, level, "unreadable", detail)
             found = found.rows(good)
-        if raw:
-            self.levels.append(Level(level, found.pa, found.ia, found.parent_pa, found.parent_index, raw))
-            self.rows_above.append(found.parent_row)
-            self.known.update(zip(found.pa, repeat(level)))
-        return found
+        if not raw:
+            return None
+        return Level(level, found.pa, found.ia, found.parent_row, found.parent_index, raw, None)
 
     def _lost(self, found: _Found, n: int, level: int, kind: str, detail: str) -> None:
-        parent_pa = found.parent_pa[n]
-        if parent_pa is None:
-            problem = Problem(kind, found.pa[n], None, level, found.ia[n], None, detail)
+        ia = int(found.ia[n])
+        if not self.levels:
+            problem = Problem(kind, int(found.pa[n]), None, level, ia, None, detail)
         else:
-            index, raw = found.parent_index[n], found.parent_raw[n]
-            problem = Problem(kind, parent_pa, index, level - 1, found.ia[n], raw, detail)
+            parent_pa = int(self.levels[-1].pa[found.parent_row[n]])
+            index, raw = int(found.parent_index[n]), int(found.parent_raw[n])
+            problem = Problem(kind, parent_pa, index, level - 1, ia, raw, detail)
         self.problems.append(problem)
 
     def _problem(self, kind: str, tables: Level, row: int, index: int, raw: int, detail: str) -> None:
-        ia = tables.ia[row] + index * self.geometry.block_size(tables.level)
-        self.problems.append(Problem(kind, tables.pa[row], index, tables.level, ia, raw, detail))
+        ia = int(tables.ia[row]) + index * self.geometry.block_size(tables.level)
+        self.problems.append(Problem(kind, int(tables.pa[row]), index, tables.level, ia, raw, detail))
 
-    def _scan(self, tables: Level) -> _Found:
-        """Report what is wrong in the tables of one level, and find the tables below."""
-        level = tables.level
-        per_table = reachable(self.geometry, level)
+    def _scan(self, tables: Level) -> _Found | None:
+        """Report what is wrong in the tables of the last level, note its leaves, and find the tables below."""
+        rules = self.rules[tables.level]
+        per_table = rules.reachable
         if len(tables.raw[0]) > per_table * 8:
             self._beyond_ia(tables, per_table)
-        table_rules = bulk.exact_rules(Kind.TABLE, level, self.geometry, self.format)
-        where, values = [], []
-        for first, raw in chunks(tables.raw, per_table):
+        if rules.table is None and rules.leaf is not None and self._good_pages(tables, rules, rules.leaf):
+            return None
+        where: list[bulk.Flat] = []
+        values: list[bulk.Words] = []
+        runs: list[tuple[int, bulk.Runs]] = []
+        for row, raw in chunks(tables.raw, per_table):
             known = bulk.summary(raw)
-            for n, kind, detail in self._wrong(raw, known, level):
-                self._problem(kind, tables, first + n // per_table, n % per_table, int(raw[n]), detail)
-            chosen = bulk.are(raw, known, table_rules)
+            for n, kind, detail in self._wrong(raw, known, rules):
+                self._problem(kind, tables, row + n // per_table, n % per_table, int(raw[n]), detail)
+            if rules.leaf is not None and np.any(bulk.are(raw, known, rules.leaf.rules)):
+                runs.append((row * per_table, bulk.find_runs(raw, rules.shift, rules.leaf.address)))
+            chosen = rules.table is not None and bulk.are(raw, known, rules.table.rules)
             if chosen is not False:
                 at = np.arange(raw.size) if chosen is True else np.flatnonzero(chosen)
-                where.append(at + first * per_table)
+                where.append(at + row * per_table)
                 values.append(raw[at])
-        if not where:
-            return _Found([], [], [], [], [], [])
-        return self._children(tables, np.concatenate(where), np.concatenate(values), per_table)
+        if runs and rules.leaf is not None:
+            self._note_leaves(tables, bulk.Runs.joined(runs), rules.leaf)
+        if not where or rules.table is None:
+            return None
+        return self._children(tables, np.concatenate(where), np.concatenate(values), rules, rules.table)
+
+    def _good_pages(self, tables: Level, rules: LevelRules, page: Pointing) -> bool:
+        """Whether a level without table entries has nothing wrong: its runs tell.  If so, its leaves are noted."""
+        per_table = rules.reachable
+        found = [
+            (row * per_table, bulk.find_runs(raw, rules.shift, page.address))
+            for row, raw in chunks(tables.raw, per_table)
+        ]
+        runs = bulk.Runs.joined(found)
+        # In a run, an address above the output size is above it at the end, and the bits below a block are the same.
+        if int(np.bitwise_or.reduce(runs.last)) & (page.too_high | page.below):
+            return False
+        if np.any(bulk.are(runs.first, bulk.summary(runs.first), rules.reserved)):
+            return False
+        self._note_leaves(tables, runs, page)
+        return True
+
+    def _note_leaves(self, tables: Level, runs: bulk.Runs, leaf: Pointing) -> None:
+        chosen = bulk.are(runs.first, bulk.summary(runs.first), leaf.rules)
+        if chosen is not False:
+            self.levels[-1] = replace(tables, leaves=runs if chosen is True else runs.where(chosen))
 
     def _beyond_ia(self, tables: Level, per_table: int) -> None:
         for row, page in enumerate(tables.raw):
@@ -196,83 +220,78 @@ class _Walk:
                 detail = f"not zero, but no {self.geometry.ia_bits}-bit input address reaches it"
                 self._problem("beyond-ia", tables, row, index, int(raw[index]), detail)
 
-    def _wrong(self, raw: bulk.Words, known: bulk.Summary, level: int) -> Iterator[tuple[int, str, str]]:
+    def _wrong(self, raw: bulk.Words, known: bulk.Summary, rules: LevelRules) -> Iterator[tuple[int, str, str]]:
         """Entries that are wrong by themselves: (position, kind of problem, detail)."""
-        geometry, fmt = self.geometry, self.format
+        level, pa_bits = rules.level, self.geometry.pa_bits
 
-        def those(kind: Kind, bits: int) -> Iterator[int]:
-            """Positions of entries of a kind that have some of these bits."""
-            chosen = bulk.are(raw, known, bulk.exact_rules(kind, level, geometry, fmt))
+        def those(which: tuple[Rule, ...], bits: int) -> Iterator[int]:
+            """Positions of entries that satisfy one of the rules and have some of these bits."""
+            chosen = bulk.are(raw, known, which)
             if chosen is not False:
                 having = (raw & np.uint64(bits)) != 0
                 yield from np.flatnonzero(having if chosen is True else having & chosen).tolist()
 
-        for n in those(Kind.RESERVED, layouts.VALID):
+        for n in those(rules.reserved, layouts.VALID):
             what = "type bit 0 at level 3" if level == 3 else f"a block at level {level}, which has none"
             yield n, "reserved", f"reserved encoding: {what}"
-        kinds = (Kind.PAGE,) if level == 3 else (Kind.TABLE, Kind.BLOCK)
-        for kind in kinds if level in geometry.arch_block_levels else (Kind.TABLE,):
-            fields = layouts.layout(kind, level, geometry, fmt).by_name
-            address = fields["output_address"]
-            too_high = address.put(address.value_mask >> geometry.pa_bits << geometry.pa_bits)
-            if known.some & too_high:
-                for n in those(kind, too_high):
-                    text = f"address {address.get(int(raw[n])):#x} has more than {geometry.pa_bits} bits"
+        for pointing in (rules.table, rules.leaf):
+            if pointing is None:
+                continue
+            if known.some & pointing.too_high:
+                for n in those(pointing.rules, pointing.too_high):
+                    text = f"address {pointing.address.get(int(raw[n])):#x} has more than {pa_bits} bits"
                     yield n, "beyond-pa", text
-            below = fields["oa_res0"].mask if kind is Kind.BLOCK else 0
-            if known.some & below:
-                for n in those(kind, below):
-                    yield n, "misaligned", f"block address has bits {int(raw[n]) & below:#x} below its size"
+            if known.some & pointing.below:
+                for n in those(pointing.rules, pointing.below):
+                    bits = int(raw[n]) & pointing.below
+                    yield n, "misaligned", f"block address has bits {bits:#x} below its size"
 
-    def _children(self, tables: Level, where: bulk.Flat, values: bulk.Words, per_table: int) -> _Found:
+    def _children(
+        self, tables: Level, where: bulk.Flat, values: bulk.Words, rules: LevelRules, table: Pointing
+    ) -> _Found:
         """The tables that the entries ``values`` at positions ``where`` of a level lead to, each only once."""
-        geometry, level = self.geometry, tables.level
-        pa = bulk.field(values, bulk.address_field(Kind.TABLE, level, geometry, self.format))
-        if geometry.pa_bits < 64 and (inside := pa >> np.uint64(geometry.pa_bits) == 0).sum() != pa.size:
-            where, values, pa = where[inside], values[inside], pa[inside]
-        row, index = where // per_table, where % per_table
-        ia = np.array(tables.ia, dtype=np.uint64)[row]
-        ia += index.astype(np.uint64) << np.uint64(geometry.level_shift(level))
-        found = _Found(
-            pa.tolist(),
-            ia.tolist(),
-            np.array(tables.pa, dtype=np.uint64)[row].tolist(),
-            index.tolist(),
-            values.tolist(),
-            row.tolist(),
-        )
-        distinct = set(found.pa)
-        if len(distinct) == len(found.pa) and distinct.isdisjoint(self.known):
+        if (inside := values & np.uint64(table.too_high) == 0).sum() != values.size:
+            where, values = where[inside], values[inside]
+        pa = bulk.field(values, table.address)
+        row = where // rules.reachable
+        index = where - row * rules.reachable
+        ia = tables.ia[row] + (index.astype(np.uint64) << np.uint64(rules.shift))
+        found = _Found(pa, ia, row, index, values)
+        met = np.concatenate([pa, *(at.pa for at in self.levels)])
+        met.sort()
+        if (met[1:] != met[:-1]).all():
             return found
         return found.rows(self._tree_edges(tables, found))
 
     def _tree_edges(self, tables: Level, found: _Found) -> list[int]:
         """The rows to follow when some page is met more than once; the others are reported."""
+        known = {pa: at.level for at in self.levels for pa in at.pa.tolist()}
         first: dict[int, int] = {}
         follow = []
-        for n, pa in enumerate(found.pa):
-            row, index, raw = found.parent_row[n], found.parent_index[n] or 0, found.parent_raw[n] or 0
+        columns = (found.pa, found.parent_row, found.parent_index, found.parent_raw)
+        for n, (pa, row, index, raw) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             if (level := self._level_above(row, pa)) is not None:
                 detail = f"points at the level-{level} table at PA {pa:#x} above it"
                 self._problem("loop", tables, row, index, raw, detail)
             elif pa in first:
-                where = f"entry {found.parent_index[first[pa]]} of the table at PA {found.parent_pa[first[pa]]:#x}"
+                parent_pa = int(tables.pa[found.parent_row[first[pa]]])
+                where = f"entry {found.parent_index[first[pa]]} of the table at PA {parent_pa:#x}"
                 detail = f"the table at PA {pa:#x} is already reached from {where}: not walked again"
                 self._problem("shared", tables, row, index, raw, detail)
             else:
                 first[pa] = n
                 follow.append(n)
-                if pa in self.known:
-                    detail = f"the page at PA {pa:#x} is also a level-{self.known[pa]} table of this tree"
+                if pa in known:
+                    detail = f"the page at PA {pa:#x} is also a level-{known[pa]} table of this tree"
                     self._problem("shared", tables, row, index, raw, detail)
         return follow
 
     def _level_above(self, row: int, pa: int) -> int | None:
         """The level at which ``pa`` is a table on the way to table ``row`` of the last level, or that table itself."""
-        for at, rows in zip(reversed(self.levels), reversed(self.rows_above), strict=True):
+        for at in reversed(self.levels):
             if at.pa[row] == pa:
                 return at.level
-            row = rows[row]
+            row = int(at.parent_row[row])
         return None
 
 
