@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from rich.color import ColorSystem
 from rich.style import Style
@@ -77,3 +78,31 @@ def columns(
     lines = [paint(template.format(*head).rstrip(), "bold")] if any(head) else []
     lines += [template.format(*row).rstrip() for row in rows]
     return lines
+
+
+def long_columns(
+    head: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    *,
+    right: Iterable[int] = (),
+    indent: str = "",
+    paint: Painter = PLAIN,
+) -> Iterator[str]:
+    """As `columns`, for tables of many rows: ``cells`` is column by column, lines come as they are asked for."""
+    to_right = set(right)
+    padded: list[Iterator[str]] = []
+    names = []
+    for number, (name, column) in enumerate(zip(head, cells, strict=True)):
+        width = max(len(name), max(map(len, column)))
+        if number in to_right:
+            padded.append(map(str.rjust, column, repeat(width)))
+            names.append(name.rjust(width))
+        elif number == len(head) - 1:
+            padded.append(iter(column))
+            names.append(name)
+        else:
+            padded.append(map(str.ljust, column, repeat(width)))
+            names.append(name.ljust(width))
+    yield paint((indent + "  ".join(names)).rstrip(), "bold")
+    for row in zip(*padded, strict=True):
+        yield (indent + "  ".join(row)).rstrip()

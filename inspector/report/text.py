@@ -8,16 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
+
 from inspector.capture.data import Capture, CpuState, Memslot, Mmu, Vm
 from inspector.capture.view import TableView, regime_name, root_of, vm_title
 from inspector.codec import REGISTERS, Descriptor, decode_register
 from inspector.codec.registers import vttbr
 from inspector.compare.kernel import kernel_of
 from inspector.findings import Finding, Severity, Where
-from inspector.report.format import PLAIN, SHAREABILITY, Painter, address, columns, count, fields, raw, size
-from inspector.report.leaves import ByPattern
+from inspector.report.format import (
+    PLAIN,
+    SHAREABILITY,
+    Painter,
+    address,
+    columns,
+    count,
+    fields,
+    long_columns,
+    raw,
+    size,
+)
+from inspector.report.leaves import ByPattern, attribute_mask
 from inspector.report.window import Window
-from inspector.tables import Entry, Problem, Range, Translation, entries, merged_ranges
+from inspector.tables import Entry, Problem, RangeTable, Translation, entries, merged_ranges
 
 Lines = Iterator[str]
 
@@ -190,21 +203,42 @@ def attribute_cells(leaf: Descriptor) -> tuple[str, str, str, str, str]:
 _RANGE_HEAD = ("IPA", "end", "size", "level", "PA", "perm", "memory", "share", "AF", "SW", "leaves", "first descriptor")
 
 
-def _range_row(found: Range, cells: ByPattern[tuple[str, str, str, str, str]]) -> tuple[str, ...]:
-    leaf = found.attrs
-    return (
-        address(found.ia), address(found.ia + found.size), size(found.size), str(found.level), address(found.pa),
-        *cells(leaf), f"{found.leaves} x {size(found.size // found.leaves)}", raw(leaf.raw),
-    )  # fmt: skip
-
-
-def shown_ranges(view: TableView, window: Window) -> list[Range]:
+def shown_ranges(view: TableView, window: Window) -> RangeTable:
     """The merged ranges of ``view`` inside ``window``."""
-    ranges = merged_ranges(view.tree)
-    if window.whole:
-        return list(ranges)
-    window = window.remembering(view.geometry)
-    return [clipped for found in ranges if (clipped := window.clip(found)) is not None]
+    found = merged_ranges(view.tree)
+    assert isinstance(found, RangeTable)
+    return window.of(found)
+
+
+def _range_columns(found: RangeTable) -> list[list[str]]:
+    """The cells of `_RANGE_HEAD`, column by column: a big guest has a quarter of a million ranges."""
+    hexes = [[f"{value:#x}" for value in column.tolist()] for column in (found.ia, found.ia + found.size, found.pa)]
+    sizes = {value: size(value) for value in np.unique(found.size).tolist()}
+    each = np.stack((found.leaves, found.size // found.leaves), axis=1)
+    kinds = {tuple(pair): f"{pair[0]} x {size(pair[1])}" for pair in np.unique(each, axis=0).tolist()}
+    cells = ByPattern(found.geometry, attribute_cells)
+    attributes = _by_pattern(found, cells)
+    return [
+        hexes[0],
+        hexes[1],
+        [sizes[value] for value in found.size.tolist()],
+        [str(level) for level in found.level.tolist()],
+        hexes[2],
+        *attributes,
+        [kinds[pair] for pair in zip(*each.T.tolist(), strict=True)],
+        [f"{value:#018x}" for value in found.raw.tolist()],
+    ]
+
+
+def _by_pattern(found: RangeTable, cells: Callable[[Descriptor], tuple[str, ...]]) -> list[list[str]]:
+    """The attribute cells of every range as columns; computed once a level and pattern of attributes."""
+    key = (found.raw & np.uint64(attribute_mask(found.geometry))) | found.level.astype(np.uint64) << np.uint64(
+        found.geometry.granule_shift
+    )
+    _, first, which = np.unique(key, return_index=True, return_inverse=True)
+    known = [cells(found[int(at)].attrs) for at in first]
+    rows = which.reshape(-1).tolist()
+    return [[known[row][number] for row in rows] for number in range(5)]
 
 
 def problem_text(problem: Problem) -> str:
@@ -221,10 +255,10 @@ def dump(views: Sequence[TableView], window: Window, paint: Painter = PLAIN) -> 
         found = shown_ranges(view, window)
         tables = count(len(view.tree.tables), "table")
         yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {geometry_text(view.mmu)}, {tables}"
-        cells = ByPattern(view.geometry, attribute_cells)
-        rows = [_range_row(one, cells) for one in found]
-        nothing = "  nothing mapped" if window.whole else "  nothing mapped that matches"
-        yield from columns(_RANGE_HEAD, rows, right=(2, 3, 10), indent="  ", paint=paint) or [nothing]
+        if len(found):
+            yield from long_columns(_RANGE_HEAD, _range_columns(found), right=(2, 3, 10), indent="  ", paint=paint)
+        else:
+            yield "  nothing mapped" if window.whole else "  nothing mapped that matches"
         for problem in view.tree.problems:
             yield "  " + paint(problem_text(problem), "red")
 

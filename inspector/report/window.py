@@ -6,10 +6,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from inspector.codec import Descriptor, Geometry, Kind
 from inspector.findings import BadInput
-from inspector.report.leaves import ByPattern
-from inspector.tables import Range
+from inspector.report.leaves import ByPattern, attribute_mask
+from inspector.tables import RangeTable
+
+_LAST = (1 << 64) - 1
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -126,24 +131,44 @@ class Window:
             and (self.rule is None or self.rule(leaf))
         )
 
-    def clip(self, found: Range) -> Range | None:
-        """The leaves of ``found`` inside the window, or ``None``: whole leaves, never parts."""
-        if self.rule is not None and not self.rule(found.attrs):
-            return None
-        leaf = found.size // found.leaves
-        first, last = 0, found.leaves
-        for window, base in ((self.ipa, found.ia), (self.pa, found.pa)):
-            first = max(first, (window.start - base) // leaf)
-            last = min(last, -(-(window.end - base) // leaf))
-        if first >= last:
-            return None
-        if (first, last) == (0, found.leaves):
+    def of(self, found: RangeTable) -> RangeTable:
+        """The leaves of ``found`` inside the window, as ranges: whole leaves, never parts."""
+        if self.whole:
             return found
-        return Range(
-            found.ia + first * leaf,
-            (last - first) * leaf,
-            found.pa + first * leaf,
-            found.level,
-            found.attrs,
-            last - first,
+        chosen = np.ones(len(found), dtype=bool)
+        if self.rule is not None:
+            chosen = self._holds(self.rule, found)
+        leaf = found.size // found.leaves
+        first, last = np.zeros(len(found), dtype=np.uint64), found.leaves.copy()
+        for window, base in ((self.ipa, found.ia), (self.pa, found.pa)):
+            if window.start:
+                start = np.uint64(min(window.start, _LAST))
+                first = np.maximum(first, np.where(start > base, (start - base) // leaf, 0).astype(np.uint64))
+            if window.end <= _LAST:
+                end = np.uint64(window.end)
+                inside = np.where(end > base, (end - base + leaf - np.uint64(1)) // leaf, 0).astype(np.uint64)
+                last = np.minimum(last, inside)
+        rows = np.flatnonzero(chosen & (first < last))
+        skipped, count = first[rows] * leaf[rows], last[rows] - first[rows]
+        return RangeTable(
+            found.geometry,
+            found.format,
+            found.ia[rows] + skipped,
+            count * leaf[rows],
+            found.pa[rows] + skipped,
+            found.level[rows],
+            found.raw[rows] + skipped,  # runs are cut where the address would carry out of its field
+            count,
         )
+
+    @staticmethod
+    def _holds(rule: Rule, found: RangeTable) -> NDArray[np.bool_]:
+        """Where the rule holds; asked once a level and pattern of attributes."""
+        pattern = found.raw & np.uint64(attribute_mask(found.geometry))
+        holds = np.zeros(len(found), dtype=bool)
+        for level in np.unique(found.level).tolist():
+            here = np.flatnonzero(found.level == level)
+            _, first, which = np.unique(pattern[here], return_index=True, return_inverse=True)
+            verdicts = [rule(found[int(here[at])].attrs) for at in first]
+            holds[here] = np.array(verdicts, dtype=bool)[which.reshape(-1)]
+        return holds
