@@ -81,15 +81,15 @@ class Ram:
 
 
 @contextmanager
-def planted(machine: Machine, words: Mapping[int, int], size: int = 8) -> Iterator[None]:
-    """The machine stopped, with each little-endian word (PA to value) in place; afterwards everything as it was."""
+def written(machine: Machine, changes: Mapping[int, bytes]) -> Iterator[None]:
+    """The machine stopped, with each of ``changes`` (PA to bytes) in place; afterwards everything as it was."""
     with qmp(machine) as client:
         client("stop")
         ram = Ram(machine, client)
-        before = {pa: ram.read(pa, size) for pa in words}
+        before = {pa: ram.read(pa, len(data)) for pa, data in changes.items()}
         try:
-            for pa, value in words.items():
-                ram.write(pa, value.to_bytes(size, "little"))
+            for pa, data in changes.items():
+                ram.write(pa, data)
             yield
         finally:
             for pa, data in before.items():
