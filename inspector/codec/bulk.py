@@ -179,6 +179,12 @@ def are(raw: Words, known: Summary, which: tuple[Rule, ...]) -> Flags | bool:
     return found
 
 
+def some_are(raw: Words, known: Summary, which: tuple[Rule, ...]) -> bool:
+    """Whether any entry satisfies one of the rules."""
+    found = are(raw, known, which)
+    return found if isinstance(found, bool) else bool(found.any())
+
+
 def leaf_kind(level: int) -> Kind:
     """The kind of a leaf at ``level``."""
     return Kind.PAGE if level == 3 else Kind.BLOCK

@@ -39,11 +39,10 @@ def reader_of(pages: Mapping[int, bytes]) -> ReadMany:
         return None
 
     def read_many(requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
-        found = [pages.get(pa) for pa, _ in requests]
-        for n, (page, (pa, size)) in enumerate(zip(found, requests, strict=True)):
-            if page is None or len(page) != size:
-                found[n] = within(pa, size)
-        return found
+        return [
+            page if (page := pages.get(pa)) is not None and len(page) == size else within(pa, size)
+            for pa, size in requests
+        ]
 
     return read_many
 
@@ -179,7 +178,7 @@ class _Walk:
             known = bulk.summary(raw)
             for n, kind, detail in self._wrong(raw, known, rules):
                 self._problem(kind, tables, row + n // per_table, n % per_table, int(raw[n]), detail)
-            if rules.leaf is not None and np.any(bulk.are(raw, known, rules.leaf.rules)):
+            if rules.leaf is not None and bulk.some_are(raw, known, rules.leaf.rules):
                 runs.append((row * per_table, bulk.find_runs(raw, rules.shift, rules.leaf.address)))
             chosen = rules.table is not None and bulk.are(raw, known, rules.table.rules)
             if chosen is not False:
@@ -203,7 +202,7 @@ class _Walk:
         # In a run, an address above the output size is above it at the end, and the bits below a block are the same.
         if int(np.bitwise_or.reduce(runs.last)) & (page.too_high | page.below):
             return False
-        if np.any(bulk.are(runs.first, bulk.summary(runs.first), rules.reserved)):
+        if bulk.some_are(runs.first, bulk.summary(runs.first), rules.reserved):
             return False
         self._note_leaves(tables, runs, page)
         return True
