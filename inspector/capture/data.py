@@ -80,7 +80,8 @@ class Mmu:
     ``kind`` is ``vm`` (the VM's own) or ``shadow`` (nested).  ``vmid`` is the number in VTTBR, ``None`` before the
     first run; ``vmid_raw`` the kernel's ``atomic64`` or, on 5.10/5.15, the generation in the upper half.
     ``pgd_phys`` and ``pgd_pa`` are the two records of the root (the latter from ``pgt->pgd``; both ``None`` when
-    ``pgt`` is NULL or not readable: ``unreadable`` then says why).  ``vtcr`` is the kernel's stored value,
+    ``pgt`` is NULL or not readable: ``unreadable`` then says why, and ``damaged``
+    whether that is a state no kernel puts it in).  ``vtcr`` is the kernel's stored value,
     ``geometry`` is derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.
     """
 
@@ -99,6 +100,7 @@ class Mmu:
     nested_valid: bool | None = None
     nested_vttbr: int | None = None
     nested_vtcr: int | None = None
+    damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class Vm:
     ``invalidating`` is true while an MMU-notifier invalidation is in progress.  ``fd`` is the number of the VM's open
     file in process ``pid``, ``None`` where only a vCPU's file or ``vm_list`` names the VM.  ``slots_locked`` is true
     while somebody holds ``kvm->slots_lock``, that is, changes a memslot or reads or clears a dirty log; ``None``: not
-    known.
+    known.  ``mmu_lock_held`` tells whether ``kvm->mmu_lock`` was held, by a reader or a writer: nobody walks to change
+    the VM's tables without it; ``None``: not known.
     """
 
     name: str
@@ -179,6 +182,7 @@ class Vm:
     fd: int | None = None
     unreadable: str | None = None
     slots_locked: bool | None = None
+    mmu_lock_held: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def _pages(
 def _backings(kernel: Kernel, vms: Sequence[ReadVm], notes: list[str]) -> dict[tuple[str, int], tuple[Backing, ...]]:
     result: dict[tuple[str, int], tuple[Backing, ...]] = {}
     for read in vms:
+        if read.vm.unreadable:
+            continue
         if not read.mm:
             notes.append(f"what backs the memory of {read.vm.name} is not known: its VMM's address space is gone")
             continue

@@ -16,6 +16,7 @@ from inspector.findings import Finding, Where
 _INIT = "kvm_init_stage2_mmu"
 _VTCR = "kvm_get_vtcr"
 _LOAD = "__load_stage2"
+_DAMAGED = "the host's own record of the guest is damaged: nothing more of it is checked"
 
 #: VTCR_EL2 fields that KVM writes (facts 2.1, DDI 0487 D19.2 VTCR_EL2): T0SZ SL0 IRGN0 ORGN0 SH0 TG0 PS VS HA, RES1
 #: bit 31, DS.  HD (22) and SL2 (33) are never set.
@@ -30,9 +31,13 @@ _VTCR_WRITTEN = (1 << 20) - 1 | 1 << 21 | 1 << 31 | 1 << 32
 )
 def root(context: Context) -> Iterator[Finding]:
     for vm in context.capture.vms:
+        if vm.unreadable is not None:
+            yield error("S1", Where(vm=vm.name), "a struct kvm that can be read", vm.unreadable, _DAMAGED)
         for mmu in vm.mmus:
             where = where_vm(vm, mmu)
-            if mmu.unreadable is not None:
+            if mmu.unreadable is not None and mmu.damaged:
+                yield error("S1", where, "a struct kvm_pgtable that can be read", mmu.unreadable, _DAMAGED)
+            elif mmu.unreadable is not None:
                 yield note("S1", where, "a table that can be read", "none", mmu.unreadable)
             elif mmu.pgd_pa is not None and mmu.pgd_pa != mmu.pgd_phys:
                 yield error(

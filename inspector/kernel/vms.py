@@ -14,6 +14,8 @@ from inspector.kernel.tasks import open_files
 from inspector.symbols.api import TypeKind
 
 _VTTBR_CNP = 1  # "invalid" mark in kvm_s2_mmu.tlb_vttbr (arch/arm64/kvm/nested.c 6.12: kvm_s2_mmu_valid)
+_XA_MARKS = (256 << 2 | 2, 257 << 2 | 2)  # XA_RETRY_ENTRY, XA_ZERO_ENTRY: xa_mk_internal(256), (257)
+_XA_DEPTH = 12  # 64 bits in steps of XA_CHUNK_SHIFT, 6, and one to spare
 _NESTED_BOUND = 4096
 _VCPU_BOUND = 4096
 
@@ -112,6 +114,7 @@ def read_mmu(kernel: Kernel, address: int, kind: str, vtcr: int | None, vmid_bit
     value = mmu.u("vtcr") if mmu.has("vtcr") else (vtcr or 0)
     pgt = mmu.u("pgt")
     unreadable = None
+    damaged = False
     ia_bits = start_level = flags = pgd_pa = None
     if pkvm and kernel.has("kvm_pgtable", "pkvm_mappings"):
         unreadable = "protected mode: the hypervisor owns this table, the kernel's kvm_pgtable holds no root (6.18+)"
@@ -125,7 +128,7 @@ def read_mmu(kernel: Kernel, address: int, kind: str, vtcr: int | None, vmid_bit
             flags = table.u("flags") if table.has("flags") else None
             pgd_pa = kernel.space.pa(table.u("pgd"))
         except BadPointer as e:
-            unreadable = f"its kvm_pgtable cannot be followed: {e}"
+            unreadable, damaged = f"its kvm_pgtable cannot be followed: {e}", True
     nested = kind == "shadow"
     return Mmu(
         address=address,
@@ -140,6 +143,7 @@ def read_mmu(kernel: Kernel, address: int, kind: str, vtcr: int | None, vmid_bit
         pgt_flags=flags,
         geometry=_geometry(value),
         unreadable=unreadable,
+        damaged=damaged,
         nested_valid=not mmu.u("tlb_vttbr") & _VTTBR_CNP if nested else None,
         nested_vttbr=mmu.u("tlb_vttbr") if nested else None,
         nested_vtcr=mmu.u("tlb_vtcr") if nested else None,
@@ -174,13 +178,17 @@ def _vcpu_addresses(kernel: Kernel, kvm: Obj) -> list[int]:
 
 
 def _xarray(kernel: Kernel, entry: int, depth: int = 0) -> list[int]:
-    """The pointers in an xarray: bits 1:0 == 2 mark an internal node (include/linux/xarray.h: xa_is_internal)."""
-    if not entry:
+    """The pointers in an xarray; raises `BadPointer` on an entry that no array of pointers holds.
+
+    Bits 1:0 of an entry: 00 a pointer, 10 internal (include/linux/xarray.h: xa_is_internal), and then above 4096 a
+    node (xa_is_node), below it a mark for an entry that is being made or moved (XA_RETRY_ENTRY, XA_ZERO_ENTRY).
+    """
+    if not entry or entry in _XA_MARKS:
         return []
-    if entry & 3 != 2:
-        return [entry] if entry & 3 == 0 else []
-    if entry <= 4096 or depth > 12:  # xa_is_node: larger than the reserved internal values
-        return []
+    if entry & 3 == 0:
+        return [entry]
+    if entry & 3 != 2 or entry <= 4096 or depth > _XA_DEPTH:
+        raise BadPointer(entry, "no entry of an xarray of pointers")
     node = kernel.at("xa_node", entry - 2)
     member = kernel.member("xa_node", "slots")
     raw = node.data[member.offset : member.offset + 8 * member.type.count]
@@ -210,6 +218,19 @@ def _invalidating(kvm: Obj) -> bool:
 def _slots_locked(kvm: Obj) -> bool | None:
     """Whether ``slots_lock`` has an owner; ``None`` where a mutex is another thing (PREEMPT_RT)."""
     return bool(kvm.u("slots_lock.owner")) if kvm.has("slots_lock.owner") else None
+
+
+#: The word of ``kvm->mmu_lock`` that is zero while nobody holds it: a ``rwlock_t`` (``struct qrwlock``, 6.1 and later),
+#: before that a ``spinlock_t`` (``struct qspinlock``).  PREEMPT_RT's locks have other members.
+_LOCK_WORDS = ("mmu_lock.raw_lock.cnts.counter", "mmu_lock.rlock.raw_lock.val.counter")
+
+
+def _mmu_lock_held(kvm: Obj) -> bool | None:
+    """Whether ``kvm->mmu_lock`` is held, by a reader or a writer (or waited for); ``None``: not a known lock."""
+    for path in _LOCK_WORDS:
+        if kvm.has(path):
+            return kvm.u(path) != 0
+    return None
 
 
 @dataclass(frozen=True)
@@ -273,6 +294,7 @@ def _read_vm(
         invalidating=_invalidating(kvm),
         fd=how.fd,
         slots_locked=_slots_locked(kvm),
+        mmu_lock_held=_mmu_lock_held(kvm),
         object_pa=(pa, pa + min(len(kvm.data), kernel.space.geometry.granule - pa % kernel.space.geometry.granule)),
     )
     return ReadVm(vm, kvm.u("mm"))

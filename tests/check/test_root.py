@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from inspector.capture.data import CpuState, Mmu
+from inspector.check import run_checks
 from inspector.codec import Geometry
+from inspector.findings import Severity
 from tests.check.build import PAGE, TRAITS_61, TRAITS_510, VTCR, World, good_world
 from tests.check.judge import ERROR, NOTE, at, only, silent, verdict
 
@@ -115,6 +118,18 @@ def test_a_table_that_cannot_be_read_is_said_and_not_judged() -> None:
     finding = only(world, "S1", NOTE)
     at(finding, vm="vm2")
     assert "hypervisor" in finding.why
+
+
+def test_a_damaged_record_of_a_table_is_an_error() -> None:
+    world = world_with(2, unreadable="not mapped", damaged=True, pgd_phys=0, pgd_pa=None)
+    at(only(world, "S1"), vm="vm2")
+
+
+def test_a_damaged_record_of_a_vm_is_an_error() -> None:
+    capture = good_world().capture()
+    damaged = replace(capture.vms[1], unreadable="not mapped", mmus=(), memslots=(), vcpus=())
+    found = run_checks(replace(capture, vms=(capture.vms[0], damaged, *capture.vms[2:])), only=["S1"])
+    assert [(f.severity, f.where.vm) for f in found] == [(Severity.ERROR, damaged.name)]
 
 
 def test_a_vm_that_has_no_table_yet() -> None:
