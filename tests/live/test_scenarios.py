@@ -1,0 +1,260 @@
+"""Everything a VMM can do to stage-2, step by step, looked at while it happens, and stopped in the middle of a walk.
+
+The oracle is the exerciser's ground truth, printed again after every step: what was unmapped must be gone, what was
+replaced must be the new page.  The checks must find nothing when all is quiet, and no error at any other instant.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from fixtures import truth
+from inspector.capture.data import Capture
+from inspector.capture.take import take
+from inspector.capture.view import table_views
+from inspector.check import run_checks
+from inspector.findings import Severity, TargetLost
+from inspector.symbols import Symbols, open_symbols
+from inspector.tables import entries
+from inspector.target.api import Target
+from inspector.target.connect import attached
+from inspector.target.machine import Machine as Attached
+from tests.agreement import disagreements
+from tests.live.conftest import Cell
+from tests.live.machine import Event, Machine, kernel_labels
+
+pytestmark = pytest.mark.live
+
+SCENARIOS = (
+    "log", "manual", "lazy", "eager", "drop", "protect", "cow", "remap", "ksm", "age", "slots", "teardown", "many",
+    "sparse", "middle",
+)  # fmt: skip
+STEPS = {
+    "log": 5, "manual": 3, "lazy": 3, "drop": 4, "protect": 4, "cow": 4, "remap": 5, "ksm": 3, "age": 1, "slots": 6,
+    "teardown": 2, "many": 1, "sparse": 2, "middle": 0, "eager": 0,
+}  # fmt: skip
+"""How many quiet moments each must have had at least, where the host can do it at all."""
+
+_ALL = (
+    Cell(None, "max", 2),
+    Cell(None, "cortex-a76", 2),
+    Cell(None, "cortex-a57", 2),
+    Cell("6.12", "max", 2),
+    Cell("7.3", "max", 2),
+)
+CELLS = tuple(cell for cell in _ALL if cell.kernel is None or cell.kernel in kernel_labels())
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine without any VM at first."""
+
+    cell: Cell
+    machine: Machine
+    symbols: Symbols
+
+    def told(self) -> truth.Truth:
+        return truth.parse(self.machine.console_text.splitlines())
+
+
+@pytest.fixture(scope="module", params=CELLS, ids=str)
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    cell: Cell = request.param
+    with Machine.start(cell.kernel, cpu=cell.cpu, smp=cell.smp, gic=cell.gic, scenario="none") as machine:
+        yield Host(cell, machine, open_symbols(image=machine.image))
+
+
+def done(events: list[Event]) -> bool:
+    """Whether the command was obeyed; an error that the exerciser met fails the test at once."""
+    errors = [event for event in events if event["event"] in ("error", "usage")]
+    assert not errors, errors
+    return bool(events[-1]["ok"])
+
+
+def quiet_moments(host: Host, name: str) -> Iterator[tuple[str, truth.Truth]]:
+    """Run a scenario; at each of its steps, and at its end, what the last step was and what is true then."""
+    events = host.machine.command(f"run {name} step=1", timeout=90)
+    assert done(events)
+    while True:
+        steps = [str(event["what"]) for event in events if event["event"] == "step"]
+        yield steps[-1] if steps else "end", host.told()
+        events = host.machine.command("next", timeout=90)
+        if not done(events):
+            return
+
+
+def aged_leaves(capture: Capture) -> int:
+    """Leaves without the access flag."""
+    return sum(
+        entry.descriptor.kind.is_leaf and not entry.descriptor.af
+        for view in table_views(capture)
+        for entry in entries(view.tree)
+    )
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_step(host: Host, name: str) -> None:
+    steps = []
+    with attached(host.machine.gdb_socket) as target:
+        target.resume()
+        host.machine.command("end")
+        for step, told in quiet_moments(host, name):
+            capture = take(target, host.symbols)
+            assert disagreements(capture, told) == [], step
+            assert {(vm.pid, vm.fd) for vm in capture.vms} == {(vm.pid, vm.fd) for vm in told.vms.values()}, step
+            assert run_checks(capture) == [], step
+            if step == "aged":
+                assert aged_leaves(capture)
+            steps.append(step)
+    assert len(steps) > STEPS[name], steps
+
+
+# --- while it happens ---
+
+
+@dataclass
+class Running:
+    """Commands that the machine is obeying in the background; what went wrong with them."""
+
+    machine: Machine
+    lines: Iterable[str]
+    failed: list[BaseException] = field(default_factory=list)
+    thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self.thread = threading.Thread(target=self._obey, daemon=True)
+        self.thread.start()
+
+    def _obey(self) -> None:
+        try:
+            for line in self.lines:
+                assert done(self.machine.command(line, timeout=120)), line
+        except BaseException as error:
+            self.failed.append(error)
+
+    @property
+    def busy(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def finish(self) -> None:
+        """Wait for the last command and raise what failed."""
+        assert self.thread is not None
+        self.thread.join()
+        if self.failed:
+            raise self.failed[0]
+
+
+@contextmanager
+def running(target: Target, machine: Machine, lines: Iterable[str]) -> Iterator[Running]:
+    """The machine obeying ``lines`` meanwhile; at the end they are done."""
+    target.resume()
+    work = Running(machine, lines)
+    work.start()
+    try:
+        yield work
+    finally:
+        target.resume()
+    work.finish()
+
+
+def judged(captures: Iterable[Capture]) -> Counter[tuple[str, str]]:
+    """No capture has an error; the notes by check and explanation, which `EXPLAINED` knows all."""
+    notes: Counter[tuple[str, str]] = Counter()
+    for number, capture in enumerate(captures):
+        for finding in run_checks(capture):
+            cpus = [(cpu.running, cpu.symbol) for cpu in capture.host.cpus]
+            assert finding.severity is not Severity.ERROR, (number, finding, cpus)
+            notes[finding.check, finding.why] += 1
+    return notes
+
+
+def test_at_many_instants(host: Host) -> None:
+    """All scenarios run, one after the other and all alive; captures at whatever instants."""
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    captures: list[Capture] = []
+    with attached(host.machine.gdb_socket) as target:
+        target.resume()
+        host.machine.command("end")
+        while len(captures) < 30:
+            with running(target, host.machine, ["run history", "end"]) as work:
+                while work.busy:
+                    captures.append(take(target, host.symbols))
+                    assert work.thread is not None
+                    work.thread.join(rng.uniform(0, 0.3))
+    for (check, why), count in judged(captures).items():
+        print(f"{host.cell}: {len(captures)} captures, {count} notes {check}: {why}")
+
+
+# --- stopped in the middle of a walk ---
+
+WALKS = (
+    "kvm_pgtable_stage2_map", "stage2_map_walker", "stage2_map_walk_leaf", "stage2_map_walker_try_leaf",
+    "stage2_try_break_pte", "stage2_try_set_pte", "stage2_make_pte", "stage2_unmap_walker", "stage2_put_pte",
+    "stage2_unmap_put_pte", "stage2_attr_walker", "stage2_split_walker", "kvm_pgtable_stage2_unmap",
+    "kvm_pgtable_stage2_wrprotect", "__kvm_tlb_flush_vmid_ipa", "__kvm_tlb_flush_vmid", "kvm_s2_put_page",
+    "kvm_pgtable_stage2_relax_perms", "kvm_pgtable_stage2_split",
+)  # fmt: skip
+"""Where walks that change a table begin and what they call, in one kernel or another; many are inlined away."""
+
+
+def stopped(target: Attached, timeout: float) -> bool:
+    """Whether the machine stopped by itself, within about ``timeout`` seconds."""
+    try:
+        target.session.wait_event(lambda event: event["message"] == "stopped", timeout)
+    except TargetLost:
+        if target.session.target_gone:
+            raise
+        return False
+    return True
+
+
+def stop_inside(target: Attached, address: int, rng: random.Random) -> bool:
+    """Run until a CPU has come to ``address`` once more, and a random number of instructions further."""
+    session = target.session
+    target.stop()
+    session.forget_events()
+    reply = session.command(f"-break-insert -h -i {rng.randrange(6)} *{address:#x}")
+    number = reply.payload["bkpt"]["number"]
+    target.resume()
+    hit = stopped(target, 1.5)
+    if not hit:
+        target.stop()
+    session.command(f"-break-delete {number}")
+    if hit:
+        session.forget_events()
+        session.console(f"stepi {rng.randrange(1, 150)}")
+        hit = stopped(target, 30)
+    return hit
+
+
+def test_in_the_middle_of_a_walk(host: Host) -> None:
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    captures: list[Capture] = []
+    tried: Counter[str] = Counter()
+    with attached(host.machine.gdb_socket) as target:
+        slide = take(target, host.symbols, scope="vms").host.kaslr_slide
+        places = {name: at for name in WALKS if (at := host.symbols.address(name)) is not None}
+        assert len(places) >= 4, places
+        host.machine.command("end")
+        while len(captures) < 24:
+            lines = [f"run {name}" for name in ("log", "slots", "eager", "drop", "cow", "remap", "many vms=8 alive=3")]
+            with running(target, host.machine, [*lines, "end"]) as work:
+                while work.busy and len(captures) < 24:
+                    name = min(places, key=lambda one: (tried[one], rng.random()))
+                    tried[name] += 1
+                    if stop_inside(target, places[name] + slide, rng):
+                        captures.append(take(target, host.symbols))
+                    target.resume()
+    inside = [capture for capture in captures if any(vm.mmu_lock_held for vm in capture.vms)]
+    assert len(inside) > len(captures) // 2, f"seed {seed}: {[c.host.cpus[0].symbol for c in captures]}"
+    for (check, why), count in judged(captures).items():
+        print(f"{host.cell}: {len(captures)} captures in {len(places)} functions, {count} notes {check}: {why}")
