@@ -54,6 +54,47 @@ def test_summary(values: list[int]) -> None:
         assert known.some >> bit & 1 == max(have)
 
 
+WORD = (1 << 64) - 1
+SEGMENTS = st.tuples(
+    st.sampled_from(["zeros", "steps", "same"]),
+    st.integers(1, 30),
+    st.one_of(words(), st.integers(0, 40).map(lambda n: (1 << 48) - (n << 12) | 3), st.just(WORD - 0x4FFF)),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(segments=st.lists(SEGMENTS, min_size=1, max_size=8), level=st.integers(1, 3))
+def test_runs(segments: list[tuple[str, int, int]], level: int) -> None:
+    geometry, fmt = Geometry.for_ipa(40), Format(Regime.STAGE2)
+    address = bulk.address_field(bulk.leaf_kind(level), level, geometry, fmt)
+    step = geometry.block_size(level)
+    values: list[int] = []
+    for what, count, first in segments:
+        stride = step if what == "steps" else 0
+        values += [0 if what == "zeros" else (first + n * stride) & WORD for n in range(count)]
+    raw = np.array(values, dtype=np.uint64)
+    runs = bulk.find_runs(raw, geometry.level_shift(level), address)
+    starts = {0, *(n for n in range(1, len(values)) if not _goes_on(values[n - 1], values[n], step))}
+    if any((values[n - 1] ^ values[n]) & ~address.mask for n in range(1, len(values)) if n not in starts):
+        assert runs.start.tolist() == list(range(len(values)))
+    else:
+        # Zeros are made one run only where there are many.
+        assert {n for n in runs.start.tolist() if n == 0 or values[n - 1] or values[n]} == starts
+    assert runs.count.tolist() == np.diff(runs.start, append=len(values)).tolist()
+    assert runs.first.tolist() == raw[runs.start].tolist()
+    assert runs.last.tolist() == raw[runs.start + runs.count - 1].tolist()
+
+
+def _goes_on(before: int, after: int, step: int) -> bool:
+    return (after - before) & WORD == step or before == after == 0
+
+
+def test_scratch_is_not_shared_between_two_that_use_it() -> None:
+    with bulk.scratch(8) as outer, bulk.scratch(8) as inner:
+        outer[:], inner[:] = 1, 2
+        assert outer.tolist() == [1] * 8
+
+
 def test_words_are_little_endian() -> None:
     assert bulk.words(bytes(range(8))).tolist() == [0x0706_0504_0302_0100]
 

@@ -235,6 +235,32 @@ def test_addresses_beyond_the_output_size() -> None:
     assert _walk(built).problems == ()
 
 
+def test_what_is_wrong_inside_a_run_of_pages() -> None:
+    """Neighbours that differ by one page each: only some of them are wrong, and each of those is reported."""
+    built = Builder(Geometry.for_ipa(40, pa_bits=40))
+    limit = 1 << 40
+    for n in range(700):
+        built.map(0x4000_0000 + (n << 12), limit - (600 << 12) + (n << 12))
+    wrong = [(p.kind, p.ia, p.raw) for p in _walk(built).problems]
+    assert wrong == [
+        ("beyond-pa", 0x4000_0000 + (n << 12), built.get(built.entry(0x4000_0000 + (n << 12), 3)))
+        for n in range(600, 700)
+    ]
+    # Type bit 0 at level 3, a whole run of it.
+    for n in range(100, 300):
+        at = built.entry(0x4000_0000 + (n << 12), 3)
+        built.put(at, built.get(at) & ~2)
+    tree = _walk(built)
+    assert [(p.kind, p.ia) for p in tree.problems if p.kind == "reserved"] == [
+        ("reserved", 0x4000_0000 + (n << 12)) for n in range(100, 300)
+    ]
+    assert _kinds(tree).count("beyond-pa") == 100
+    assert [(r.ia, r.leaves) for r in merged_ranges(tree)] == [
+        (0x4000_0000, 100),
+        (0x4000_0000 + (300 << 12), 400),
+    ]
+
+
 def test_entries_that_no_address_reaches() -> None:
     built = Builder(Geometry.for_ipa(44))
     built.map((1 << 44) - 0x1000, 0x8000_0000)
