@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspector.codec import Geometry
-from inspector.tables import Range, RangeTable, Tree, entries, merged_ranges, reverse, walk_tree
+from inspector.tables import Range, RangeTable, Tree, entries, merged_ranges, reverse, walk, walk_tree
 from tests.codec.pseudocode import Params
 from tests.tables import reference
 from tests.tables.build import Builder
@@ -103,6 +103,20 @@ def test_a_carry_out_of_the_address_does_not_merge() -> None:
         (0x4000_0000, (1 << 48) - 0x1000, 1, 0),
         (0x4000_1000, 0, 2, 1 << 48),
     ]
+
+
+def test_the_size_of_a_chunk_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One table at a time, carries in some, so that what was found in one must outlive the next."""
+    monkeypatch.setattr(walk, "CHUNK_BYTES", 4096)
+    built = Builder(FOUR_K)
+    for n in range(0, 3 * 512, 5):
+        raw = built.map(0x4000_0000 + (n << 12), (1 << 48) - 0x1000 if n % 512 < 256 else n << 12)
+        built.put(built.entry(0x4000_1000 + (n << 12), 3), (raw + 0x1000) & ((1 << 64) - 1))
+    frozen = {pa: bytes(page) for pa, page in built.pages.items()}
+    params = _params(FOUR_K)
+    expected = reference.merged(reference.leaves(frozen, built.root, params), params)
+    assert len(expected) > 3 * 100
+    assert _rows(merged_ranges(_walk(built))) == expected
 
 
 @settings(deadline=None, max_examples=40)
