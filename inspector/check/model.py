@@ -9,7 +9,7 @@ from inspector.check.context import Context, error
 from inspector.compare import Difference, Side, compare_views, kernel_of
 from inspector.findings import Finding, Severity
 
-#: Differences that are about equality with the model; a page that is free or unreadable is S3's and S1's.
+#: Differences that are about equality with the model; a page that is free, shared or unreadable is S3's and S1's.
 _KINDS = ("leaf", "table", "invalid", "extra", "count")
 
 
@@ -23,8 +23,12 @@ def model_equality(context: Context) -> Iterator[Finding]:
     kernel = kernel_of(context.capture.host)
     if kernel.generation.assumed:
         return  # the model may be another kernel's: 'inspector diff' says that, and compares all the same
-    for compared in compare_views(context.views, kernel):
-        errors = [d for d in compared.differences if d.severity is Severity.ERROR and d.kind in _KINDS]
+    for owned, compared in zip(context.owned, compare_views(context.views, kernel), strict=True):
+        errors = [
+            d
+            for d in compared.differences
+            if d.severity is Severity.ERROR and d.kind in _KINDS and d.where.table_pa not in owned.contested
+        ]
         for one in errors[:64]:
             expected = _text(one, one.model)
             yield error("M10", one.where, expected, f"{_text(one, one.live)}: {one.what}", one.why, one.function)

@@ -47,7 +47,8 @@ NOT_SHOWN: tuple[Unseen, ...] = (
         "M10",
         "The table is what the model builds by the same operations.",
         "kvm_pgtable_stage2_map, unmap, wrprotect, relax_perms and the other walks",
-        "the operations are not in a capture; 'inspector diff' compares with the table that fresh faults would build",
+        "the operations are not in a capture; M10 builds each table anew from the mappings that it holds, as "
+        "'inspector diff' does",
     ),
     Unseen(
         "V3",

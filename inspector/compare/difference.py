@@ -25,8 +25,8 @@ class Difference:
     """``entries`` neighbouring entries (or one table page) that differ in the same way; the place is the first's.
 
     ``kind`` is one word: ``leaf``, ``table``, ``invalid``, ``extra`` (an entry where the model has none), ``empty``,
-    ``count``, ``page``, ``split``, ``aged``, ``unread``.  ``what`` says what differs, ``why`` why it matters, or for a
-    note what explains it.  ``function`` is the kernel function that writes such an entry or count.
+    ``count``, ``page``, ``shared``, ``split``, ``aged``, ``unread``.  ``what`` says what differs, ``why`` why it
+    matters, or for a note what explains it.  ``function`` is the kernel function that writes such an entry or count.
     """
 
     kind: str

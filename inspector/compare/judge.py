@@ -6,21 +6,21 @@ caught in the middle of a walk, an access flag cleared by ageing.  What nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector.capture.data import Backing
-from inspector.capture.view import TableView, possible_walkers, walk_in_progress
+from inspector.capture.view import TableView, possible_walkers, table_views, walk_in_progress
 from inspector.codec import Descriptor, Format, bulk, decode
 from inspector.compare.columns import LevelColumn, Mask, columns_of
 from inspector.compare.difference import Difference, Side, functions, leaf_difference
 from inspector.compare.kernel import Kernel
 from inspector.compare.rebuild import Rebuilt, rebuild
 from inspector.findings import Severity, Where
-from inspector.tables import Problem
+from inspector.tables import Problem, Tree
 
 LIMIT = 64
 """At most this many differences of one table are shown."""
@@ -75,15 +75,18 @@ def compare_views(views: Sequence[TableView], kernel: Kernel) -> Iterator[Compar
 
     Raises `BadInput` when the generation asked for cannot have made such a table.
     """
+    shared = shared_pages(views)
     for view in views:
-        yield _Judge(view, kernel).compare()
+        yield _Judge(view, kernel, shared).compare()
 
 
 class _Judge:
     """The comparison of one table; `compare` is its only use."""
 
-    def __init__(self, view: TableView, kernel: Kernel) -> None:
+    def __init__(self, view: TableView, kernel: Kernel, shared: Mapping[int, Sequence[str]]) -> None:
         self.view = view
+        self.shared = {pa: [title for title in titles if title != view.title] for pa, titles in shared.items()}
+        self.contested = contested(view.tree, shared)
         self.kernel = kernel
         self.format: Format = kernel.format(view)
         self.columns = columns_of(view.tree, self.format)
@@ -101,7 +104,9 @@ class _Judge:
             difference, extra = self._level(number)
             found += difference
             extras.append(extra)
+        found = [one for one in found if one.where.table_pa not in self.contested]
         found += self._counts(extras)
+        found += self._shared()
         found += self._unread(found)
         found += self._splits()
         found.sort(key=_order)
@@ -298,8 +303,8 @@ class _Judge:
         missing, total, seen = 0, 0, set()
         for number, (column, extra) in enumerate(zip(self.columns, extras, strict=True)):
             for row, pa in enumerate(column.pa.tolist()):
-                if pa in seen:
-                    continue  # a page that the tree holds twice: said of the entry that leads to it
+                if pa in seen or pa in self.contested:
+                    continue  # said of the entry that leads to it
                 seen.add(pa)
                 total += 1
                 info = self.view.capture.page_info.get(pa)
@@ -346,6 +351,30 @@ class _Judge:
 
     # --- what belongs to no entry ---
 
+    def _shared(self) -> Iterator[Difference]:
+        """The entries (or the root) that lead to a page of another table: nobody can say which of them is wrong."""
+        for number, column in enumerate(self.columns):
+            at = np.flatnonzero(column.table)
+            if not self.shared or not len(at):
+                continue
+            for place, child in zip(at.tolist(), column.child(at).tolist(), strict=True):
+                others = self.shared.get(child)
+                if others and int(column.pa[place // column.per_table]) not in self.contested:
+                    run = _Run(place, 1)
+                    entry = self._entry(
+                        number, run, "shared", Severity.ERROR, self._decode(0, column.level),
+                        f"the table at PA {child:#x} is also one of {' and '.join(others)}", _SHARED,
+                        self.functions["table"],
+                    )  # fmt: skip
+                    yield replace(entry, model=Side(None, None))
+        for pa in self.view.root_pages():
+            if others := self.shared.get(pa):
+                where = Where(self.view.vm.name, self.view.regime, None, None, self.view.geometry.start_level, pa)
+                yield Difference(
+                    "shared", Severity.ERROR, where, 1, Side(None, None), Side(None, None),
+                    f"this root is also a table of {' and '.join(others)}", _SHARED, None,
+                )  # fmt: skip
+
     def _unread(self, said: Sequence[Difference]) -> Iterator[Difference]:
         """What the walk found wrong and no entry above told: an unreadable root, a page that is a table twice."""
         places = {(one.where.table_pa, one.where.index) for one in said}
@@ -359,7 +388,11 @@ class _Judge:
                     "unread", Severity.ERROR, where, 1, Side(None, None), Side(None, None), problem.detail,
                     "nothing below it is compared", None,
                 )  # fmt: skip
-            elif problem.kind in ("shared", "loop") and (problem.table_pa, problem.index) not in places:
+            elif (
+                problem.kind in ("shared", "loop")
+                and (problem.table_pa, problem.index) not in places
+                and problem.table_pa not in self.contested
+            ):
                 column = self.columns[by_level[problem.level]]
                 row = int(np.flatnonzero(column.pa == np.uint64(problem.table_pa))[0])
                 run = _Run(row * column.per_table + problem.index, 1)
@@ -433,6 +466,51 @@ def _clip(run: Backing, hva: int, size: int) -> tuple[int, int]:
 def _order(one: Difference) -> tuple[bool, int, int, int]:
     where = one.where
     return one.severity is not Severity.ERROR, where.ipa or 0, where.level or 0, 0 if where.index is None else 1
+
+
+# --- table pages with two owners ---
+
+_SHARED = "an edit of one guest's memory changes the other's; what is below is not compared"
+
+
+def shared_pages(views: Sequence[TableView]) -> dict[int, list[str]]:
+    """Table pages that more than one table of the capture holds, with the titles of these tables.
+
+    All tables of the capture count, not only ``views``.
+    """
+    chosen = {(view.vm.name, view.number) for view in views}
+    others = [v for v in (table_views(views[0].capture) if views else ()) if (v.vm.name, v.number) not in chosen]
+    holders = [*views, *others]
+    pages = [np.unique(np.concatenate([np.array(level.pa, dtype=np.uint64) for level in v.tree.levels] or [_NO_PAGES]))
+             for v in holders]  # fmt: skip
+    if not pages:
+        return {}
+    values, counts = np.unique(np.concatenate(pages), return_counts=True)
+    twice = values[counts > 1]
+    if not len(twice):
+        return {}
+    found: dict[int, list[str]] = {pa: [] for pa in twice.tolist()}
+    for view, held in zip(holders, pages, strict=True):
+        for pa in np.intersect1d(held, twice).tolist():
+            found[pa].append(view.title)
+    return found
+
+
+_NO_PAGES = np.empty(0, dtype=np.uint64)
+
+
+def contested(tree: Tree, shared: Mapping[int, Sequence[str]]) -> frozenset[int]:
+    """The pages of ``tree`` that another table, or this one at another level, holds too, and all below them."""
+    pages = [np.array(level.pa, dtype=np.uint64) for level in tree.levels]
+    values, counts = np.unique(np.concatenate([*pages, _NO_PAGES]), return_counts=True)
+    tops = set(values[counts > 1].tolist()) | shared.keys()
+    if not tops:
+        return frozenset()
+    found: set[int] = set()
+    for table in tree.tables:
+        if table.pa in tops or table.parent_pa in found:
+            found.add(table.pa)
+    return frozenset(found)
 
 
 # --- runs of entries that differ in the same way ---

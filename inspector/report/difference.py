@@ -91,6 +91,7 @@ def comparison(compared: Sequence[Comparison], kernel: Kernel, capture: Capture,
     errors = sum(one.errors for one in compared)
     notes = sum(one.notes for one in compared)
     yield f"- is live, + is what the model of {kernel.text}, makes of the same mappings"
+    yield "whether they are the right mappings (memslots, what backs them) is what 'inspector check' judges"
     verdict = f"{count(errors, 'error')}, {count(notes, 'note')} in {count(len(compared), 'tree')}"
     yield paint(verdict, "bold red" if errors else "bold green")
 

@@ -58,7 +58,7 @@ def test_identical(good: str) -> None:
     lines = result.stdout.splitlines()
     assert [line.rpartition(", ")[2] for line in lines[:3]] == ["identical"] * 3
     assert "model of 6.12 (recognised by: " in lines[3] and "proven" in lines[3]
-    assert lines[4] == "0 errors, 0 notes in 3 trees"
+    assert lines[5] == "0 errors, 0 notes in 3 trees"
     assert document("--from", good, "diff", code=0)["errors"] == 0
 
 

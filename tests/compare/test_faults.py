@@ -250,6 +250,27 @@ def test_a_table_that_two_entries_lead_to() -> None:
     assert place(found) == (table, index) and "already reached" in found.what
 
 
+def test_a_table_of_another_guest() -> None:
+    """Nobody can say whose it is: both entries are named, and what lies below is not compared with either."""
+    world = good()
+    mine, theirs = world.guests[0].place(0x4000_0000, 2), world.guests[2].place(0x4000_0000, 2)
+    world.freeze_counts()
+    world.pages[theirs[0]][theirs[1]] = world.pages[mine[0]][mine[1]]
+    world.pages[world.guests[0].place(0x4000_1000, 3)[0]][1] |= 1 << 11
+    found = differences(world)
+    assert [(d.kind, d.severity, d.where.vm, place(d)) for d in found] == [
+        ("shared", ERROR, "vm0", mine), ("shared", ERROR, "vm2", theirs)
+    ]  # fmt: skip
+    one = list(compare_views(list(table_views(world.capture()))[2:], kernel_of(world.capture().host)))
+    assert [d.kind for d in one[0].differences] == ["shared"]  # the other guest counts though it is not compared
+
+
+def test_two_guests_with_one_root() -> None:
+    world = good()
+    world.guests[2].mmu_changes = {"pgd_phys": world.guests[0].root, "pgd_pa": world.guests[0].root}
+    assert {d.kind for d in differences(world)} == {"shared"}
+
+
 def test_a_loop() -> None:
     world = good()
     table, index = world.guests[0].place(0x4060_0000, 2)
