@@ -104,6 +104,12 @@ def test_a_swap_entry_backs_nothing(new: bool) -> None:
     assert (run.state, run.pa) == ("swap", None)
 
 
+@pytest.mark.parametrize("bit", [56, 57], ids=["PTE_SPECIAL", "PTE_DEVMAP"])
+def test_what_is_mapped_by_frame_number_is_told_apart(bit: int) -> None:
+    ram = tree({0: 0x5000_0000 | USER_RW, 1: 0x5000_1000 | USER_RW | 1 << bit})
+    assert [(run.pa, run.special) for run in runs(ram, HVA, 2 * PAGE)] == [(0x5000_0000, False), (0x5000_1000, True)]
+
+
 def test_an_unreadable_table_is_told_from_a_hole() -> None:
     ram = tree({}, {0: 0x9_0000_0000 | TABLE})
     (run,) = runs(ram, HVA, 4 * PAGE)
