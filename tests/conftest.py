@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 #: What `run_qemu.sh test` tries to fetch: the distribution's kernel and those of newer Debian suites.
@@ -14,6 +15,15 @@ def kernel_labels() -> list[str]:
     folder = os.environ.get("INSPECTOR_KERNELS")
     found = [path.parent.name for path in Path(folder).glob("*/vmlinuz")] if folder else []
     return sorted(found, key=lambda label: [int(part) for part in label.split(".")])
+
+
+def pytest_configure() -> None:
+    """Programs under test inherit what we ignore, and ignoring a signal is something they respect.
+
+    Under nohup, and in the background of a shell without job control, SIGHUP or SIGINT arrive ignored.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:

@@ -65,7 +65,21 @@ def look(address: Address, timeout: float) -> Found:
                 supported = client.request(b"qSupported:multiprocess+")
                 told = bool(client.stop_replies)
                 ran = told or stirs
-                return _ask(address, client, supported, told, stirs or not local)
+                if b"PacketSize" not in supported:
+                    raise TargetLost(
+                        f"{address} is a gdbstub that QEMU did not make: only QEMU's has what this tool needs"
+                    )
+                architecture = _architecture(client, supported)
+                if architecture is None:
+                    raise TargetLost(_not_aarch64(address, architecture))
+                # Before anything else can be refused: what to restore then.
+                status = qemu.parse_status(client.monitor("info status"))
+                version = qemu.parse_version(client.monitor("info version"))
+                silent = qemu.version_tuple(version) >= (8, 1)
+                ran = told or (silent and status == "paused" and (stirs or not local))
+                if architecture != "aarch64":
+                    raise TargetLost(_not_aarch64(address, architecture))
+                return Found(ran, _physical_mode(address, client), status, version, _peer(client))
             except NoAnswer as error:
                 ran = bool(client.stop_replies)
                 raise TargetLost(_silent(address)) from error
@@ -80,30 +94,34 @@ def look(address: Address, timeout: float) -> Found:
         raise
 
 
-def _ask(address: Address, client: RspClient, supported: bytes, told: bool, stirred: bool) -> Found:
-    if b"PacketSize" not in supported:
-        raise TargetLost(f"{address} is a gdbstub that QEMU did not make: only QEMU's has what this tool needs")
-    architecture = None
-    if b"qXfer:features:read+" in supported:
-        architecture = qemu.parse_architecture(client.read_object("features", "target.xml").decode(errors="replace"))
-    if architecture != "aarch64":
-        raise TargetLost(
-            f"the CPU at {address} is {architecture or 'of an unknown architecture'}, not AArch64: "
-            "attach to a qemu-system-aarch64 with a 64-bit CPU"
-        )
+def _architecture(client: RspClient, supported: bytes) -> str | None:
+    """What the target description names, or ``None`` from a stub that has none."""
+    if b"qXfer:features:read+" not in supported:
+        return None
+    return qemu.parse_architecture(client.read_object("features", "target.xml").decode(errors="replace"))
+
+
+def _not_aarch64(address: Address, architecture: str | None) -> str:
+    return (
+        f"the CPU at {address} is {architecture or 'of an unknown architecture'}, not AArch64: "
+        "attach to a qemu-system-aarch64 with a 64-bit CPU"
+    )
+
+
+def _physical_mode(address: Address, client: RspClient) -> int:
+    """``qqemu.PhyMemMode``; raises `TargetLost` where there is no such mode."""
     mode = client.request(b"qqemu.PhyMemMode")
     if mode not in (b"0", b"1"):
         raise TargetLost(
             f"the gdbstub at {address} has no physical memory mode: use QEMU 4.1 or newer (system emulation)"
         )
-    status = qemu.parse_status(client.monitor("info status"))
-    version = qemu.parse_version(client.monitor("info version"))
-    pid = None
+    return int(mode)
+
+
+def _peer(client: RspClient) -> int | None:
     with contextlib.suppress(OSError):
-        pid = host_process.peer_pid(client.socket)
-    silent_version = qemu.version_tuple(version) >= (8, 1)
-    ran = told or (silent_version and status == "paused" and stirred)
-    return Found(ran, int(mode), status, version, pid)
+        return host_process.peer_pid(client.socket)
+    return None
 
 
 def _cannot_connect(address: Address, error: OSError) -> str:

@@ -200,7 +200,7 @@ def test_a_signal_while_booting_leaves_nothing(run_dir: Path) -> None:
         (["--gic-version", "4", "start"], "2 or 3"),
         (["--name", "../x", "start"], "--name"),
         (["--qemu", "/no/such/qemu", "start"], "there is no program"),
-        (["--kernel", "/no/such/Image", "start"], "cannot be read"),
+        (["--kernel", "/no/such/Image", "start"], "cannot read"),
         (["--kernel", str(REPO / "LICENSE"), "start"], "no arm64 kernel"),
         (["--run-dir", "/" + "x" * 100, "start"], "too long"),
         (["start", "stop"], "one command at a time"),

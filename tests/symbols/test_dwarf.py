@@ -120,8 +120,11 @@ def test_pahole_agrees(plain: Path, tmp_path: Path) -> None:
     """pahole's BTF of the same object, in its .BTF section, read by the reader of BTF."""
     assert shutil.which("pahole"), "install pahole"
     encoded = tmp_path / "encoded"
-    shutil.copy(plain, encoded)
-    subprocess.run(["pahole", "-J", "--btf_gen_floats", str(encoded)], check=True, capture_output=True)
+    blob = tmp_path / "btf"
+    # Detached: putting the section in place itself, pahole needs llvm-objcopy.
+    encode = ["pahole", "-J", "--btf_gen_floats", f"--btf_encode_detached={blob}", str(plain)]
+    subprocess.run(encode, check=True, capture_output=True)
+    subprocess.run([OBJCOPY, f"--add-section=.BTF={blob}", str(plain), str(encoded)], check=True)
     ours = open_symbols(vmlinux=plain, cache_dir=tmp_path / "cache")
     theirs = open_symbols(vmlinux=encoded, cache_dir=tmp_path / "cache")
     assert theirs.description.endswith("(BTF, symtab)")
