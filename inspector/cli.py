@@ -626,6 +626,12 @@ def run(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return int(ExitCode.CLEAN)
+    except SystemExit as ending:
+        # click meets a closed pipe by exiting with 1, which here means findings.
+        if not isinstance(ending.__context__, BrokenPipeError):
+            raise
+        _forget_stdout()
+        return int(ExitCode.CLEAN)
     except Exception as error:
         if "--debug" in given:
             raise
