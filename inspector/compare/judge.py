@@ -104,7 +104,8 @@ class _Judge:
             difference, extra = self._level(number)
             found += difference
             extras.append(extra)
-        found = [one for one in found if one.where.table_pa not in self.contested]
+        expected = self._expected_counts(extras)
+        found = [_with_count(one, expected) for one in found if one.where.table_pa not in self.contested]
         found += self._counts(extras)
         found += self._shared()
         found += self._unread(found)
@@ -299,6 +300,14 @@ class _Judge:
             counted &= words != np.uint64(behaviours.locked_value)
         return counted
 
+    def _expected_counts(self, extras: Sequence[_Extras]) -> dict[int, int]:
+        """What each table's reference count must be: the model's, and what KVM took for entries explained otherwise."""
+        found: dict[int, int] = {}
+        for number, (column, extra) in enumerate(zip(self.columns, extras, strict=True)):
+            for row, pa in enumerate(column.pa.tolist()):
+                found.setdefault(pa, self.model.count(number, row) + extra.sure[row])
+        return found
+
     def _counts(self, extras: Sequence[_Extras]) -> Iterator[Difference]:
         missing, total, seen = 0, 0, set()
         for number, (column, extra) in enumerate(zip(self.columns, extras, strict=True)):
@@ -457,6 +466,13 @@ class _Judge:
                     if low < high:
                         found.append((ipa, ipa + high - low, run.pa + (low - run.hva) - ipa))
         return found
+
+
+def _with_count(one: Difference, expected: Mapping[int, int]) -> Difference:
+    """The difference of an entry with the reference count that its table must have."""
+    if one.where.table_pa is None or one.model.page_count is None:
+        return one
+    return replace(one, model=Side(one.model.entry, expected[one.where.table_pa]))
 
 
 def _clip(run: Backing, hva: int, size: int) -> tuple[int, int]:

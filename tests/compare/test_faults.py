@@ -225,6 +225,19 @@ def test_an_empty_table_is_a_note() -> None:
     assert (found.where.level, found.where.ipa) == (3, 0x4060_0000)
 
 
+def test_an_empty_table_counts_in_the_table_above() -> None:
+    world = good()
+    world.guests[0].place(0x4060_0000, 3)
+    table, index = world.guests[0].place(0x4020_0000, 2)
+    world.pages[table][index] |= 1 << 11
+    world.freeze_counts()
+    world.refcounts[table] -= 1
+    count, leaf, empty = differences(world)
+    assert (count.kind, leaf.kind, empty.kind) == ("count", "leaf", "empty")
+    assert (count.live.page_count, count.model.page_count) == (4, 5)  # 1 + table, two blocks, empty table
+    assert (leaf.live.page_count, leaf.model.page_count) == (4, 5)
+
+
 def test_a_chain_that_ends_in_an_empty_table_is_one_note() -> None:
     world = good()
     table, _ = world.guests[2].place(0x100_0000_0000, 3)  # from level 0: two tables above it have nothing else

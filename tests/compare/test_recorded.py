@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,25 @@ def test_a_dropped_entry(capture: Capture) -> None:
     # Its table is either left with a count too high, or (if it was the only entry) empty as well.
     assert {d.kind for d in found} <= {"count", "empty"} and found
     assert {d.where.table_pa for d in found} == {leaf.table_pa} and {d.severity for d in found} == {Severity.NOTE}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_data_is_survived(capture: Capture, seed: int) -> None:
+    """Pages of noise and wild pointers: a verdict, no exception; read as any generation."""
+    chance = random.Random(seed)
+    pages = dict(capture.pages)
+    for pa in chance.sample(sorted(pages), 6):
+        index, value = chance.randrange(512), chance.choice(sorted(pages)) | 3
+        page = bytearray(pages[pa])
+        page[8 * index : 8 * index + 8] = value.to_bytes(8, "little")
+        pages[pa] = chance.choice((bytes(page), chance.randbytes(len(page))))
+    spoiled = replace(capture, pages=pages)
+    for label in (None, "5.10", "6.18"):
+        kernel = kernel_of(capture.host, label)
+        views = [view for view in table_views(spoiled) if kernel.behaviours.lpa2 or not view.geometry.lpa2]
+        results = list(compare_views(views, kernel))
+        assert label is not None or any(one.errors for one in results)
+    assert not changes(capture, spoiled).same
 
 
 # --- one capture against another ---
