@@ -60,9 +60,13 @@ def execution(context: Context) -> Iterator[Finding]:
 
 
 def _never_written(context: Context, owned: Owned) -> Mask:
-    """Memory types that this kernel writes in no guest's table (facts 1.3: NORMAL_NC from 6.12)."""
-    known = {"normal", "device-nGnRE"}
-    if context.capture.host.traits.get("mmu_vtcr"):
+    """Memory types that this kernel writes in no guest's table.
+
+    Facts 1.3: NORMAL_NC is in 6.12 and not in 6.6; a capture made before its enumerator was looked for goes by the
+    structure that came with 6.12.
+    """
+    known, traits = {"normal", "device-nGnRE"}, context.capture.host.traits
+    if traits.get("prot_normal_nc", traits.get("mmu_vtcr")):
         known.add("normal-nc")
     return owned.entries.matching(lambda d: d.kind.is_leaf and d.memory_type not in known)
 

@@ -20,6 +20,7 @@ def traits(symbols: Symbols) -> dict[str, bool]:
         "mmu_vtcr": symbols.has_member("kvm_s2_mmu", "vtcr"),
         "pkvm_mappings": symbols.has_member("kvm_pgtable", "pkvm_mappings"),
         "invalid_pte_type": symbols.enumerator("kvm_invalid_pte_type", "KVM_INVALID_PTE_TYPE_LOCKED") is not None,
+        "prot_normal_nc": symbols.enumerator("kvm_pgtable_prot", "KVM_PGTABLE_PROT_NORMAL_NC") is not None,
         "xn_two_bits": has_symbol("stage2_set_xn_attr"),
         "nested_mmus": symbols.has_member("kvm_arch", "nested_mmus"),
         "present_invalid_bit11": present_invalid_bit11(symbols),

@@ -111,12 +111,19 @@ def test_encodings_without_fwb(value: int, legal: bool) -> None:
     ("traits", "legal"), [(TRAITS_510, False), (TRAITS_61, False), (TRAITS_612, True), (TRAITS_73, True)]
 )
 def test_non_cacheable_memory_came_with_6_12(traits: dict[str, bool], legal: bool) -> None:
+    """In a capture that does not tell whether enum kvm_pgtable_prot has it."""
     world = good_world(traits)
     device_slot(world).map(0x9000_0000, BAR, NC_RW)
     if legal:
         silent(world)
     else:
         only(world, "M6")
+
+
+def test_non_cacheable_memory_where_the_kernel_lacks_it() -> None:
+    world = good_world({**TRAITS_612, "prot_normal_nc": False})
+    device_slot(world).map(0x9000_0000, BAR, NC_RW)
+    only(world, "M6")
 
 
 @pytest.mark.parametrize("attributes", [DEVICE_RW, NC_RW])

@@ -14,6 +14,7 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
         "arch.mmu.pgt", "arch.mmu.vmid", "arch.mmu.vtcr", "arch.vtcr", "arch.nested_mmus", "arch.nested_mmus_size",
         "arch.pkvm", "arch.pkvm.handle", "arch.flags", "users_count", "created_vcpus", "online_vcpus", "vcpus",
         "vcpu_array", "vcpu_array.xa_head", "mmu_lock", "userspace_pid", "stats_id",
+        "slots_lock.owner", "dirty_ring_size",
         "mmu_notifier_count", "mmu_invalidate_in_progress", "mmu_notifier_seq", "mmu_invalidate_seq", "__memslots",
     ),
     "kvm_arch": ("mmu", "vtcr", "nested_mmus", "nested_mmus_size", "pkvm", "vgic"),
@@ -33,7 +34,8 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
         "gfn_node", "gmem", "gmem.file",
     ),
     "kvm_vcpu": (
-        "kvm", "vcpu_id", "vcpu_idx", "cpu", "mode", "arch", "arch.hw_mmu", "arch.ctxt", "arch.ctxt.regs.pc",
+        "kvm", "vcpu_id", "vcpu_idx", "cpu", "preempted", "mode", "arch", "arch.hw_mmu", "arch.ctxt",
+        "arch.ctxt.regs.pc",
         "arch.hcr_el2",
     ),
     "kvm_device": ("ops", "kvm", "private"),
@@ -71,7 +73,7 @@ ALWAYS: Mapping[str, tuple[str, ...]] = {
     "kvm_pgtable": ("ia_bits", "start_level", "pgd"),
     "kvm_memory_slot": ("base_gfn", "npages", "dirty_bitmap", "userspace_addr", "flags", "id", "as_id"),
     "kvm_memslots": ("generation",),
-    "kvm_vcpu": ("kvm", "vcpu_id", "cpu", "arch.hw_mmu"),
+    "kvm_vcpu": ("kvm", "vcpu_id", "cpu", "arch.hw_mmu", "preempted"),
     "task_struct": ("tasks", "mm", "files", "pid", "tgid", "comm", "stack", "thread_node", "signal"),
     "signal_struct": ("thread_head",),
     "files_struct": ("fdt",),
@@ -101,6 +103,7 @@ ENUMERATORS: tuple[tuple[str, str], ...] = (
     ("kvm_invalid_pte_type", "KVM_INVALID_PTE_TYPE_LOCKED"),
     ("", "KVM_PGTABLE_WALK_LEAF"),
     ("", "KVM_PGTABLE_PROT_R"),
+    ("kvm_pgtable_prot", "KVM_PGTABLE_PROT_NORMAL_NC"),
     ("__kvm_host_smccc_func", "__KVM_HOST_SMCCC_FUNC___kvm_tlb_flush_vmid_ipa"),
 )
 
