@@ -127,10 +127,6 @@ class Context:
                 return True
         return pa >= end
 
-    def touches_ram(self, pa: int, size: int) -> bool:
-        """True when any of ``[pa, pa+size)`` is RAM."""
-        return any(start < pa + size and pa < stop for start, stop in self.capture.host.ram)
-
 
 def spans(view: TableView, entries: Entries, mask: Mask) -> Iterator[Span]:
     """The masked entries as places, neighbours in one table with one pattern joined; at most `LIMIT` of them.
