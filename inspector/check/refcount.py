@@ -78,7 +78,7 @@ def _judge(
             "a foreign, passing reference (compaction, a scanner) or a walk in progress explains a count too high; "
             "if it stays, a put was forgotten and the page leaks", "kvm_s2_put_page",
         )  # fmt: skip
-    walkers = context.walk_in_progress()
+    walkers = context.walk_in_progress(view.vm)
     if walkers is not None and expected - actual <= len(context.walkers):
         return note(
             "R1", where, want, got,

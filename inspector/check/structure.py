@@ -239,7 +239,7 @@ def invalid_entries(context: Context) -> Iterator[Finding]:
         view, entries = owned.view, owned.entries
         invalid = (entries.raw & np.uint64(1)) == 0
         is_locked = invalid & (entries.raw == np.uint64(locked)) if locked else np.zeros_like(invalid)
-        walkers = context.walk_in_progress()
+        walkers = context.walk_in_progress(view.vm)
         for span in spans(view, entries, is_locked):
             excuse = None
             if walkers is not None:
