@@ -38,11 +38,16 @@ def _may_walk(cpu: CpuState) -> bool:
     return cpu.running != "host" or not (cpu.symbol or "").startswith(_IDLE)
 
 
-def walk_in_progress(walkers: Sequence[CpuState]) -> str | None:
-    """Who may be inside a table walk, in words, or ``None`` when nobody can be."""
-    if not walkers:
-        return None
-    return " and ".join(f"CPU {c.index} was stopped in {c.symbol or 'the kernel'}" for c in walkers)
+def walk_in_progress(walkers: Sequence[CpuState], vm: Vm | None = None) -> str | None:
+    """Who may be inside a table walk (that changes a table of ``vm``), in words, or ``None`` when nobody can be.
+
+    Every walk that changes a table holds ``kvm->mmu_lock``, for reading (faults, 6.6 and later) or for writing:
+    where that lock is free, nobody does, whatever the CPUs are at.
+    """
+    who = " and ".join(f"CPU {c.index} was stopped in {c.symbol or 'the kernel'}" for c in walkers) or None
+    if vm is None or vm.mmu_lock_held is None:
+        return who
+    return (who or "its mmu_lock was held") if vm.mmu_lock_held else None
 
 
 def root_of(vttbr: int) -> int:

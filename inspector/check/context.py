@@ -108,14 +108,8 @@ class Context:
         return possible_walkers(self.capture.host)
 
     def walk_in_progress(self, vm: Vm | None = None) -> str | None:
-        """Who may be inside a table walk (that changes a table of ``vm``), in words, or ``None`` when nobody can be.
-
-        Every walk that changes a table holds ``kvm->mmu_lock``, for reading (faults, 6.6 and later) or for writing:
-        where that lock is free, nobody does, whatever the CPUs are at.
-        """
-        if vm is None or vm.mmu_lock_held is None:
-            return walk_in_progress(self.walkers)
-        return walk_in_progress(self.walkers) or "its mmu_lock was held" if vm.mmu_lock_held else None
+        """Who may be inside a table walk (that changes a table of ``vm``), in words, or ``None`` when nobody can be."""
+        return walk_in_progress(self.walkers, vm)
 
     def is_ram(self, pa: int, size: int) -> bool:
         """True when all of ``[pa, pa+size)`` is RAM (ranges that touch count as one)."""

@@ -214,7 +214,7 @@ class _Judge:
         nothing = self._decode(0, column.level)
         locked = behaviours.locked_mask and found.raw == behaviours.locked_value
         if locked:
-            walkers = walk_in_progress(self.walkers)
+            walkers = walk_in_progress(self.walkers, self.view.vm)
             why = "no CPU is inside a walk: every fault on it returns -EAGAIN for ever"
             severity = Severity.ERROR
             if walkers is not None:
@@ -346,7 +346,7 @@ class _Judge:
                 "if it stays, a put was forgotten and the page leaks"
             )
         else:
-            walkers = walk_in_progress(self.walkers)
+            walkers = walk_in_progress(self.walkers, self.view.vm)
             if walkers is not None and low - live <= len(self.walkers):
                 why = f"a walk may have been in progress ({walkers}): it sets an entry and its reference one by one"
                 function = "get"

@@ -363,6 +363,16 @@ def test_a_count_too_low_is_an_error() -> None:
     assert only(world, "count", ERROR).live.page_count == 5
 
 
+@pytest.mark.parametrize(("held", "severity"), [(None, NOTE), (True, NOTE), (False, ERROR)])
+def test_the_lock_tells_whether_a_walk_explains_it(held: bool | None, severity: Severity) -> None:
+    world = good()
+    table, _ = world.guests[0].place(0x4000_0000, 3)
+    world.refcounts[table] = 6
+    world.cpu("host", "gic_handle_irq")
+    world.guests[0].vm_changes["mmu_lock_held"] = held
+    assert place(only(world, "count", severity)) == (table, None)
+
+
 def test_a_dropped_entry_shows_as_a_count_too_high() -> None:
     world = good()
     world.freeze_counts()
