@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -106,14 +107,34 @@ def test_every_step(host: Host, name: str) -> None:
         target.resume()
         host.machine.command("end")
         for step, told in quiet_moments(host, name):
-            capture = take(target, host.symbols)
+            capture = settled(target, host.symbols)
             assert disagreements(capture, told) == [], step
             assert {(vm.pid, vm.fd) for vm in capture.vms} == {(vm.pid, vm.fd) for vm in told.vms.values()}, step
             assert run_checks(capture) == [], step
-            if step in ("aged", "blocks aged"):
-                assert aged_leaves(capture)
             steps.append(step)
     assert len(steps) > STEPS[name], steps
+
+
+def settled(target: Target, symbols: Symbols) -> Capture:
+    """A capture; another one where somebody (compaction, reclaim) held a table page for a moment (facts 10.1)."""
+    for _ in range(3):
+        capture = take(target, symbols)
+        if not any(f.check == "R1" and f.severity is Severity.NOTE for f in run_checks(capture)):
+            break
+        time.sleep(0.5)
+    return capture
+
+
+def test_ageing_clears_access_flags(host: Host) -> None:
+    """What the ageing scenario is for: when the kernel looks is its own affair, so it may need more than one try."""
+    with attached(host.machine.gdb_socket) as target:
+        target.resume()
+        for _ in range(5):
+            host.machine.command("end")
+            for step, _told in quiet_moments(host, "age"):
+                if step in ("aged", "blocks aged") and aged_leaves(take(target, host.symbols)):
+                    return
+    raise AssertionError("no leaf was ever seen without its access flag")
 
 
 # --- while it happens ---
