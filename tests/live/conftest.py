@@ -65,9 +65,9 @@ def take_from(machine: Machine, symbols: Symbols, memory: Backend = "auto", scop
         target.close()
 
 
-@pytest.fixture(scope="module", params=CELLS, ids=str)
+@pytest.fixture(scope="session", params=CELLS, ids=str)
 def booted(request: pytest.FixtureRequest) -> Iterator[Booted]:
-    """Each machine of the matrix in turn, after the default scenarios."""
+    """Each machine of the matrix in turn, after the default scenarios; booted once for all modules that look at it."""
     cell: Cell = request.param
     with Machine.start(cell.kernel, cpu=cell.cpu, smp=cell.smp, gic=cell.gic) as machine:
         symbols = open_symbols(image=machine.image)
