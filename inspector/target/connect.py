@@ -150,7 +150,7 @@ def _backend(
             return process, False
     if load_script(session, "bulk_read.py"):
         return GdbMemory(session, ram, attachment.files.fds, why), True
-    note = "this gdb has no Python, so reads go one by one"
+    note = "this gdb has no Python or gdb_scripts is not installed, so reads go one by one"
     return MiMemory(session, ram, f"{why}; {note}" if why else note), True
 
 
