@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from inspector.capture.data import Host
 from inspector.kernel.cpus import cpu_states
@@ -13,27 +12,12 @@ from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.mode import kvm_mode
 from inspector.kernel.objects import Kernel
 from inspector.kernel.registers import features
-from inspector.kernel.space import KernelSpace
 from inspector.kernel.traits import traits
 from inspector.symbols.api import Symbols
 from inspector.target.api import Cpu
 
 _PATH = re.compile(r"(?<= )/.*/")  # a capture is passed on: it names files, not where they lie on this machine
 _RELEASE = re.compile(r"Linux version (\S+)")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a kernel was found to run: constant until the machine reboots, so a later stop need not look again."""
-
-    root_pa: int
-    va_bits: int
-    slide: int
-    image_pa: int
-
-
-def place_of(space: KernelSpace) -> Place:
-    return Place(space.root_pa, space.geometry.ia_bits, space.slide, space.image_pa)
 
 
 def find_kernel(memory: StoppedMemory, symbols: Symbols, cpus: Sequence[Cpu], progress: Progress) -> Kernel:

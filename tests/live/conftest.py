@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -79,6 +79,3 @@ def default_machine() -> Iterator[Machine]:
     """The distribution's kernel on ``-cpu max``, two CPUs, after the default scenarios."""
     with Machine.start() as machine:
         yield machine
-
-
-Capturer = Callable[..., Capture]
