@@ -131,7 +131,7 @@ CATALOGUE: tuple[Behaviour, ...] = (
 
 
 def invalid_form(traits: Traits) -> InvalidForm:
-    """The form of invalid entries (facts 1.6: ``kvm_set_invalid_pte``, ``KVM_INVALID_PTE_LOCKED``)."""
+    """The form of invalid entries (kernel.md 1.6: ``kvm_set_invalid_pte``, ``KVM_INVALID_PTE_LOCKED``)."""
     if traits.get("invalid_pte_type"):
         return InvalidForm.TYPED
     if traits.get("visit_ctx"):
@@ -206,7 +206,7 @@ class Generation:
         return self.series == self.label
 
 
-#: Newest first: the first row whose traits are all there is the generation (facts 0, "how to detect in a vmlinux").
+#: Newest first: the first row whose traits are all there is the generation (kernel.md 0, "how to detect in a vmlinux").
 _RECOGNISED: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("7.3", ("invalid_pte_type",), "enum kvm_invalid_pte_type exists"),
     ("6.18", ("visit_ctx", "pkvm_mappings"), "kvm_pgtable.pkvm_mappings exists, enum kvm_invalid_pte_type does not"),

@@ -186,8 +186,22 @@ class Warn:
 
 
 Event: TypeAlias = (
-    Store | CasFail | Tlbi | Cache | Get | Put | Alloc | AllocFail | AllocExact | FreeExact | Free | Defer
-    | Barrier | Call | Ret | Warn
+    Store
+    | CasFail
+    | Tlbi
+    | Cache
+    | Get
+    | Put
+    | Alloc
+    | AllocFail
+    | AllocExact
+    | FreeExact
+    | Free
+    | Defer
+    | Barrier
+    | Call
+    | Ret
+    | Warn
 )
 
 _HEX, _DEC, _WORD, _LEVEL = "hex", "dec", "word", "level"

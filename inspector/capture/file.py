@@ -146,7 +146,13 @@ def _runs(span: Any, runs: NDArray[np.void]) -> tuple[Backing, ...]:
     columns = (some[name].tolist() for name in ("hva", "size", "pa", "entry_size", "state", "flags"))
     return tuple(
         Backing(
-            hva, size, pa if flags & 4 else None, _STATES[state], bool(flags & 1), bool(flags & 2), entry_size,
+            hva,
+            size,
+            pa if flags & 4 else None,
+            _STATES[state],
+            bool(flags & 1),
+            bool(flags & 2),
+            entry_size,
             bool(flags & 8),
         )
         for hva, size, pa, entry_size, state, flags in zip(*columns, strict=True)

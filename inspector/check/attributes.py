@@ -42,18 +42,24 @@ def execution(context: Context) -> Iterator[Finding]:
         device = entries.matching(lambda d: _uncached(d) and d.executable != "-")
         for span in spans(view, entries, device):
             yield error(
-                "M5", span.where, "execute-never: it is device or non-cacheable memory",
+                "M5",
+                span.where,
+                "execute-never: it is device or non-cacheable memory",
                 f"{span.where.raw or 0:#018x}, executable{many(span.count)}",
-                "the guest's CPU may fetch from a device on its own, speculatively: a read with side effects", _ATTR,
-            )  # fmt: skip
+                "the guest's CPU may fetch from a device on its own, speculatively: a read with side effects",
+                _ATTR,
+            )
         if view.mmu.kind != "vm":
             continue  # shadow tables carry what the guest's own stage 2 says
         for span in spans(view, entries, ~device & entries.matching(lambda d: d.executable in ("PX", "UX"))):
             yield error(
-                "M5", span.where, "XN[54:53] 00 or 10", f"{span.where.raw or 0:#018x}{many(span.count)}",
+                "M5",
+                span.where,
+                "XN[54:53] 00 or 10",
+                f"{span.where.raw or 0:#018x}{many(span.count)}",
                 "KVM knows only pages to execute and pages not to: one exception level has a right it was not given",
                 "stage2_set_xn_attr",
-            )  # fmt: skip
+            )
 
 
 # --- M6: memory types ---
@@ -62,7 +68,7 @@ def execution(context: Context) -> Iterator[Finding]:
 def _never_written(context: Context, owned: Owned) -> Mask:
     """Memory types that this kernel writes in no guest's table.
 
-    Facts 1.3: NORMAL_NC is in 6.12 and not in 6.6; a capture made before its enumerator was looked for goes by the
+    kernel.md 1.3: NORMAL_NC is in 6.12 and not in 6.6; a capture made before its enumerator was looked for goes by the
     structure that came with 6.12.
     """
     known, traits = {"normal", "device-nGnRE"}, context.capture.host.traits
@@ -94,10 +100,13 @@ def memory_types(context: Context) -> Iterator[Finding]:
         for span in spans(view, entries, wrong):
             kind = entries.patterns[entries.pattern[span.first]]
             yield error(
-                "M6", span.where, "MemAttr of Normal write-back or Device-nGnRE, as KVM encodes them",
+                "M6",
+                span.where,
+                "MemAttr of Normal write-back or Device-nGnRE, as KVM encodes them",
                 f"{span.where.raw or 0:#018x}, {kind.memory_type}{many(span.count)}",
-                f"KVM never writes it with FWB {int(view.format.fwb)}", _ATTR,
-            )  # fmt: skip
+                f"KVM never writes it with FWB {int(view.format.fwb)}",
+                _ATTR,
+            )
     mixed: list[tuple[Placed, Mask, Mask]] = []
     for placed in context.placed:
         view, entries = placed.owned.view, placed.owned.entries
@@ -109,19 +118,25 @@ def memory_types(context: Context) -> Iterator[Finding]:
         as_device = sound & ordinary & touches & entries.matching(_uncached)
         for span in spans(view, entries, as_device):
             yield error(
-                "M6", span.where, "Normal write-back: it is RAM", _what(placed, span.first, span.where.raw, span.count),
+                "M6",
+                span.where,
+                "Normal write-back: it is RAM",
+                _what(placed, span.first, span.where.raw, span.count),
                 "the guest's writes bypass caches that the host and its devices read and write the page through",
                 _FAULT,
-            )  # fmt: skip
+            )
         as_normal = sound & ~in_ram & entries.matching(_cached)
         if any_cacheable:
             as_normal = np.zeros_like(as_normal)
         for span in spans(view, entries, as_normal):
             yield error(
-                "M6", span.where, "Device or non-cacheable: it is not RAM",
+                "M6",
+                span.where,
+                "Device or non-cacheable: it is not RAM",
                 _what(placed, span.first, span.where.raw, span.count),
-                "speculative and gathered accesses reach a device, with whatever effect they have there", _FAULT,
-            )  # fmt: skip
+                "speculative and gathered accesses reach a device, with whatever effect they have there",
+                _FAULT,
+            )
         mixed.append((placed, sound & ~as_device & entries.matching(_uncached), sound & ~as_normal))
     yield from _mixed(mixed)
 
@@ -147,10 +162,13 @@ def _mixed(leaves: list[tuple[Placed, Mask, Mask]]) -> Iterator[Finding]:
         both = sound & entries.matching(_cached) & touching(entries.output, entries.size, starts, ends)
         for span in spans(view, entries, both):
             yield error(
-                "M6", span.where, "one cacheability for all mappings of a page",
+                "M6",
+                span.where,
+                "one cacheability for all mappings of a page",
                 f"{_what(placed, span.first, span.where.raw, span.count)}, which another leaf maps uncached",
-                "DDI 0487 B2.11 (mismatched memory attributes): the two see different contents", _FAULT,
-            )  # fmt: skip
+                "DDI 0487 B2.11 (mismatched memory attributes): the two see different contents",
+                _FAULT,
+            )
 
 
 # --- M7, M8, M9: shareability, access flag, software bits ---
@@ -168,10 +186,13 @@ def shareability(context: Context) -> Iterator[Finding]:
             continue
         for span in spans(view, entries, entries.matching(lambda d: d.kind.is_leaf and d.shareability != 3)):
             yield error(
-                "M7", span.where, "SH 3, inner shareable",
+                "M7",
+                span.where,
+                "SH 3, inner shareable",
                 f"SH {span.where.raw or 0:#018x}[9:8] = {(span.where.raw or 0) >> 8 & 3}{many(span.count)}",
-                "caches of different CPUs need not agree on what the guest wrote", _ATTR,
-            )  # fmt: skip
+                "caches of different CPUs need not agree on what the guest wrote",
+                _ATTR,
+            )
 
 
 @invariant(
@@ -187,9 +208,13 @@ def access_flag(context: Context) -> Iterator[Finding]:
         old = entries.matching(lambda d: d.kind.is_leaf and _uncached(d) and not d.af)
         for span in spans(view, entries, old & ~touching(entries.output, entries.size, *ram)):
             yield error(
-                "M8", span.where, "AF set", f"{span.where.raw or 0:#018x}, AF clear{many(span.count)}",
-                "nothing ages a device: the entry was written by something else", _ATTR,
-            )  # fmt: skip
+                "M8",
+                span.where,
+                "AF set",
+                f"{span.where.raw or 0:#018x}, AF clear{many(span.count)}",
+                "nothing ages a device: the entry was written by something else",
+                _ATTR,
+            )
 
 
 @invariant(
@@ -205,8 +230,11 @@ def software_bits(context: Context) -> Iterator[Finding]:
             continue
         for span in spans(view, entries, entries.matching(lambda d: d.kind.is_leaf and d.sw != 0)):
             yield error(
-                "M9", span.where, "software bits [58:55] zero",
+                "M9",
+                span.where,
+                "software bits [58:55] zero",
                 f"{span.where.raw or 0:#018x}: {(span.where.raw or 0) >> 55 & 0xF:#x}{many(span.count)}",
                 "a plain VM's table has no use for them: the entry was written by something else, or for another "
-                "kind of table", _ATTR,
-            )  # fmt: skip
+                "kind of table",
+                _ATTR,
+            )

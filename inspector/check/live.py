@@ -1,7 +1,7 @@
 """CPUs whose VTTBR_EL2 is in force, and the MMU that each must be running on.
 
-Outside of the guest VTTBR_EL2 is stale by design (facts 2.4: it keeps the last guest's value on VHE, 0 under nVHE), so
-only CPUs with ``vttbr_live`` are judged.
+Outside of the guest VTTBR_EL2 is stale by design (kernel.md 2.4: it keeps the last guest's value on VHE, 0 under
+nVHE), so only CPUs with ``vttbr_live`` are judged.
 """
 
 from __future__ import annotations

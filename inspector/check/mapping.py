@@ -39,13 +39,22 @@ def inside_slots(context: Context) -> Iterator[Finding]:
         for problem in view.tree.problems:
             if problem.kind == "beyond-ia":
                 where = where_view(
-                    view, ipa=problem.ia, size=view.geometry.block_size(problem.level), level=problem.level,
-                    table_pa=problem.table_pa, index=problem.index, raw=problem.raw,
-                )  # fmt: skip
+                    view,
+                    ipa=problem.ia,
+                    size=view.geometry.block_size(problem.level),
+                    level=problem.level,
+                    table_pa=problem.table_pa,
+                    index=problem.index,
+                    raw=problem.raw,
+                )
                 yield error(
-                    "S7", where, f"entries below IPA {1 << view.geometry.ia_bits:#x} only", f"{problem.raw:#018x}",
-                    "KVM refuses such addresses with -ERANGE, and the CPU never walks there", "kvm_pgtable_walk",
-                )  # fmt: skip
+                    "S7",
+                    where,
+                    f"entries below IPA {1 << view.geometry.ia_bits:#x} only",
+                    f"{problem.raw:#018x}",
+                    "KVM refuses such addresses with -ERANGE, and the CPU never walks there",
+                    "kvm_pgtable_walk",
+                )
     ram = joined(context.capture.host.ram)
     for placed in context.placed:
         view, entries = placed.owned.view, placed.owned.entries
@@ -53,11 +62,13 @@ def inside_slots(context: Context) -> Iterator[Finding]:
         device = entries.matching(_may_be_device) & ~touching(entries.output, entries.size, *ram)
         for span in spans(view, entries, outside & ~device):
             yield error(
-                "S7", span.where, "a memslot around every leaf",
+                "S7",
+                span.where,
+                "a memslot around every leaf",
                 f"{span.where.raw or 0:#018x}, PA {int(entries.output[span.first]):#x}{many(span.count)}",
                 "the guest reaches host memory that its VMM does not give it (any more)",
                 "kvm_arch_flush_shadow_memslot",
-            )  # fmt: skip
+            )
 
 
 # --- S8: the host's own memory ---
@@ -77,10 +88,13 @@ def not_the_hosts(context: Context) -> Iterator[Finding]:
             low = int(entries.output[span.first])
             what = memory.at(low, int(entries.size[span.first]))
             yield error(
-                "S8", span.where, "memory that belongs to the guest",
+                "S8",
+                span.where,
+                "memory that belongs to the guest",
                 f"PA {low:#x} is {what.what} ({what.start:#x}){many(span.count)}",
-                "the guest can read or change what the host relies on", _FAULT,
-            )  # fmt: skip
+                "the guest can read or change what the host relies on",
+                _FAULT,
+            )
 
 
 # --- M1, M4: what backs the guest's memory ---
@@ -141,10 +155,14 @@ def same_backing(context: Context) -> Iterator[Finding]:
         pieces = placed.pieces
         for run in _runs(placed, pieces.elsewhere):
             yield error_or_note(
-                "M1", run.where, f"PA {int(pieces.must_be[run.first]):#x}, the VMM's page",
+                "M1",
+                run.where,
+                f"PA {int(pieces.must_be[run.first]):#x}, the VMM's page",
                 f"PA {int(pieces.pa[run.first]):#x}{run.rest}",
-                "the guest sees other memory than its VMM does", _UNMAP, _notifier_excuse(placed.owned.view),
-            )  # fmt: skip
+                "the guest sees other memory than its VMM does",
+                _UNMAP,
+                _notifier_excuse(placed.owned.view),
+            )
 
 
 def _unjudged(placed: Placed) -> Iterator[Finding]:
@@ -155,9 +173,12 @@ def _unjudged(placed: Placed) -> Iterator[Finding]:
         if unread and slot.npages and not slot.flags & GUEST_MEMFD:
             start, end = slot_range(slot, placed.page)
             yield note(
-                "M1", where_vm(view.vm, view.mmu), f"the page tables behind slot {slot.id} at {start:#x}..{end:#x}",
-                "not readable", "the leaves there are not judged: the VMM may be exiting",
-            )  # fmt: skip
+                "M1",
+                where_vm(view.vm, view.mmu),
+                f"the page tables behind slot {slot.id} at {start:#x}..{end:#x}",
+                "not readable",
+                "the leaves there are not judged: the VMM may be exiting",
+            )
 
 
 @invariant(
@@ -172,11 +193,13 @@ def fitting_blocks(context: Context) -> Iterator[Finding]:
             slot = view.vm.memslots[placed.slot[span.first]]
             start, end = slot_range(slot, placed.page)
             yield error(
-                "M2", span.where, f"pages: slot {slot.id} is {start:#x}..{end:#x} at HVA {slot.userspace_addr:#x}",
+                "M2",
+                span.where,
+                f"pages: slot {slot.id} is {start:#x}..{end:#x} at HVA {slot.userspace_addr:#x}",
                 f"{span.where.raw or 0:#018x}, a block of {int(entries.size[span.first]):#x}{many(span.count)}",
                 "one piece of host memory this big cannot lie behind it: the guest sees memory that is not its own",
                 "fault_supports_stage2_huge_mapping",
-            )  # fmt: skip
+            )
 
 
 @invariant(
@@ -190,7 +213,11 @@ def nothing_outlives_its_backing(context: Context) -> Iterator[Finding]:
         pieces = placed.pieces
         for run in _runs(placed, pieces.nowhere):
             yield error_or_note(
-                "M4", run.where, "no leaf where the VMM has no page", f"PA {int(pieces.pa[run.first]):#x}{run.rest}",
+                "M4",
+                run.where,
+                "no leaf where the VMM has no page",
+                f"PA {int(pieces.pa[run.first]):#x}{run.rest}",
                 "the host may have given the page to somebody else: the guest has a use-after-free in its hands",
-                _UNMAP, _notifier_excuse(placed.owned.view),
-            )  # fmt: skip
+                _UNMAP,
+                _notifier_excuse(placed.owned.view),
+            )

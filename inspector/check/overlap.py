@@ -29,4 +29,3 @@ def _said(place: Where, others: Sequence[Where]) -> bool:
             break
         at = max(at, stop)
     return at >= end
-

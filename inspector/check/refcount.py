@@ -35,9 +35,12 @@ def counts(context: Context) -> Iterator[Finding]:
                     yield finding
         if missing and not context.protected:
             yield note(
-                "R1", where_view(view), "a struct page for every table",
-                f"none for {missing} of {len(view.tree.tables)}", "their reference counts are not judged",
-            )  # fmt: skip
+                "R1",
+                where_view(view),
+                "a struct page for every table",
+                f"none for {missing} of {len(view.tree.tables)}",
+                "their reference counts are not judged",
+            )
 
 
 def _per_page(entries: Entries, mask: Mask) -> dict[int, int]:
@@ -74,18 +77,29 @@ def _judge(
     got = f"page_count {actual}"
     if actual > expected:
         return note(
-            "R1", where, want, got,
+            "R1",
+            where,
+            want,
+            got,
             "a foreign, passing reference (compaction, a scanner) or a walk in progress explains a count too high; "
-            "if it stays, a put was forgotten and the page leaks", "kvm_s2_put_page",
-        )  # fmt: skip
+            "if it stays, a put was forgotten and the page leaks",
+            "kvm_s2_put_page",
+        )
     walkers = context.walk_in_progress(view.vm)
     if walkers is not None and expected - actual <= len(context.walkers):
         return note(
-            "R1", where, want, got,
+            "R1",
+            where,
+            want,
+            got,
             f"a walk may have been in progress ({walkers}): it sets an entry and its reference one after the other",
             "kvm_s2_put_page",
-        )  # fmt: skip
+        )
     return error(
-        "R1", where, want, got,
-        "a put too many: the table is freed while entries still use it", "kvm_s2_put_page",
-    )  # fmt: skip
+        "R1",
+        where,
+        want,
+        got,
+        "a put too many: the table is freed while entries still use it",
+        "kvm_s2_put_page",
+    )

@@ -38,18 +38,25 @@ def slot_rights(context: Context) -> Iterator[Finding]:
         unreadable = placed.settled & entries.matching(lambda d: not d.readable)
         for span in spans(view, entries, unreadable):
             yield error(
-                "M3", span.where, "S2AP[0] set", f"{span.where.raw or 0:#018x}, not readable{many(span.count)}",
-                "KVM lets a guest read whatever it maps: each read faults, and the fault finds nothing to do", _FAULT,
-            )  # fmt: skip
+                "M3",
+                span.where,
+                "S2AP[0] set",
+                f"{span.where.raw or 0:#018x}, not readable{many(span.count)}",
+                "KVM lets a guest read whatever it maps: each read faults, and the fault finds nothing to do",
+                _FAULT,
+            )
         writable = _writable(placed)
         for number, slot in enumerate(view.vm.memslots):
             if slot.flags & READONLY:
                 for span in spans(view, entries, writable & _in_slot(placed, number)):
                     yield error(
-                        "M3", span.where, f"no write permission in slot {slot.id}, which is read-only",
+                        "M3",
+                        span.where,
+                        f"no write permission in slot {slot.id}, which is read-only",
                         f"{span.where.raw or 0:#018x}, writable{many(span.count)}",
-                        "the guest changes memory that its VMM holds to be constant (firmware, flash)", _FAULT,
-                    )  # fmt: skip
+                        "the guest changes memory that its VMM holds to be constant (firmware, flash)",
+                        _FAULT,
+                    )
             elif slot.dirty_pages is not None:
                 yield from _unlogged(context, placed, number, slot, writable)
 
@@ -71,11 +78,14 @@ def _unlogged(context: Context, placed: Placed, number: int, slot: Memslot, writ
     excuse = _window(context, view.vm, int(np.count_nonzero(clean)))
     for span in spans(view, entries, mask):
         yield error_or_note(
-            "M3", span.where, f"write permission in slot {slot.id} only where its dirty log has every page",
+            "M3",
+            span.where,
+            f"write permission in slot {slot.id} only where its dirty log has every page",
             f"{span.where.raw or 0:#018x}, writable, and not marked dirty{many(span.count)}",
             "what the guest writes there is not migrated: the log does not tell it, and no fault will",
-            "kvm_mmu_wp_memory_region", excuse,
-        )  # fmt: skip
+            "kvm_mmu_wp_memory_region",
+            excuse,
+        )
 
 
 def _window(context: Context, vm: Vm, count: int) -> str | None:
@@ -111,13 +121,16 @@ def only_its_own(context: Context) -> Iterator[Finding]:
         wrong = _writable(placed) & ~constant & placed.of_leaves(placed.pieces.readonly)
         for span in spans(view, entries, wrong):
             yield error_or_note(
-                "M11", span.where, "no write permission: the VMM may only read the page",
+                "M11",
+                span.where,
+                "no write permission: the VMM may only read the page",
                 f"{span.where.raw or 0:#018x}, PA {int(entries.output[span.first]):#x}, writable{many(span.count)}",
                 "the page may be shared with other processes and other guests, which see what this guest writes",
                 "kvm_unmap_gfn_range",
                 "an MMU-notifier invalidation was in progress: the leaf is removed before it ends"
-                if view.vm.invalidating else None,
-            )  # fmt: skip
+                if view.vm.invalidating
+                else None,
+            )
     yield from _guest_memory(context)
 
 
@@ -142,9 +155,11 @@ def _guest_memory(context: Context) -> Iterator[Finding]:
             shared = placed.in_slots & explained & touching(entries.output, entries.size, starts, ends)
             for span in spans(view, entries, shared):
                 yield error(
-                    "M11", span.where, "memory that no other VM has",
+                    "M11",
+                    span.where,
+                    "memory that no other VM has",
                     f"PA {int(entries.output[span.first]):#x} is guest_memfd memory of "
                     f"{owner.owned.view.vm.name}{many(span.count)}",
                     "guest_memfd pages belong to one VM: two guests share memory that neither VMM gave to both",
                     "kvm_gmem_get_pfn",
-                )  # fmt: skip
+                )

@@ -18,7 +18,7 @@ _VTCR = "kvm_get_vtcr"
 _LOAD = "__load_stage2"
 _DAMAGED = "the host's own record of the guest is damaged: nothing more of it is checked"
 
-#: VTCR_EL2 fields that KVM writes (facts 2.1, DDI 0487 D19.2 VTCR_EL2): T0SZ SL0 IRGN0 ORGN0 SH0 TG0 PS VS HA, RES1
+#: VTCR_EL2 fields that KVM writes (kernel.md 2.1, DDI 0487 D19.2 VTCR_EL2): T0SZ SL0 IRGN0 ORGN0 SH0 TG0 PS VS HA, RES1
 #: bit 31, DS.  HD (22) and SL2 (33) are never set.
 _VTCR_WRITTEN = (1 << 20) - 1 | 1 << 21 | 1 << 31 | 1 << 32
 
@@ -41,32 +41,45 @@ def root(context: Context) -> Iterator[Finding]:
                 yield note("S1", where, "a table that can be read", "none", mmu.unreadable)
             elif mmu.pgd_pa is not None and mmu.pgd_pa != mmu.pgd_phys:
                 yield error(
-                    "S1", where, f"pgd_phys {mmu.pgd_pa:#x}, the address of pgt->pgd", f"pgd_phys {mmu.pgd_phys:#x}",
+                    "S1",
+                    where,
+                    f"pgd_phys {mmu.pgd_pa:#x}, the address of pgt->pgd",
+                    f"pgd_phys {mmu.pgd_phys:#x}",
                     "the CPU is given pgd_phys, and KVM edits the table at pgt->pgd: the guest runs on another table",
                     _INIT,
-                )  # fmt: skip
+                )
     for view in context.views:
         size = view.geometry.root_pages * view.geometry.granule
         if view.root_pa % size:
             yield error(
-                "S1", where_view(view, table_pa=view.root_pa), f"a root aligned to {size:#x}", f"{view.root_pa:#x}",
-                "VTTBR_EL2.BADDR has no bits for a lower alignment: the CPU would start at another address", _INIT,
-            )  # fmt: skip
+                "S1",
+                where_view(view, table_pa=view.root_pa),
+                f"a root aligned to {size:#x}",
+                f"{view.root_pa:#x}",
+                "VTTBR_EL2.BADDR has no bits for a lower alignment: the CPU would start at another address",
+                _INIT,
+            )
         for pa in view.root_pages():
             if not context.is_ram(pa, view.geometry.granule):
                 yield error(
-                    "S1", where_view(view, table_pa=pa, level=view.geometry.start_level), "a root table in RAM",
-                    f"{pa:#x} is not RAM", "the CPU would walk a table that is not there", _INIT,
-                )  # fmt: skip
+                    "S1",
+                    where_view(view, table_pa=pa, level=view.geometry.start_level),
+                    "a root table in RAM",
+                    f"{pa:#x} is not RAM",
+                    "the CPU would walk a table that is not there",
+                    _INIT,
+                )
                 continue
             info = context.capture.page_info.get(pa)
             if info is not None and info.state != "used":
                 yield error(
-                    "S1", where_view(view, table_pa=pa, level=view.geometry.start_level), "an allocated root page",
+                    "S1",
+                    where_view(view, table_pa=pa, level=view.geometry.start_level),
+                    "an allocated root page",
                     f"page is {info.state} (reference count {info.refcount})",
                     "a root that was given back may be overwritten while the guest runs on it",
                     "kvm_free_stage2_pgd",
-                )  # fmt: skip
+                )
     yield from _live_roots(context.capture)
 
 
@@ -75,14 +88,22 @@ def _live_roots(capture: Capture) -> Iterator[Finding]:
         actual = f"VTTBR_EL2 {live.vttbr:#018x} on CPU {live.cpu.index}: root {root_of(live.vttbr):#x}"
         if live.vm is None or live.mmu is None:
             yield error(
-                "S1", Where(table_pa=root_of(live.vttbr)), "a root that a VM has", actual,
-                "this CPU translates guest addresses with a table that belongs to no VM", _LOAD,
-            )  # fmt: skip
+                "S1",
+                Where(table_pa=root_of(live.vttbr)),
+                "a root that a VM has",
+                actual,
+                "this CPU translates guest addresses with a table that belongs to no VM",
+                _LOAD,
+            )
         elif root_of(live.vttbr) != live.mmu.pgd_phys:
             yield error(
-                "S1", where_vm(live.vm, live.mmu), f"root {live.mmu.pgd_phys:#x}, of the vCPU loaded there", actual,
-                "this CPU translates guest addresses with a table that is not its guest's", _LOAD,
-            )  # fmt: skip
+                "S1",
+                where_vm(live.vm, live.mmu),
+                f"root {live.mmu.pgd_phys:#x}, of the vCPU loaded there",
+                actual,
+                "this CPU translates guest addresses with a table that is not its guest's",
+                _LOAD,
+            )
 
 
 @invariant(
@@ -108,18 +129,25 @@ def vtcr(context: Context) -> Iterator[Finding]:
                 common = mine, vm.name
             elif mine != common[0]:
                 yield error(
-                    "S2", where, f"the fields of {common[1]}'s, {common[0]:#x} (T0SZ and SL0 aside)", f"{mine:#x}",
-                    "all but T0SZ and SL0 comes from the CPUs and the kernel's configuration, one for all VMs", _VTCR,
-                )  # fmt: skip
+                    "S2",
+                    where,
+                    f"the fields of {common[1]}'s, {common[0]:#x} (T0SZ and SL0 aside)",
+                    f"{mine:#x}",
+                    "all but T0SZ and SL0 comes from the CPUs and the kernel's configuration, one for all VMs",
+                    _VTCR,
+                )
     for live in live_cpus(context.capture):
         if live.mmu is None or live.vm is None or live.vtcr is None or root_of(live.vttbr) != live.mmu.pgd_phys:
             continue
         if live.vtcr != live.mmu.vtcr and host.mode != "protected":
             yield error(
-                "S2", where_vm(live.vm, live.mmu), f"{live.mmu.vtcr:#x}, as the VM has it",
+                "S2",
+                where_vm(live.vm, live.mmu),
+                f"{live.mmu.vtcr:#x}, as the VM has it",
                 f"VTCR_EL2 {live.vtcr:#x} on CPU {live.cpu.index}",
-                "this CPU reads the VM's table with another geometry", _LOAD,
-            )  # fmt: skip
+                "this CPU reads the VM's table with another geometry",
+                _LOAD,
+            )
 
 
 def _vtcr_disagreements(context: Context, mmu: Mmu) -> Iterator[tuple[str, str, str]]:
@@ -135,7 +163,7 @@ def _vtcr_disagreements(context: Context, mmu: Mmu) -> Iterator[tuple[str, str, 
     if mmu.start_level is not None and base - sl0 != mmu.start_level:
         yield f"SL0 {base - mmu.start_level}", f"SL0 {sl0}", f"pgt->start_level is {mmu.start_level}"
     if granule_shift is not None:
-        levels = max(2, (64 - t0sz - 8) // (granule_shift - 3))  # facts 2.1: stage2_pgtable_levels
+        levels = max(2, (64 - t0sz - 8) // (granule_shift - 3))  # kernel.md 2.1: stage2_pgtable_levels
         if base - sl0 != 4 - levels:
             yield (
                 f"SL0 {base - 4 + levels}, start level {4 - levels}",

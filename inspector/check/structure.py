@@ -52,9 +52,13 @@ def table_pointers(context: Context) -> Iterator[Finding]:
         for problem in view.tree.problems:
             if problem.kind == "limit":
                 where = where_view(
-                    view, ipa=problem.ia, level=problem.level, table_pa=problem.table_pa, index=problem.index,
+                    view,
+                    ipa=problem.ia,
+                    level=problem.level,
+                    table_pa=problem.table_pa,
+                    index=problem.index,
                     raw=problem.raw,
-                )  # fmt: skip
+                )
                 yield note("S3", where, "a table that is read", problem.detail, "the subtree is not shown or judged")
 
 
@@ -63,20 +67,26 @@ def _wrong_pointer(context: Context, pointer: Pointer, earlier: Pointer) -> tupl
     geometry, pa = pointer.view.geometry, pointer.child
     if pa >> geometry.pa_bits:
         return (
-            f"a table below {1 << geometry.pa_bits:#x}", f"{pa:#x}",
-            "the address exceeds VTCR_EL2.PS: the CPU takes an address size fault", _LINK,
-        )  # fmt: skip
+            f"a table below {1 << geometry.pa_bits:#x}",
+            f"{pa:#x}",
+            "the address exceeds VTCR_EL2.PS: the CPU takes an address size fault",
+            _LINK,
+        )
     if not context.is_ram(pa, geometry.granule):
         return (
-            "a table in RAM", f"{pa:#x} is not RAM",
-            "the CPU reads something that is no table, and takes an external abort or worse", _LINK,
-        )  # fmt: skip
+            "a table in RAM",
+            f"{pa:#x} is not RAM",
+            "the CPU reads something that is no table, and takes an external abort or worse",
+            _LINK,
+        )
     if earlier is not pointer:
         place = earlier.place()
         return (
-            "a table with exactly one parent", f"{pa:#x} is also {'' if earlier.at is None else 'at '}{place}",
-            "an edit through one parent changes the other, and freeing one leaves the other dangling", _LINK,
-        )  # fmt: skip
+            "a table with exactly one parent",
+            f"{pa:#x} is also {'' if earlier.at is None else 'at '}{place}",
+            "an edit through one parent changes the other, and freeing one leaves the other dangling",
+            _LINK,
+        )
     reason = context.capture.unreadable.get(pa)
     if reason is None and pa not in context.capture.pages:
         reason = "it cannot be read"
@@ -85,9 +95,11 @@ def _wrong_pointer(context: Context, pointer: Pointer, earlier: Pointer) -> tupl
     info = context.capture.page_info.get(pa)
     if info is not None and info.state != "used":
         return (
-            "an allocated page", f"{pa:#x} is {info.state} (reference count {info.refcount})",
-            "the page may be given to somebody else while the CPU still walks it", "stage2_unmap_walker",
-        )  # fmt: skip
+            "an allocated page",
+            f"{pa:#x} is {info.state} (reference count {info.refcount})",
+            "the page may be given to somebody else while the CPU still walks it",
+            "stage2_unmap_walker",
+        )
     return None
 
 
@@ -123,32 +135,46 @@ def encodings(context: Context) -> Iterator[Finding]:
         for span in spans(view, entries, entries.matching(lambda d: d.kind is Kind.RESERVED)):
             expected = "the type bit (1) set" if span.where.level == 3 else "no block at this level"
             yield error(
-                "S4", span.where, expected, _described(entries, span),
-                "the encoding is reserved: the CPU takes a translation fault, and KVM takes it for a leaf", _MAKE,
-            )  # fmt: skip
+                "S4",
+                span.where,
+                expected,
+                _described(entries, span),
+                "the encoding is reserved: the CPU takes a translation fault, and KVM takes it for a leaf",
+                _MAKE,
+            )
         odd_level = entries.leaf & entries.matching(lambda d, g=geometry: d.level not in g.block_levels)  # type: ignore[misc]
         for span in spans(view, entries, odd_level):
             yield error(
-                "S4", span.where, f"blocks at levels {_levels(geometry.block_levels)} only",
-                _described(entries, span), "the architecture allows it here, and KVM never makes it",
+                "S4",
+                span.where,
+                f"blocks at levels {_levels(geometry.block_levels)} only",
+                _described(entries, span),
+                "the architecture allows it here, and KVM never makes it",
                 "kvm_block_mapping_supported",
-            )  # fmt: skip
+            )
         # Bit 16 of a block is nT, which is S5's.
         low = entries.address_bits & (entries.size - np.uint64(1)) & np.uint64(~(1 << _NT) & (1 << 64) - 1)
         for span in spans(view, entries, entries.leaf & (low != 0)):
             yield error(
-                "S4", span.where, f"an address that is a multiple of {span.where.size or 0:#x}"
-                if span.count == 1 else "addresses that are multiples of the block's size",
+                "S4",
+                span.where,
+                f"an address that is a multiple of {span.where.size or 0:#x}"
+                if span.count == 1
+                else "addresses that are multiples of the block's size",
                 f"{span.where.raw or 0:#018x}: bits {int(low[span.first]):#x} inside the block{many(span.count)}",
-                "the bits are RES0 in a block: the CPU ignores them or does not", _MAKE,
-            )  # fmt: skip
+                "the bits are RES0 in a block: the CPU ignores them or does not",
+                _MAKE,
+            )
         beyond = entries.leaf & (entries.output >= np.uint64(1 << geometry.pa_bits))
         for span in spans(view, entries, beyond):
             yield error(
-                "S4", span.where, f"an output address below {1 << geometry.pa_bits:#x}",
+                "S4",
+                span.where,
+                f"an output address below {1 << geometry.pa_bits:#x}",
                 f"{int(entries.output[span.first]):#x}{many(span.count)}",
-                "the address exceeds VTCR_EL2.PS: the CPU takes an address size fault", _MAKE,
-            )  # fmt: skip
+                "the address exceeds VTCR_EL2.PS: the CPU takes an address size fault",
+                _MAKE,
+            )
 
 
 def _levels(levels: frozenset[int]) -> str:
@@ -157,7 +183,7 @@ def _levels(levels: frozenset[int]) -> str:
 
 # --- S5: bits that must be zero ---
 
-#: Bits of a valid leaf that no KVM writes (facts 1.3, 19.3; DDI 0487 D8.3.1-2, stage 2 leaf attributes).
+#: Bits of a valid leaf that no KVM writes (kernel.md 1.3, 19.3; DDI 0487 D8.3.1-2, stage 2 leaf attributes).
 _LEAF_ZERO = {11: "FnXS", 50: "", 51: "DBM", 52: "Contiguous", 59: "PBHA", 60: "PBHA", 61: "PBHA", 62: "PBHA", 63: ""}
 _NT = 16
 
@@ -211,15 +237,18 @@ def zero_bits(context: Context) -> Iterator[Finding]:
 
 def _zero_finding(span: Span, which: str) -> Finding:
     return error(
-        "S5", span.where, "zero in the bits that KVM does not use",
+        "S5",
+        span.where,
+        "zero in the bits that KVM does not use",
         f"{span.where.raw or 0:#018x}: set: {which}{many(span.count)}",
-        "KVM never sets them: the entry was written by something else, or by a KVM that does more", _ATTR,
-    )  # fmt: skip
+        "KVM never sets them: the entry was written by something else, or by a KVM that does more",
+        _ATTR,
+    )
 
 
 # --- S6: invalid entries ---
 
-#: The mark that a walker leaves in an entry while it holds it (facts 1.6), by form of invalid entries.
+#: The mark that a walker leaves in an entry while it holds it (kernel.md 1.6), by form of invalid entries.
 LOCKED = {InvalidForm.LOCKED_BIT10: 1 << 10, InvalidForm.TYPED: 1 << 60}
 _GUEST_POISONED = 3
 
@@ -245,17 +274,24 @@ def invalid_entries(context: Context) -> Iterator[Finding]:
             if walkers is not None:
                 excuse = f"a walk may have been in progress ({walkers}): it replaces the mark before it ends"
             yield error_or_note(
-                "S6", span.where, "no LOCKED entry once a walk has ended",
+                "S6",
+                span.where,
+                "no LOCKED entry once a walk has ended",
                 f"{span.where.raw or 0:#018x}, LOCKED{many(span.count)}",
-                "no CPU is inside a walk: every fault on it returns -EAGAIN for ever", _BREAK, excuse,
-            )  # fmt: skip
+                "no CPU is inside a walk: every fault on it returns -EAGAIN for ever",
+                _BREAK,
+                excuse,
+            )
         other = invalid & ~is_locked & ~_allowed_annotation(context, entries)
         for span in spans(view, entries, other):
             yield error(
-                "S6", span.where, "zero", f"{span.where.raw or 0:#018x}{many(span.count)}",
+                "S6",
+                span.where,
+                "zero",
+                f"{span.where.raw or 0:#018x}{many(span.count)}",
                 "this kernel clears the whole entry when it unmaps, so something else wrote it",
                 "kvm_clear_pte",
-            )  # fmt: skip
+            )
 
 
 def _allowed_annotation(context: Context, entries: Entries) -> Mask:
@@ -285,7 +321,10 @@ def empty_tables(context: Context) -> Iterator[Finding]:
             if table.pa in roots or bool((words & np.uint64(1) if valid_only else words).any()):
                 continue
             yield note(
-                "S9", where_view(view, ipa=table.ia, level=table.level, table_pa=table.pa),
-                "a table with entries", "an empty table",
-                "legal after a map that failed half-way, or while an unmap is in progress", "stage2_unmap_walker",
-            )  # fmt: skip
+                "S9",
+                where_view(view, ipa=table.ia, level=table.level, table_pa=table.pa),
+                "a table with entries",
+                "an empty table",
+                "legal after a map that failed half-way, or while an unmap is in progress",
+                "stage2_unmap_walker",
+            )

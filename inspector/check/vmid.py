@@ -34,10 +34,13 @@ def unique(context: Context) -> Iterator[Finding]:
             other = seen.setdefault(mmu.vmid_raw, (vm, mmu))
             if other[1] is not mmu:
                 yield error(
-                    "V1", where_vm(vm, mmu), "a VMID of its own in this generation",
+                    "V1",
+                    where_vm(vm, mmu),
+                    "a VMID of its own in this generation",
                     f"VMID {mmu.vmid}, also {regime_name(other[1])} of {other[0].name}",
-                    "the TLB cannot tell the two guests apart: each uses the other's translations", _UPDATE,
-                )  # fmt: skip
+                    "the TLB cannot tell the two guests apart: each uses the other's translations",
+                    _UPDATE,
+                )
     yield from _live_vmids(context)
 
 
@@ -49,14 +52,22 @@ def _live_vmids(context: Context) -> Iterator[Finding]:
         actual = f"VMID {vmid} in VTTBR_EL2 {live.vttbr:#018x} on CPU {live.cpu.index}"
         if vmid == 0:
             yield error(
-                "V1", where, "a VMID other than 0 while a guest runs", actual,
-                "VMID 0 is the host's: the guest's translations mix with those", _UPDATE,
-            )  # fmt: skip
+                "V1",
+                where,
+                "a VMID other than 0 while a guest runs",
+                actual,
+                "VMID 0 is the host's: the guest's translations mix with those",
+                _UPDATE,
+            )
         elif live.mmu.vmid is not None and vmid != live.mmu.vmid and not vmid >> _vmid_bits(live.mmu):
             yield error(
-                "V1", where, f"VMID {live.mmu.vmid}, as the MMU has it", actual,
-                "invalidations by KVM name the MMU's VMID and miss what this CPU caches", _UPDATE,
-            )  # fmt: skip
+                "V1",
+                where,
+                f"VMID {live.mmu.vmid}, as the MMU has it",
+                actual,
+                "invalidations by KVM name the MMU's VMID and miss what this CPU caches",
+                _UPDATE,
+            )
 
 
 @invariant(
@@ -70,9 +81,13 @@ def width(context: Context) -> Iterator[Finding]:
             bits = _vmid_bits(mmu)
             if mmu.vmid is not None and mmu.vmid >> bits:
                 yield error(
-                    "V2", where_vm(vm, mmu), f"a VMID of {bits} bits", f"VMID {mmu.vmid:#x}",
-                    "the CPU drops the upper bits: the VMID is another guest's", _UPDATE,
-                )  # fmt: skip
+                    "V2",
+                    where_vm(vm, mmu),
+                    f"a VMID of {bits} bits",
+                    f"VMID {mmu.vmid:#x}",
+                    "the CPU drops the upper bits: the VMID is another guest's",
+                    _UPDATE,
+                )
     for live in live_cpus(context.capture):
         if live.vtcr is None or live.vtcr >> 19 & 1 or not vmid_of(live.vttbr) >> 8:
             continue
@@ -80,6 +95,10 @@ def width(context: Context) -> Iterator[Finding]:
         if live.mmu is not None and live.mmu.vmid == vmid_of(live.vttbr):
             continue  # reported above, from memory
         yield error(
-            "V2", where, "a VMID of 8 bits", f"VTTBR_EL2 {live.vttbr:#018x} on CPU {live.cpu.index}",
-            "with VTCR_EL2.VS=0 the upper byte is RES0", _UPDATE,
-        )  # fmt: skip
+            "V2",
+            where,
+            "a VMID of 8 bits",
+            f"VTTBR_EL2 {live.vttbr:#018x} on CPU {live.cpu.index}",
+            "with VTCR_EL2.VS=0 the upper byte is RES0",
+            _UPDATE,
+        )

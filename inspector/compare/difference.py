@@ -57,7 +57,7 @@ _STRAY: Final = "KVM never sets the bit: the entry was written by something else
 
 
 def functions(behaviours: ModelBehaviours) -> Mapping[str, str]:
-    """The kernel function that writes what a difference is about, in this generation (facts 4, 6, 15.2)."""
+    """The kernel function that writes what a difference is about, in this generation (kernel.md 4, 6, 15.2)."""
     first = behaviours.map_scheme is MapScheme.ANCHOR_IN_PLACE
     unlink = behaviours.map_scheme is MapScheme.UNLINK
     return {

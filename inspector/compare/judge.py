@@ -149,16 +149,27 @@ class _Judge:
             kept = (live.raw & column.table_mask) | (model & ~column.table_mask)
             bits = ", ".join(str(b) for b in range(64) if (live.raw ^ kept) >> b & 1)
             return self._entry(
-                number, run, "table", Severity.ERROR, self._decode(kept, column.level), f"bits set: {bits}",
+                number,
+                run,
+                "table",
+                Severity.ERROR,
+                self._decode(kept, column.level),
+                f"bits set: {bits}",
                 "KVM writes the address and the two type bits only: something else wrote the entry",
                 self.functions["table-entry"],
-            )  # fmt: skip
+            )
         made = self._decode(model, column.level)
         if live.raw ^ model == _AF:
             return self._entry(
-                number, run, "aged", Severity.NOTE, made, "the access flag is clear",
-                "ageing clears the flag, and the guest's next access takes a fault that sets it", self.functions["age"],
-            )  # fmt: skip
+                number,
+                run,
+                "aged",
+                Severity.NOTE,
+                made,
+                "the access flag is clear",
+                "ageing clears the flag, and the guest's next access takes a fault that sets it",
+                self.functions["age"],
+            )
         what, why, function = leaf_difference(live, made)
         return self._entry(number, run, "leaf", Severity.ERROR, made, what, why, self.functions[function])
 
@@ -172,10 +183,15 @@ class _Judge:
                 extras.doubtful(one)
                 note = problem.kind == "limit"
                 yield self._entry(
-                    number, one, "unread" if note else "extra", Severity.NOTE if note else Severity.ERROR,
-                    self._decode(0, column.level), f"{problem.kind}: {problem.detail}",
-                    "the subtree below it is not compared", self.functions["table"],
-                )  # fmt: skip
+                    number,
+                    one,
+                    "unread" if note else "extra",
+                    Severity.NOTE if note else Severity.ERROR,
+                    self._decode(0, column.level),
+                    f"{problem.kind}: {problem.detail}",
+                    "the subtree below it is not compared",
+                    self.functions["table"],
+                )
                 continue
             extras.counted(one)
             child = int(column.child(np.array([place]))[0])
@@ -184,19 +200,30 @@ class _Judge:
                 bits = ", ".join(str(b) for b in range(64) if stray >> b & 1)
                 clean = int(column.raw[place]) & (column.table_mask | 3)
                 yield self._entry(
-                    number, one, "table", Severity.ERROR, self._decode(clean, column.level), f"bits set: {bits}",
+                    number,
+                    one,
+                    "table",
+                    Severity.ERROR,
+                    self._decode(clean, column.level),
+                    f"bits set: {bits}",
                     "KVM writes the address and the two type bits only: something else wrote the entry",
                     self.functions["table-entry"],
-                )  # fmt: skip
+                )
             if self._is_empty(number + 1, child):
                 where = replace(self._where(column, place), table_pa=child, index=None, raw=None)
                 known = self.view.capture.page_info.get(child)
                 yield Difference(
-                    "empty", Severity.NOTE, replace(where, level=column.level + 1), 1,
-                    Side(None, known.refcount if known else None), Side(None, None), "a table without entries",
+                    "empty",
+                    Severity.NOTE,
+                    replace(where, level=column.level + 1),
+                    1,
+                    Side(None, known.refcount if known else None),
+                    Side(None, None),
+                    "a table without entries",
                     "a map that failed half-way leaves one, and so does an unmap in progress; the unmap of its range "
-                    "frees it", self.functions["table"],
-                )  # fmt: skip
+                    "frees it",
+                    self.functions["table"],
+                )
 
     def _is_empty(self, number: int, pa: int) -> bool:
         """A table (of level column ``number``) that holds nothing that this generation counts."""
@@ -219,26 +246,35 @@ class _Judge:
             severity = Severity.ERROR
             if walkers is not None:
                 severity, why = Severity.NOTE, f"a walk may have been in progress ({walkers}): it replaces the mark"
-            yield self._entry(
-                number, run, "invalid", severity, nothing, "LOCKED", why, self.functions["locked"]
-            )  # fmt: skip
+            yield self._entry(number, run, "invalid", severity, nothing, "LOCKED", why, self.functions["locked"])
             return
         extras.doubtful(run)
         protected = self.view.capture.host.mode == "protected"
         if protected and behaviours.two_bit_xn and found.raw >> 60 == _POISONED:
             return
         yield self._entry(
-            number, run, "invalid", Severity.ERROR, nothing, "not zero",
-            "this kernel clears the whole entry when it unmaps, so something else wrote it", self.functions["invalid"],
-        )  # fmt: skip
+            number,
+            run,
+            "invalid",
+            Severity.ERROR,
+            nothing,
+            "not zero",
+            "this kernel clears the whole entry when it unmaps, so something else wrote it",
+            self.functions["invalid"],
+        )
 
     def _extra(self, number: int, run: _Run, kind: str, what: str) -> Difference:
         """A valid entry that ``map`` cannot write at all."""
         return self._entry(
-            number, run, kind, Severity.ERROR, self._decode(0, self.columns[number].level), what,
+            number,
+            run,
+            kind,
+            Severity.ERROR,
+            self._decode(0, self.columns[number].level),
+            what,
             "no mapping that can be asked for leaves this entry: the CPU faults on it, or KVM takes it for another",
             self.functions["leaf"],
-        )  # fmt: skip
+        )
 
     def _problem(self, column: LevelColumn, at: int) -> Problem | None:
         """What the walk said of an entry."""
@@ -285,15 +321,21 @@ class _Judge:
         row = run.first // column.per_table
         known = self.view.capture.page_info.get(int(column.pa[row]))
         return Difference(
-            kind, severity, self._where(column, run.first, run.count), run.count,
+            kind,
+            severity,
+            self._where(column, run.first, run.count),
+            run.count,
             Side(self._decoded(column, run.first), known.refcount if known else None),
-            Side(model, self.model.count(number, row)), what, why, function,
-        )  # fmt: skip
+            Side(model, self.model.count(number, row)),
+            what,
+            why,
+            function,
+        )
 
     # --- reference counts ---
 
     def _counted_mask(self, words: bulk.Words) -> Mask:
-        """Which entries hold a reference on their table (facts 10.1)."""
+        """Which entries hold a reference on their table (kernel.md 10.1)."""
         behaviours = self.kernel.behaviours
         counted: Mask = (words if behaviours.counts_nonzero else words & np.uint64(1)) != 0
         if behaviours.locked_mask:
@@ -325,18 +367,30 @@ class _Judge:
                 where = replace(where, ipa=int(column.ia[row]), size=None)
                 if info.state != "used":
                     yield Difference(
-                        "page", Severity.ERROR, where, 1, Side(None, info.refcount), Side(None, low),
-                        f"the page is {info.state}", "the page may be given to somebody else while the CPU walks it",
+                        "page",
+                        Severity.ERROR,
+                        where,
+                        1,
+                        Side(None, info.refcount),
+                        Side(None, low),
+                        f"the page is {info.state}",
+                        "the page may be given to somebody else while the CPU walks it",
                         self.functions["put"],
-                    )  # fmt: skip
+                    )
                 elif not low <= info.refcount <= low + extra.maybe[row]:
                     yield self._count(where, info.refcount, low, low + extra.maybe[row])
         if missing and self.view.capture.host.mode != "protected":
             yield Difference(
-                "unread", Severity.NOTE, Where(self.view.vm.name, self.view.regime), missing, Side(None, None),
-                Side(None, None), f"no struct page for {missing} of {total} tables",
-                "their reference counts are not compared", None,
-            )  # fmt: skip
+                "unread",
+                Severity.NOTE,
+                Where(self.view.vm.name, self.view.regime),
+                missing,
+                Side(None, None),
+                Side(None, None),
+                f"no struct page for {missing} of {total} tables",
+                "their reference counts are not compared",
+                None,
+            )
 
     def _count(self, where: Where, live: int, low: int, high: int) -> Difference:
         severity, function = Severity.NOTE, "put"
@@ -354,9 +408,16 @@ class _Judge:
                 severity = Severity.ERROR
                 why = "a put too many, or a get that was forgotten: the table is freed while entries still use it"
         return Difference(
-            "count", severity, where, 1, Side(None, live), Side(None, low if live < low else high),
-            f"page_count {live}, the model's is {low if live < low else high}", why, self.functions[function],
-        )  # fmt: skip
+            "count",
+            severity,
+            where,
+            1,
+            Side(None, live),
+            Side(None, low if live < low else high),
+            f"page_count {live}, the model's is {low if live < low else high}",
+            why,
+            self.functions[function],
+        )
 
     # --- what belongs to no entry ---
 
@@ -371,18 +432,30 @@ class _Judge:
                 if others and int(column.pa[place // column.per_table]) not in self.contested:
                     run = _Run(place, 1)
                     entry = self._entry(
-                        number, run, "shared", Severity.ERROR, self._decode(0, column.level),
-                        f"the table at PA {child:#x} is also one of {' and '.join(others)}", _SHARED,
+                        number,
+                        run,
+                        "shared",
+                        Severity.ERROR,
+                        self._decode(0, column.level),
+                        f"the table at PA {child:#x} is also one of {' and '.join(others)}",
+                        _SHARED,
                         self.functions["table"],
-                    )  # fmt: skip
+                    )
                     yield replace(entry, model=Side(None, None))
         for pa in self.view.root_pages():
             if others := self.shared.get(pa):
                 where = Where(self.view.vm.name, self.view.regime, None, None, self.view.geometry.start_level, pa)
                 yield Difference(
-                    "shared", Severity.ERROR, where, 1, Side(None, None), Side(None, None),
-                    f"this root is also a table of {' and '.join(others)}", _SHARED, None,
-                )  # fmt: skip
+                    "shared",
+                    Severity.ERROR,
+                    where,
+                    1,
+                    Side(None, None),
+                    Side(None, None),
+                    f"this root is also a table of {' and '.join(others)}",
+                    _SHARED,
+                    None,
+                )
 
     def _unread(self, said: Sequence[Difference]) -> Iterator[Difference]:
         """What the walk found wrong and no entry above told: an unreadable root, a page that is a table twice."""
@@ -394,9 +467,16 @@ class _Judge:
                     self.view.vm.name, self.view.regime, problem.ia, None, problem.level, problem.table_pa, None, None
                 )
                 yield Difference(
-                    "unread", Severity.ERROR, where, 1, Side(None, None), Side(None, None), problem.detail,
-                    "nothing below it is compared", None,
-                )  # fmt: skip
+                    "unread",
+                    Severity.ERROR,
+                    where,
+                    1,
+                    Side(None, None),
+                    Side(None, None),
+                    problem.detail,
+                    "nothing below it is compared",
+                    None,
+                )
             elif (
                 problem.kind in ("shared", "loop")
                 and (problem.table_pa, problem.index) not in places
@@ -444,11 +524,17 @@ class _Judge:
             count = end - start
             where = replace(self._where(column, row * column.per_table), size=count * size, ipa=ia)
             yield Difference(
-                "split", Severity.NOTE, where, count * column.per_table, Side(live, None), Side(model, None),
+                "split",
+                Severity.NOTE,
+                where,
+                count * column.per_table,
+                Side(live, None),
+                Side(model, None),
                 f"{count} x {column.per_table} pages where {'a block' if count == 1 else 'blocks'} would do",
                 "dirty logging splits blocks, and pages that were touched before their neighbours stay pages until "
-                "somebody faults on the whole; KVM merges them lazily", self.functions["split"],
-            )  # fmt: skip
+                "somebody faults on the whole; KVM merges them lazily",
+                self.functions["split"],
+            )
             start = end
 
     def _block_backing(self, size: int) -> list[tuple[int, int, int]]:
@@ -497,8 +583,10 @@ def shared_pages(views: Sequence[TableView]) -> dict[int, list[str]]:
     chosen = {(view.vm.name, view.number) for view in views}
     others = [v for v in (table_views(views[0].capture) if views else ()) if (v.vm.name, v.number) not in chosen]
     holders = [*views, *others]
-    pages = [np.unique(np.concatenate([np.array(level.pa, dtype=np.uint64) for level in v.tree.levels] or [_NO_PAGES]))
-             for v in holders]  # fmt: skip
+    pages = [
+        np.unique(np.concatenate([np.array(level.pa, dtype=np.uint64) for level in v.tree.levels] or [_NO_PAGES]))
+        for v in holders
+    ]
     if not pages:
         return {}
     values, counts = np.unique(np.concatenate(pages), return_counts=True)
@@ -579,4 +667,3 @@ def _runs(column: LevelColumn, model: bulk.Words, differ: bulk.Words, at: _Flat)
     ends = np.append(starts[1:], len(at))
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         yield _Run(int(at[start]), end - start)
-

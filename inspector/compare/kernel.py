@@ -21,7 +21,7 @@ _LOCKED: Final = {
     InvalidForm.LOCKED_BIT10: (1 << 10, 1 << 10),
     InvalidForm.TYPED: (0xF << 60, 1 << 60),
 }
-"""Mask and value of a LOCKED entry by the form of invalid entries (facts 1.6)."""
+"""Mask and value of a LOCKED entry by the form of invalid entries (kernel.md 1.6)."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ _PX_UX: Final = {0b00: Prot.X, 0b01: Prot.UX, 0b10: Prot.NONE, 0b11: Prot.PX}
 class Reading:
     """How the leaves of one table are read: ``software`` bits count only where KVM uses them.
 
-    ``always_readable``: KVM maps nothing that a guest may not read, but in shadow tables (facts 11.4, 19.9).
-    ``ram_is_normal``: memory that the kernel runs from is never mapped as a device or non-cacheable (facts 11.4).
+    ``always_readable``: KVM maps nothing that a guest may not read, but in shadow tables (kernel.md 11.4, 19.9).
+    ``ram_is_normal``: memory that the kernel runs from is never mapped as a device or non-cacheable (kernel.md 11.4).
     """
 
     attributes: Attributes

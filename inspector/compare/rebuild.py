@@ -106,9 +106,7 @@ def rebuild(view: TableView, kernel: Kernel, columns: Sequence[LevelColumn]) -> 
     pgt.store.take_events()
     pages = tuple(_pages(pgt, column) for column in columns)
     empty = np.zeros(view.geometry.entries, dtype=np.uint64)
-    raw = tuple(
-        np.concatenate([_words(pgt, page) if page else empty for page in of_level]) for of_level in pages
-    )
+    raw = tuple(np.concatenate([_words(pgt, page) if page else empty for page in of_level]) for of_level in pages)
     return Rebuilt(pgt, raw, pages, mapped)
 
 

@@ -14,7 +14,7 @@ from inspector.target.api import Cpu
 
 _ACCESSOR_BYTES = 64
 # The TLB invalidation helpers, which load another VM's VTTBR for a moment (arch/arm64/kvm/hyp/vhe/tlb.c; 6.12+ adds
-# the enter/exit_vmid_context pair): facts 15.2.
+# the enter/exit_vmid_context pair): kernel.md 15.2.
 _TLB_HELPERS = ("__kvm_tlb_flush_", "__tlb_switch_to_", "enter_vmid_context", "exit_vmid_context")
 
 
@@ -63,8 +63,8 @@ def cpu_state(cpu: Cpu, kernel: Kernel | None, *, protected: bool = False) -> Cp
 
     ``running``: ``guest`` (EL1/0 with HCR_EL2.VM=1, TGE=0), ``host`` (kernel), ``user``, ``hyp`` (EL2 of an nVHE
     hypervisor), ``world-switch`` (VHE kernel with a guest's stage-2 loaded), ``tlb-helper``.
-    VTTBR_EL2 is live only where a guest's stage-2 is in force (facts 2.4).  A ``protected`` host runs under a stage-2
-    of its own, VMID 0 (facts 12.1).
+    VTTBR_EL2 is live only where a guest's stage-2 is in force (kernel.md 2.4).  A ``protected`` host runs under a
+    stage-2 of its own, VMID 0 (kernel.md 12.1).
     """
     r = cpu.registers
     hcr = r.get("HCR_EL2", 0)

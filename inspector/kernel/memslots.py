@@ -1,4 +1,4 @@
-"""Memory slots of a VM, in both generations of the kernel's bookkeeping (facts 13.3)."""
+"""Memory slots of a VM, in both generations of the kernel's bookkeeping (kernel.md 13.3)."""
 
 from __future__ import annotations
 

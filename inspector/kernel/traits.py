@@ -1,4 +1,4 @@
-"""Facts of a kernel build recognised by its symbols and types, never by its release (facts 0)."""
+"""Facts of a kernel build recognised by its symbols and types, never by its release (kernel.md 0)."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def _covered(runs: Sequence[Backing], start: int, end: int) -> Iterator[Backing]
 def backing(kernel: Kernel, mm: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[Backing, ...]]:
     """For each of ``ranges`` (host virtual address, bytes) of the process ``mm``: runs that cover it, ascending.
 
-    Entries as in facts 14.3a; the root is ``mm_struct.pgd``, whose level follows from the kernel's actual VA size
+    Entries as in kernel.md 14.3a; the root is ``mm_struct.pgd``, whose level follows from the kernel's actual VA size
     (-1 with 52 bits and 4K pages).  Raises `BadPointer` when the root is not mapped.
     """
     pgd = kernel.space.pa(kernel.space.u64(mm + kernel.member("mm_struct", "pgd").offset))

@@ -108,7 +108,7 @@ def _geometry(vtcr: int) -> Geometry | None:
 
 
 def read_mmu(kernel: Kernel, address: int, kind: str, vtcr: int | None, vmid_bits: int, *, pkvm: bool) -> Mmu:
-    """One ``struct kvm_s2_mmu`` (facts 13.2).  ``vtcr`` is the VM's where the structure has none (before 6.12)."""
+    """One ``struct kvm_s2_mmu`` (kernel.md 13.2).  ``vtcr`` is the VM's where the structure has none (before 6.12)."""
     mmu = kernel.at("kvm_s2_mmu", address)
     vmid, vmid_raw = _vmid(kernel, mmu, vmid_bits)
     value = mmu.u("vtcr") if mmu.has("vtcr") else (vtcr or 0)

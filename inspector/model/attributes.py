@@ -49,8 +49,7 @@ class Attributes:
     on a valid entry; ``keep`` all attribute bits (LO and HI); ``fwb`` what ``stage2_has_fwb`` says.
     """
 
-    __slots__ = ("_known", "_lpa2", "_two_bit_xn", "_use_as_s1", "_xnx", "behaviours", "fwb", "keep", "normal",
-                 "perms")
+    __slots__ = ("_known", "_lpa2", "_two_bit_xn", "_use_as_s1", "_xnx", "behaviours", "fwb", "keep", "normal", "perms")
 
     def __init__(self, behaviours: ModelBehaviours, machine: Machine, lpa2: bool) -> None:
         self.behaviours = behaviours

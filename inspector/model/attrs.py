@@ -39,9 +39,7 @@ class AttrWalk:
         self.pte = 0
         self.level = 0
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback."""
         pgt = self.pgt
         if not old & 1:
@@ -58,9 +56,7 @@ class AttrWalk:
         return 0 if pgt.try_set(table, entries, index, old, new, self.shared) else -EAGAIN
 
 
-def _update(
-    pgt: Stage2, addr: int, size: int, set_bits: int, clear_bits: int, flags: int
-) -> tuple[int, AttrWalk]:
+def _update(pgt: Stage2, addr: int, size: int, set_bits: int, clear_bits: int, flags: int) -> tuple[int, AttrWalk]:
     change = AttrWalk(pgt, set_bits, clear_bits, bool(flags & SHARED))
     return pgt.walk(change.visit, flags | LEAF, addr, size), change
 
@@ -80,7 +76,7 @@ def stage2_wrprotect(pgt: Stage2, addr: int, size: int) -> int:
 
 
 def stage2_relax_perms(pgt: Stage2, addr: int, prot: int, flags: int) -> int:
-    """``kvm_pgtable_stage2_relax_perms``: permissions added to one leaf, then one TLB invalidation (facts 7.3)."""
+    """``kvm_pgtable_stage2_relax_perms``: permissions added to one leaf, then one TLB invalidation (kernel.md 7.3)."""
     behaviours = pgt.behaviours
     prot = int(prot)
     if behaviours.software_bits and prot & SW_MASK:
@@ -137,9 +133,7 @@ class AgeWalk:
         self.mkold = mkold
         self.young = 0
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback."""
         if not old & 1 or not old & AF:
             return 0
@@ -167,9 +161,7 @@ class FlushWalk:
     def __init__(self, pgt: Stage2) -> None:
         self.pgt = pgt
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback."""
         pgt = self.pgt
         if old & 1 and pgt.machine.dcache_op and pgt.attributes.cacheable(old):
@@ -193,9 +185,7 @@ class LeafWalk:
         self.pte = 0
         self.level = 0
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback."""
         self.pte = old
         self.level = level

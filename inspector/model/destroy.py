@@ -23,9 +23,7 @@ class FreeWalk:
     def __init__(self, pgt: Stage2) -> None:
         self.pgt = pgt
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback."""
         pgt = self.pgt
         if not pgt.is_counted(old):

@@ -7,8 +7,8 @@ that came or did not come) is described by ``dataclasses.replace(generation("6.1
 ``proven`` is true only for generations that were compared, operation by operation, with the compiled C of that
 kernel (``tests/model/campaign.py``); the others are written from facts alone and say so.
 
-Each field says what differs, since when, and where the facts are (section numbers of the facts file
-``kernel_stage2``; sources read: 5.10.262, 5.15.100, 6.1.192, 6.6.9, 6.12.117, 6.18.2, 7.3.4).
+Each field says what differs, since when, and where the facts are (sections of ``docs/kernel.md``;
+sources read: 5.10.262, 5.15.100, 6.1.192, 6.6.9, 6.12.117, 6.18.2, 7.3.4).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from inspector.model.prot import ProtLayout
 
 
 class MapScheme(enum.Enum):
-    """How map replaces entries, and how a table gives way to a block (facts 4.3-4.5).
+    """How map replaces entries, and how a table gives way to a block (kernel.md 4.3-4.5).
 
     One choice, because the forms do not mix: the marker, the order of put, store and get, who counts the PA on, and
     whether an identical or permission-only map is refused, all come with it.
@@ -43,7 +43,7 @@ class MapScheme(enum.Enum):
 
 
 class Eagain(enum.Enum):
-    """What the walker does with -EAGAIN from a visitor (facts 3.4)."""
+    """What the walker does with -EAGAIN from a visitor (kernel.md 3.4)."""
 
     STOPS = "like any error"
     STOPS_IN_FAULT = "stops only with KVM_PGTABLE_WALK_HANDLE_FAULT, else forgotten"
@@ -51,7 +51,7 @@ class Eagain(enum.Enum):
 
 
 class Annotation(enum.Enum):
-    """How a page without mapping is annotated (facts 1.6, 5)."""
+    """How a page without mapping is annotated (kernel.md 1.6, 5)."""
 
     NONE = "not possible"
     OWNER_BY_INVALID_PA = "owner id in [9:2], the walk told apart by an impossible PA"
@@ -60,7 +60,7 @@ class Annotation(enum.Enum):
 
 
 class TableTlbi(enum.Enum):
-    """The level hint when unmap clears a table entry (facts 6)."""
+    """The level hint when unmap clears a table entry (kernel.md 6)."""
 
     OWN_LEVEL = "the level of the entry"
     ZERO = "0, which those releases take as no hint"
@@ -68,14 +68,14 @@ class TableTlbi(enum.Enum):
 
 
 class FwbSource(enum.Enum):
-    """What decides whether the table relies on FEAT_S2FWB (facts 1.3)."""
+    """What decides whether the table relies on FEAT_S2FWB (kernel.md 1.3)."""
 
     CPU = "the CPU capability"
     CPU_AND_FLAG = "the CPU capability, unless KVM_PGTABLE_S2_NOFWB"
 
 
 class WalkFlags(enum.Enum):
-    """Who chooses the walk flags of relax_perms and mkyoung (facts 7.3, 7.4)."""
+    """Who chooses the walk flags of relax_perms and mkyoung (kernel.md 7.3, 7.4)."""
 
     NONE = "there are none"
     FAULT_SHARED = "always HANDLE_FAULT and SHARED"
@@ -93,98 +93,98 @@ class ModelBehaviours:
 
     # --- the walker
     reload_after_pre: bool
-    """The entry is read again after TABLE_PRE, not only after LEAF.  6.6+.  Facts 3.2."""
+    """The entry is read again after TABLE_PRE, not only after LEAF.  6.6+.  kernel.md 3.2."""
     shared_walks: bool
-    """map takes walk flags; walks may be SHARED: stores are cmpxchg.  6.6+ (since parallel faults).  Facts 3.3."""
+    """map takes walk flags; walks may be SHARED: stores are cmpxchg.  6.6+ (since parallel faults).  kernel.md 3.3."""
     eagain: Eagain
-    """Facts 3.4."""
+    """kernel.md 3.4."""
     first_level: int
-    """Lowest level number the walker accepts: 0, or -1 since levels are signed (6.12+).  Facts 1.1."""
+    """Lowest level number the walker accepts: 0, or -1 since levels are signed (6.12+).  kernel.md 1.1."""
 
     # --- descriptors
     stale_invalid: bool
-    """Invalidating clears bit 0 only and leaves the rest.  5.10.  Facts 1.6."""
+    """Invalidating clears bit 0 only and leaves the rest.  5.10.  kernel.md 1.6."""
     counts_nonzero: bool
-    """An entry holds a reference when it is not 0 (5.15+), not when it is valid (5.10).  Facts 10.1."""
+    """An entry holds a reference when it is not 0 (5.15+), not when it is valid (5.10).  kernel.md 10.1."""
     locked_mask: int
-    """Bits that tell a LOCKED entry; 0 where there is no such marker (before 6.6).  Facts 1.6."""
+    """Bits that tell a LOCKED entry; 0 where there is no such marker (before 6.6).  kernel.md 1.6."""
     locked_value: int
     """Their value, also what is stored."""
     attr_hi_lsb: int
-    """Lowest bit of ``KVM_PTE_LEAF_ATTR_HI``: 51, from 6.6 on 50.  Facts 1.2."""
+    """Lowest bit of ``KVM_PTE_LEAF_ATTR_HI``: 51, from 6.6 on 50.  kernel.md 1.2."""
     two_bit_xn: bool
-    """XN is [54:53] (7.3); one bit 54 before.  Facts 1.3."""
+    """XN is [54:53] (7.3); one bit 54 before.  kernel.md 1.3."""
     fwb_source: FwbSource
-    """Facts 1.3.  5.10 and 7.3 the CPU; between them the flag too."""
+    """kernel.md 1.3.  5.10 and 7.3 the CPU; between them the flag too."""
     as_s1: bool
-    """``KVM_PGTABLE_S2_AS_S1`` forces the "as stage 1" memory type (7.3).  Facts 1.3."""
+    """``KVM_PGTABLE_S2_AS_S1`` forces the "as stage 1" memory type (7.3).  kernel.md 1.3."""
     software_bits: bool
-    """``KVM_PGTABLE_PROT_SW*`` exist (5.15+).  Facts 1.4."""
+    """``KVM_PGTABLE_PROT_SW*`` exist (5.15+).  kernel.md 1.4."""
     lpa2: bool
-    """52-bit addresses with 4K and 16K pages are known (6.12+).  Facts 1.2."""
+    """52-bit addresses with 4K and 16K pages are known (6.12+).  kernel.md 1.2."""
     prot_layout: ProtLayout
-    """Facts 1.4."""
+    """kernel.md 1.4."""
 
     # --- map
     idmap_and_force_pte: bool
-    """IDMAP flag and ``force_pte_cb`` exist (5.15+).  Facts 4.1."""
+    """IDMAP flag and ``force_pte_cb`` exist (5.15+).  kernel.md 4.1."""
     map_scheme: MapScheme
-    """Facts 4.2-4.5."""
+    """kernel.md 4.2-4.5."""
     software_bits_store: bool
-    """A non-shared map that changes software bits only is one plain store (6.12+).  Facts 4.4."""
+    """A non-shared map that changes software bits only is one plain store (6.12+).  kernel.md 4.4."""
     span_flush_aligned: bool
-    """The flush for an evicted table starts at the entry's own start (6.12+; 6.6.9: at the walk's).  Facts 4.4."""
+    """The flush for an evicted table starts at the entry's own start (6.12+; 6.6.9: at the walk's).  kernel.md 4.4."""
     cmo_checks_valid: bool
-    """"cacheable" and "executable" are asked of valid entries only (6.12+).  Facts 4.4."""
+    """"cacheable" and "executable" are asked of valid entries only (6.12+).  kernel.md 4.4."""
     annotation: Annotation
-    """Facts 5."""
+    """kernel.md 5."""
 
     # --- unmap
     unmap_table_tlbi: TableTlbi
-    """Facts 6."""
+    """kernel.md 6."""
     unmap_deferred_range: bool
-    """With TLB range support and FWB, leaves are flushed once, by range, after the walk (6.6+).  Facts 6."""
+    """With TLB range support and FWB, leaves are flushed once, by range, after the walk (6.6+).  kernel.md 6."""
     unmap_defers_tables_too: bool
-    """... and tables' own invalidation is left out as well (6.6.9; fixed later in 6.6.y).  Facts 6."""
+    """... and tables' own invalidation is left out as well (6.6.9; fixed later in 6.6.y).  kernel.md 6."""
 
     # --- attributes
     attr_invalid_eagain: bool
-    """An attribute walk that meets an invalid entry says -EAGAIN (6.6+).  Facts 7.1."""
+    """An attribute walk that meets an invalid entry says -EAGAIN (6.6+).  kernel.md 7.1."""
     attr_icache: bool
-    """An attribute walk that adds execute permission invalidates the instruction cache (5.15+).  Facts 7.1."""
+    """An attribute walk that adds execute permission invalidates the instruction cache (5.15+).  kernel.md 7.1."""
     attr_walk_flags: WalkFlags
-    """Facts 7.3, 7.4: 6.6 and 6.12 fixed, 6.18+ an argument."""
+    """kernel.md 7.3, 7.4: 6.6 and 6.12 fixed, 6.18+ an argument."""
     wrprotect_ignores_eagain: bool
-    """wrprotect passes IGNORE_EAGAIN (7.3).  Facts 7.2."""
+    """wrprotect passes IGNORE_EAGAIN (7.3).  kernel.md 7.2."""
     relax_local_tlbi: bool
-    """relax_perms invalidates on the local CPU only (6.6+).  Facts 7.3."""
+    """relax_perms invalidates on the local CPU only (6.6+).  kernel.md 7.3."""
     relax_flush_on_eagain: bool
-    """... also when the walk says -EAGAIN (6.12.117, 6.18, 7.3).  Facts 7.3."""
+    """... also when the walk says -EAGAIN (6.12.117, 6.18, 7.3).  kernel.md 7.3."""
     relax_eagain_level: int
-    """The level hint then: TLBI_TTL_UNKNOWN, or what happened to be on the stack (6.18.2).  Facts 7.3."""
+    """The level hint then: TLBI_TTL_UNKNOWN, or what happened to be on the stack (6.18.2).  kernel.md 7.3."""
     mkyoung_barrier_always: bool
-    """mkyoung ends in ``dsb(ishst)`` whatever the walk said (5.10-6.1).  Facts 7.4."""
+    """mkyoung ends in ``dsb(ishst)`` whatever the walk said (5.10-6.1).  kernel.md 7.4."""
     mkyoung_returns_pte: bool
-    """mkyoung returns the old entry (until 6.12).  Facts 7.4."""
+    """mkyoung returns the old entry (until 6.12).  kernel.md 7.4."""
     test_clear_young: bool
-    """test_clear_young over a range (6.6+) in place of mkold and is_young.  Facts 7.5."""
+    """test_clear_young over a range (6.6+) in place of mkold and is_young.  kernel.md 7.5."""
 
     # --- split
     split: bool
-    """kvm_pgtable_stage2_split and create_unlinked exist (6.6+).  Facts 8."""
+    """kvm_pgtable_stage2_split and create_unlinked exist (6.6+).  kernel.md 8."""
     split_barrier_each: bool
-    """``dsb(ishst)`` after each split block instead of once at the end (6.6.9).  Facts 8."""
+    """``dsb(ishst)`` after each split block instead of once at the end (6.6.9).  kernel.md 8."""
     unlinked_double_put: bool
-    """create_unlinked's error path puts the page that free_unlinked has freed already (6.6.9).  Facts 8."""
+    """create_unlinked's error path puts the page that free_unlinked has freed already (6.6.9).  kernel.md 8."""
 
     # --- destroy
     destroy_in_ranges: bool
     """destroy_range and destroy_pgd; a table is freed only when its own count is 1, and its entry cleared (7.3).
-    Facts 9."""
+    kernel.md 9."""
 
     # --- hyp stage-1
     hyp_unmap: bool
-    """kvm_pgtable_hyp_unmap exists and entries are counted (6.1+).  Facts 10.1."""
+    """kvm_pgtable_hyp_unmap exists and entries are counted (6.1+).  kernel.md 10.1."""
     hyp_get_before_store: bool
     """A table entry's reference is taken before it is stored (6.6+).  6.12.117 hyp_map_walker."""
     hyp_conflict_goes_on: bool
@@ -194,13 +194,13 @@ class ModelBehaviours:
     """The PA is a running counter that moves on even past a refused leaf (until 6.1).  6.1.192
     hyp_map_walker_try_leaf."""
     hyp_hvhe: bool
-    """hVHE, with its own AP encoding, exists (6.6+).  Facts 1.5."""
+    """hVHE, with its own AP encoding, exists (6.6+).  kernel.md 1.5."""
     hyp_bti: bool
-    """GP is set on executable mappings if the kernel uses BTI (6.6+).  Facts 1.5."""
+    """GP is set on executable mappings if the kernel uses BTI (6.6+).  kernel.md 1.5."""
     hyp_two_bit_xn: bool
-    """PXN and UXN under hVHE; UX dropped without (7.3).  Facts 1.5."""
+    """PXN and UXN under hVHE; UX dropped without (7.3).  kernel.md 1.5."""
     hyp_device_index: int
-    """MAIR index of Device-nGnRE.  Facts 1.5."""
+    """MAIR index of Device-nGnRE.  kernel.md 1.5."""
 
 
 _6_12: Final = ModelBehaviours(

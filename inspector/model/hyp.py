@@ -96,9 +96,7 @@ class HypStage1(Pgtable):
         self.put(self.root)
         self.root = 0
 
-    def _free(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def _free(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         if not old & 1:
             return 0
         if self.behaviours.hyp_unmap:
@@ -126,9 +124,7 @@ class _HypMap:
         self.start = 0
         self.end = 0
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback."""
         pgt = self.pgt
         if self._try_leaf(table, entries, index, level, old, addr):
@@ -182,9 +178,7 @@ class _HypUnmap:
         self.end = 0
         self.unmapped = 0
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback: a block that is only partly in the range is an error, unlike in stage-2."""
         pgt = self.pgt
         if not old & 1:

@@ -27,8 +27,15 @@ LOCKED_TYPE: Final = 1
 
 
 def _walk(
-    pgt: Stage2, addr: int, size: int, phys: int, attr: int, cache: MemoryCache | None, force_pte: bool,
-    annotation: int | None, flags: int,
+    pgt: Stage2,
+    addr: int,
+    size: int,
+    phys: int,
+    attr: int,
+    cache: MemoryCache | None,
+    force_pte: bool,
+    annotation: int | None,
+    flags: int,
 ) -> int:
     if pgt.behaviours.map_scheme is MapScheme.UNLINK:
         visitor: MapUnlink | MapAnchor = MapUnlink(pgt, phys, attr, cache, force_pte, annotation, flags)
@@ -42,10 +49,8 @@ def _walk(
     return pgt.run(walk)
 
 
-def stage2_map(
-    pgt: Stage2, addr: int, size: int, phys: int, prot: int, cache: MemoryCache | None, flags: int
-) -> int:
-    """``kvm_pgtable_stage2_map``; 0 or a negative errno (facts 4.6)."""
+def stage2_map(pgt: Stage2, addr: int, size: int, phys: int, prot: int, cache: MemoryCache | None, flags: int) -> int:
+    """``kvm_pgtable_stage2_map``; 0 or a negative errno (kernel.md 4.6)."""
     machine = pgt.machine
     if flags and not pgt.behaviours.shared_walks:
         raise ValueError(f"{pgt.behaviours.label}: map takes no walk flags")
@@ -74,9 +79,7 @@ def stage2_set_owner(pgt: Stage2, addr: int, size: int, cache: MemoryCache | Non
     return _walk(pgt, addr, size, phys, 0, cache, True, owner << 2, 0)
 
 
-def stage2_annotate(
-    pgt: Stage2, addr: int, size: int, cache: MemoryCache | None, kind: int, payload: int
-) -> int:
+def stage2_annotate(pgt: Stage2, addr: int, size: int, cache: MemoryCache | None, kind: int, payload: int) -> int:
     """``kvm_pgtable_stage2_annotate`` (7.3); ``kind`` is an ``enum kvm_invalid_pte_type``."""
     if pgt.behaviours.annotation is not Annotation.TYPED:
         raise ValueError(f"{pgt.behaviours.label} has no annotate")

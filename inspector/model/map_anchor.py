@@ -29,12 +29,29 @@ class MapAnchor:
     is tearing down (0: none), ``child`` the table detached there.
     """
 
-    __slots__ = ("anchor", "annotation", "attr", "cache", "child", "end", "force_pte", "in_place", "pgt", "phys",
-                 "start")
+    __slots__ = (
+        "anchor",
+        "annotation",
+        "attr",
+        "cache",
+        "child",
+        "end",
+        "force_pte",
+        "in_place",
+        "pgt",
+        "phys",
+        "start",
+    )
 
     def __init__(
-        self, pgt: Stage2, phys: int, attr: int, cache: MemoryCache | None, force_pte: bool,
-        annotation: int | None, flags: int,
+        self,
+        pgt: Stage2,
+        phys: int,
+        attr: int,
+        cache: MemoryCache | None,
+        force_pte: bool,
+        annotation: int | None,
+        flags: int,
     ) -> None:
         self.pgt = pgt
         self.phys = phys
@@ -58,9 +75,7 @@ class MapAnchor:
             return False
         return not self.phys & (size - 1) or (not self.in_place and self.phys >= self.pgt.phys_limit)
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback."""
         if which == TABLE_PRE:
             return self._pre(table, entries, index, level, addr)
@@ -158,10 +173,8 @@ class MapAnchor:
     def _leaf_pte(self, level: int) -> int:
         return self.pgt.pte_of(self.phys) | self.attr | (3 if level == LAST_LEVEL else 1)
 
-    def _replace_in_place(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int
-    ) -> None:
-        """5.10: put early, store; break-before-make only when a valid entry is in the way (facts 4.4, 16)."""
+    def _replace_in_place(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int) -> None:
+        """5.10: put early, store; break-before-make only when a valid entry is in the way (kernel.md 4.4, 16)."""
         pgt = self.pgt
         new = self._leaf_pte(level)
         if old & 1:

@@ -27,7 +27,7 @@ def break_pte(
 ) -> bool:
     """``stage2_try_break_pte``: LOCKED in, old translation out of the TLBs, reference dropped; ``False`` = lost.
 
-    A LOCKED entry met by a walk that has the table for itself is a warning (facts 20).
+    A LOCKED entry met by a walk that has the table for itself is a warning (kernel.md 20).
     """
     behaviours = pgt.behaviours
     if not old & 1 and old & behaviours.locked_mask == behaviours.locked_value:
@@ -75,8 +75,14 @@ class MapUnlink:
     __slots__ = ("annotation", "attr", "by_flag", "cache", "end", "flags", "force_pte", "pgt", "phys", "start")
 
     def __init__(
-        self, pgt: Stage2, phys: int, attr: int, cache: MemoryCache | None, force_pte: bool,
-        annotation: int | None, flags: int,
+        self,
+        pgt: Stage2,
+        phys: int,
+        attr: int,
+        cache: MemoryCache | None,
+        force_pte: bool,
+        annotation: int | None,
+        flags: int,
     ) -> None:
         self.pgt = pgt
         self.phys = phys
@@ -90,7 +96,7 @@ class MapUnlink:
         self.end = 0
 
     def _leaf_allowed(self, level: int, addr: int, phys: int) -> bool:
-        """``stage2_leaf_mapping_allowed`` (facts 4.2)."""
+        """``stage2_leaf_mapping_allowed`` (kernel.md 4.2)."""
         if level == LAST_LEVEL:
             return True
         if self.force_pte:
@@ -112,9 +118,7 @@ class MapUnlink:
             return phys
         return (phys + addr - self.start) & U64
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback."""
         phys = self._phys(addr)
         allowed = self._leaf_allowed(level, addr, phys)
@@ -131,9 +135,7 @@ class MapUnlink:
             return ret
         return self._install_table(table, entries, index, level, old, addr)
 
-    def _try_leaf(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, phys: int
-    ) -> int:
+    def _try_leaf(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, phys: int) -> int:
         pgt = self.pgt
         flags = self.flags
         if (self.annotation is not None) if self.by_flag else phys >= pgt.phys_limit:
@@ -157,7 +159,7 @@ class MapUnlink:
         return 0
 
     def _store_software_bits(self, table: int, entries: array[int], index: int, old: int, new: int) -> None:
-        """The entry keeps its meaning: a plain store, no break-before-make (facts 4.4 step 4)."""
+        """The entry keeps its meaning: a plain store, no break-before-make (kernel.md 4.4 step 4)."""
         pgt = self.pgt
         if bool(old) != bool(new):
             if old:
@@ -166,10 +168,8 @@ class MapUnlink:
                 pgt.get(table)
         pgt.write(table, entries, index, new)
 
-    def _install_table(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int
-    ) -> int:
-        """No leaf fits here: an empty table in place of whatever was there (facts 4.3)."""
+    def _install_table(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int) -> int:
+        """No leaf fits here: an empty table in place of whatever was there (kernel.md 4.3)."""
         pgt = self.pgt
         if level == LAST_LEVEL:
             pgt.warn()

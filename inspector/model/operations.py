@@ -120,11 +120,17 @@ WORDS: Final[dict[str, tuple[str, str, str]]] = {
 FAULT_WORDS: Final = ("fail_alloc", "lose_cas", "race")
 
 _FLAGS: Final = (
-    ("shared", SHARED), ("fault", HANDLE_FAULT), ("ignore_eagain", IGNORE_EAGAIN), ("skip_bbm", SKIP_BBM_TLBI),
+    ("shared", SHARED),
+    ("fault", HANDLE_FAULT),
+    ("ignore_eagain", IGNORE_EAGAIN),
+    ("skip_bbm", SKIP_BBM_TLBI),
     ("skip_cmo", SKIP_CMO),
 )
 _MEMORY: Final = {
-    "normal": 0, "device": int(Prot.DEVICE), "nc": int(Prot.NORMAL_NC), "device+nc": Prot.DEVICE | Prot.NORMAL_NC,
+    "normal": 0,
+    "device": int(Prot.DEVICE),
+    "nc": int(Prot.NORMAL_NC),
+    "device+nc": Prot.DEVICE | Prot.NORMAL_NC,
 }
 _EXECUTE: Final = {"": Prot.NONE, "X": Prot.X, "Xp": Prot.PX, "Xu": Prot.UX}
 _SUFFIXES: Final = {"K": 10, "M": 20, "G": 30, "T": 40}

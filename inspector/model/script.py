@@ -88,7 +88,9 @@ def format_of(pgt: Pgtable) -> Format:
     behaviours, machine = pgt.behaviours, pgt.machine
     if isinstance(pgt, Stage2):
         return Format(
-            Regime.STAGE2, fwb=pgt.attributes.fwb, xnx=behaviours.two_bit_xn and machine.xnx,
+            Regime.STAGE2,
+            fwb=pgt.attributes.fwb,
+            xnx=behaviours.two_bit_xn and machine.xnx,
             invalid=_invalid_form(behaviours),
         )
     return Format(Regime.HYP_STAGE1, invalid=_invalid_form(behaviours), hvhe=machine.hvhe)
@@ -129,7 +131,10 @@ def render_table(pgt: Pgtable, names: PageNames) -> Iterator[str]:
             end = index + 1
             table = pgt.is_table(entry, level)
             while (
-                not table and end < len(entries) and entries[end] and not pgt.is_table(entries[end], level)
+                not table
+                and end < len(entries)
+                and entries[end]
+                and not pgt.is_table(entries[end], level)
                 and _follows(pgt, entries[end - 1], entries[end], level)
             ):
                 end += 1

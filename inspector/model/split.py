@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from inspector.model.stage2 import Stage2
 
 
-def create_unlinked(
-    pgt: Stage2, phys: int, level: int, prot: int, cache: MemoryCache, force_pte: bool
-) -> int:
+def create_unlinked(pgt: Stage2, phys: int, level: int, prot: int, cache: MemoryCache, force_pte: bool) -> int:
     """``kvm_pgtable_stage2_create_unlinked``: a table page that maps what an entry of ``level`` would.
 
     Returns the page's address, or a negative errno.
@@ -65,9 +63,7 @@ class SplitWalk:
         self.pgt.warn()
         return -EINVAL
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback: the walk descends into what this installs, and splits on."""
         pgt = self.pgt
         if level == LAST_LEVEL or not old & 1:

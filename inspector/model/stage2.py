@@ -46,9 +46,7 @@ class Stage2(Pgtable):
         self.barrier()
         return 0
 
-    def map(
-        self, addr: int, size: int, phys: int, prot: int, cache: MemoryCache | None = None, flags: int = 0
-    ) -> int:
+    def map(self, addr: int, size: int, phys: int, prot: int, cache: MemoryCache | None = None, flags: int = 0) -> int:
         """``kvm_pgtable_stage2_map``."""
         return map_.stage2_map(self, addr, size, phys, prot, cache, flags)
 
@@ -100,9 +98,7 @@ class Stage2(Pgtable):
         """``kvm_pgtable_stage2_split`` (6.6+)."""
         return split.stage2_split(self, addr, size, cache)
 
-    def create_unlinked(
-        self, phys: int, level: int, prot: int, cache: MemoryCache, force_pte: bool = False
-    ) -> int:
+    def create_unlinked(self, phys: int, level: int, prot: int, cache: MemoryCache, force_pte: bool = False) -> int:
         """``kvm_pgtable_stage2_create_unlinked`` (6.6+): a page address or a negative errno."""
         return split.create_unlinked(self, phys, level, prot, cache, force_pte)
 

@@ -48,9 +48,7 @@ class Unmap:
         self.deferred = deferred
         self.need_flush = not pgt.attributes.fwb and pgt.machine.dcache_op
 
-    def visit(
-        self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int
-    ) -> int:
+    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
         """The walker's callback, for LEAF and TABLE_POST."""
         pgt = self.pgt
         if not old & 1:

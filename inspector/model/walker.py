@@ -78,9 +78,26 @@ class Pgtable:
     """
 
     __slots__ = (
-        "addr_mask", "behaviours", "emit", "geometry", "ia_bits", "index_mask", "lose_cas", "lpa2",
-        "machine", "min_block_level", "odd_addresses", "page_mask", "page_size", "race_mode", "race_value", "root",
-        "root_pages", "shifts", "start_level", "store",
+        "addr_mask",
+        "behaviours",
+        "emit",
+        "geometry",
+        "ia_bits",
+        "index_mask",
+        "lose_cas",
+        "lpa2",
+        "machine",
+        "min_block_level",
+        "odd_addresses",
+        "page_mask",
+        "page_size",
+        "race_mode",
+        "race_value",
+        "root",
+        "root_pages",
+        "shifts",
+        "start_level",
+        "store",
     )
 
     def __init__(
@@ -241,9 +258,7 @@ class Pgtable:
         """
         reach = self.shifts[self.start_level] + self.index_mask.bit_length()
         for number in range(self.root_pages if self.root else 0):
-            yield from self._under(
-                self.root + number * self.page_size, self.start_level, number << reach, 0, number
-            )
+            yield from self._under(self.root + number * self.page_size, self.start_level, number << reach, 0, number)
 
     def _under(
         self, page: int, level: int, base: int, parent: int, number: int
@@ -285,7 +300,7 @@ class Pgtable:
         return False
 
     def begin(self, visit: Visitor, flags: int, addr: int, size: int, ignores_empty: bool = False) -> Walk:
-        """``kvm_pgtable_walk``'s range: ``size`` is counted from the page that ``addr`` lies in (facts 3.1)."""
+        """``kvm_pgtable_walk``'s range: ``size`` is counted from the page that ``addr`` lies in (kernel.md 3.1)."""
         start = addr & self.page_mask
         end = (start + size + self.page_size - 1) & self.page_mask
         return Walk(visit, flags, start, end, self._tolerates_eagain(flags), ignores_empty)

@@ -176,10 +176,16 @@ def memslots(capture: Capture, paint: Painter = PLAIN) -> Lines:
             start, length = slot.base_gfn * page, slot.npages * page
             rows.append(
                 (
-                    str(slot.id), address(start), address(start + length), size(length), address(slot.userspace_addr),
-                    slot_flags(slot.flags), "yes" if slot.dirty_bitmap else "no", _backing(slot),
+                    str(slot.id),
+                    address(start),
+                    address(start + length),
+                    size(length),
+                    address(slot.userspace_addr),
+                    slot_flags(slot.flags),
+                    "yes" if slot.dirty_bitmap else "no",
+                    _backing(slot),
                 )
-            )  # fmt: skip
+            )
         head = ("slot", "IPA", "end", "size", "HVA", "flags", "dirty bitmap", "backing")
         yield from columns(head, rows, right=(0, 3), indent="  ", paint=paint) or ["  no memslots"]
 

@@ -22,10 +22,26 @@ CONST, RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM
 
 # kind -> (bytes after struct btf_type, bytes for each of its vlen elements)
 _LAYOUT = {
-    INT: (4, 0), PTR: (0, 0), ARRAY: (12, 0), STRUCT: (0, 12), UNION: (0, 12), ENUM: (0, 8), FWD: (0, 0),
-    TYPEDEF: (0, 0), VOLATILE: (0, 0), CONST: (0, 0), RESTRICT: (0, 0), FUNC: (0, 0), FUNC_PROTO: (0, 8),
-    VAR: (4, 0), DATASEC: (0, 12), FLOAT: (0, 0), DECL_TAG: (4, 0), TYPE_TAG: (0, 0), ENUM64: (0, 12),
-}  # fmt: skip
+    INT: (4, 0),
+    PTR: (0, 0),
+    ARRAY: (12, 0),
+    STRUCT: (0, 12),
+    UNION: (0, 12),
+    ENUM: (0, 8),
+    FWD: (0, 0),
+    TYPEDEF: (0, 0),
+    VOLATILE: (0, 0),
+    CONST: (0, 0),
+    RESTRICT: (0, 0),
+    FUNC: (0, 0),
+    FUNC_PROTO: (0, 8),
+    VAR: (4, 0),
+    DATASEC: (0, 12),
+    FLOAT: (0, 0),
+    DECL_TAG: (4, 0),
+    TYPE_TAG: (0, 0),
+    ENUM64: (0, 12),
+}
 _TRANSPARENT = frozenset((TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG))
 _NAMED = frozenset((STRUCT, UNION, ENUM, ENUM64, TYPEDEF))
 _HEADER = struct.Struct("<HBBIIIII")  # magic, version, flags, hdr_len, type_off, type_len, str_off, str_len
@@ -70,10 +86,13 @@ def read_header(data: bytes, at: int = 0) -> Header:
     if hdr_len >= _HEADER.size + _LAYOUT_HEADER.size and at + hdr_len <= len(data):
         layout_off, layout_len = _LAYOUT_HEADER.unpack_from(data, at + _HEADER.size)
     header = Header(
-        hdr_len + type_off, hdr_len + type_off + type_len,
-        hdr_len + str_off, hdr_len + str_off + str_len,
-        hdr_len + layout_off, hdr_len + layout_off + layout_len,
-    )  # fmt: skip
+        hdr_len + type_off,
+        hdr_len + type_off + type_len,
+        hdr_len + str_off,
+        hdr_len + str_off + str_len,
+        hdr_len + layout_off,
+        hdr_len + layout_off + layout_len,
+    )
     if at + header.size > len(data):
         raise BadBtf(f"it is cut short: its header promises {header.size} bytes")
     if str_len == 0 or data[at + header.strings] != 0 or data[at + header.strings_end - 1] != 0:

@@ -39,13 +39,25 @@ _FUNCTIONS = (
 )
 # Their files, for debug information without .debug_aranges (clang).
 _FILES = (
-    "virt/kvm/kvm_main.c", "arch/arm64/kvm/mmu.c", "arch/arm64/kvm/hyp/pgtable.c", "arch/arm64/kvm/arm.c",
-    "arch/arm64/kvm/hyp/nvhe/mem_protect.c", "fs/file.c", "mm/vmalloc.c", "kernel/fork.c",
-)  # fmt: skip
+    "virt/kvm/kvm_main.c",
+    "arch/arm64/kvm/mmu.c",
+    "arch/arm64/kvm/hyp/pgtable.c",
+    "arch/arm64/kvm/arm.c",
+    "arch/arm64/kvm/hyp/nvhe/mem_protect.c",
+    "fs/file.c",
+    "mm/vmalloc.c",
+    "kernel/fork.c",
+)
 _SECTIONS = (
-    "debug_info", "debug_aranges", "debug_abbrev", "debug_str", "debug_line_str", "debug_addr",
-    "debug_str_offsets", "debug_rnglists",
-)  # fmt: skip
+    "debug_info",
+    "debug_aranges",
+    "debug_abbrev",
+    "debug_str",
+    "debug_line_str",
+    "debug_addr",
+    "debug_str_offsets",
+    "debug_rnglists",
+)
 _REFERENCES = {
     "DW_TAG_pointer_type": btf.PTR,
     "DW_TAG_typedef": btf.TYPEDEF,

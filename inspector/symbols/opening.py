@@ -112,9 +112,14 @@ def read_image(image: Image) -> Found:
             f"{image.path} holds no BTF (CONFIG_DEBUG_INFO_BTF), so no types: give the kernel's vmlinux with --vmlinux"
         )
     return Found(
-        ("BTF", *sources), image_build_id(image.data), image_banner(image.data), link_text, image.image_size,
-        table, _index(image.path, blob),
-    )  # fmt: skip
+        ("BTF", *sources),
+        image_build_id(image.data),
+        image_banner(image.data),
+        link_text,
+        image.image_size,
+        table,
+        _index(image.path, blob),
+    )
 
 
 def read_vmlinux(elf: Elf) -> Found:
@@ -207,9 +212,14 @@ def _recall(slot: Path) -> Found | None:
     meta: Mapping[str, Any] = entry.meta
     try:
         return Found(
-            tuple(meta["sources"]), meta["build_id"], meta["banner"], meta["link_text"], meta["image_size"],
-            SymbolTable.from_sections(entry.sections), Btf.from_sections(entry.sections),
-        )  # fmt: skip
+            tuple(meta["sources"]),
+            meta["build_id"],
+            meta["banner"],
+            meta["link_text"],
+            meta["image_size"],
+            SymbolTable.from_sections(entry.sections),
+            Btf.from_sections(entry.sections),
+        )
     except (KeyError, TypeError, ValueError, BadBtf):
         return None
 

@@ -16,9 +16,21 @@ _WEAK = frozenset("wWvV")
 # Symbols that stand for no object of the kernel: what scripts/mksysmap leaves out of kallsyms, by prefix (arm64), and
 # those of EXPORT_SYMBOL.  Linker-made veneers it leaves out by suffix.
 _NOISE = (
-    "$", ".L", "__efistub_", "__pi_$", "__pi_.L", "__kvm_nvhe_$", "__kvm_nvhe_.L", "__AArch64ADRPThunk_",
-    "__kcfi_typeid_", "__kvm_nvhe___kcfi_typeid_", "__pi___kcfi_typeid_", "__crc_", "__kstrtab", "__ksymtab_",
-)  # fmt: skip
+    "$",
+    ".L",
+    "__efistub_",
+    "__pi_$",
+    "__pi_.L",
+    "__kvm_nvhe_$",
+    "__kvm_nvhe_.L",
+    "__AArch64ADRPThunk_",
+    "__kcfi_typeid_",
+    "__kvm_nvhe___kcfi_typeid_",
+    "__pi___kcfi_typeid_",
+    "__crc_",
+    "__kstrtab",
+    "__ksymtab_",
+)
 _VENEER = "_veneer"
 
 

@@ -99,9 +99,7 @@ def attached(
     """`open_target` for a ``with`` block: everything is put back at its end, also when Ctrl-C
     (KeyboardInterrupt), SIGTERM or SIGHUP (`inspector.target.signals.Interrupted`) end it."""
     with signals_raise():
-        machine = open_target(
-            connection, memory=memory, gdb=gdb, timeout=timeout, progress=progress, leave=leave
-        )
+        machine = open_target(connection, memory=memory, gdb=gdb, timeout=timeout, progress=progress, leave=leave)
         try:
             yield machine
         finally:
@@ -116,17 +114,13 @@ def _connect(session: MiSession, address: str, attachment: Attachment) -> None:
     try:
         session.command(f"-target-select remote {address}", timeout=2 * session.timeout)
     except GdbError as error:
-        raise TargetLost(
-            f"gdb cannot attach to {address}: {str(error).rstrip('.')}; is QEMU still there?"
-        ) from error
+        raise TargetLost(f"gdb cannot attach to {address}: {str(error).rstrip('.')}; is QEMU still there?") from error
 
 
 def _ram(session: MiSession) -> tuple[RamRange, ...]:
     ram = qemu.system_ram(qemu.parse_flat_views(session.monitor("info mtree -f")))
     if not ram:
-        raise TargetLost(
-            "QEMU's monitor names no RAM (info mtree -f): is it system emulation, QEMU 4.1 or newer?"
-        )
+        raise TargetLost("QEMU's monitor names no RAM (info mtree -f): is it system emulation, QEMU 4.1 or newer?")
     return ram
 
 
@@ -165,9 +159,7 @@ def _process_memory(pid: int | None, session: MiSession, ram: Sequence[RamRange]
             raise ProcessDenied(f"QEMU gives no host address for RAM at {one.start:#x} (monitor gpa2hva)")
         if not host_process.mapped(pid, base, one.end - one.start):
             name = (host_process.command_line(pid) or ["?"])[0]
-            raise ProcessDenied(
-                f"process {pid} ({name}) is not QEMU itself, or its memory map may not be read"
-            )
+            raise ProcessDenied(f"process {pid} ({name}) is not QEMU itself, or its memory map may not be read")
         bases.append(base)
     memory = ProcessMemory(ProcessReader(pid), ram, bases)
     _compare(memory, MiMemory(session, ram), ram)
@@ -192,9 +184,7 @@ def _compare(process: ProcessMemory, stub: MiMemory, ram: Sequence[RamRange]) ->
             except InspectorError as error:
                 raise ProcessDenied(f"the QEMU process's memory could not be verified: {error}") from error
             if not same:
-                raise ProcessDenied(
-                    f"the process at the other end holds other bytes at {pa:#x} than the stub shows"
-                )
+                raise ProcessDenied(f"the process at the other end holds other bytes at {pa:#x} than the stub shows")
 
 
 def _require_el2(cpus: Sequence[Cpu], address: str) -> None:

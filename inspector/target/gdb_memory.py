@@ -21,9 +21,7 @@ from inspector.target.ranges import RamMap
 # About a second of reading (10 MiB/s measured): so an interrupted read is over soon.
 _BATCH_BYTES = 4 << 20
 _BATCH_REQUESTS = 1 << 16
-_CONTENTS = re.compile(
-    r'\{begin="0x([0-9a-f]+)",offset="0x[0-9a-f]+",end="0x[0-9a-f]+",contents="([0-9a-f]*)"\}'
-)
+_CONTENTS = re.compile(r'\{begin="0x([0-9a-f]+)",offset="0x[0-9a-f]+",end="0x[0-9a-f]+",contents="([0-9a-f]*)"\}')
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "gdb_scripts"
 
@@ -44,18 +42,14 @@ class PhysicalMode:
     def get(self) -> int:
         answer = self._packet("qqemu.PhyMemMode")
         if answer not in ("0", "1"):
-            raise TargetLost(
-                f"the stub does not tell its physical memory mode (it said {answer!r}): is it QEMU 4.1+?"
-            )
+            raise TargetLost(f"the stub does not tell its physical memory mode (it said {answer!r}): is it QEMU 4.1+?")
         return int(answer)
 
     def set(self, value: int) -> None:
         """Set and read back; raises `TargetLost` when it did not take."""
         self._packet(f"Qqemu.PhyMemMode:{value}")
         if self.get() != value:
-            raise TargetLost(
-                f"the stub does not switch its physical memory mode to {value}; is it QEMU 4.1 or newer?"
-            )
+            raise TargetLost(f"the stub does not switch its physical memory mode to {value}; is it QEMU 4.1 or newer?")
 
     def _packet(self, packet: str) -> str:
         """The answer, which ``maintenance packet`` prints as ``received: "OK"`` (gdb 13.1)."""
@@ -72,9 +66,7 @@ class MiMemory:
 
     name = "gdb"
 
-    def __init__(
-        self, session: MiSession, ram: Sequence[RamRange], why_not_faster: str | None = None
-    ) -> None:
+    def __init__(self, session: MiSession, ram: Sequence[RamRange], why_not_faster: str | None = None) -> None:
         self._session = session
         self._map = RamMap(ram)
         self.why_not_faster = why_not_faster
@@ -149,9 +141,7 @@ class GdbMemory(MiMemory):
         data = [one for one in self.read_many(pieces) if one is not None]
         return b"".join(data) if len(data) == len(pieces) else None
 
-    def _fetch(
-        self, requests: Sequence[tuple[int, int]], numbers: Sequence[int], results: list[bytes | None]
-    ) -> None:
+    def _fetch(self, requests: Sequence[tuple[int, int]], numbers: Sequence[int], results: list[bytes | None]) -> None:
         words = array.array("Q", [word for number in numbers for word in requests[number]]).tobytes()
         os.ftruncate(self._request, 0)
         _write_all(self._request, words)

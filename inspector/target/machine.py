@@ -187,9 +187,7 @@ class Machine:
         QEMU 7.2 describes a thread as ``CPU#0 [running]``; without that the thread's number counts, from 1.
         """
         wanted = " ".join(str(number) for number in numbers.values())
-        reply = session.command(
-            f"-data-list-register-values --thread {thread['id']} --skip-unavailable x {wanted}"
-        )
+        reply = session.command(f"-data-list-register-values --thread {thread['id']} --skip-unavailable x {wanted}")
         values = {int(one["number"]): one["value"] for one in reply.payload["register-values"]}
         present = {
             name: int(values[number], 16)

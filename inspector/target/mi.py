@@ -84,9 +84,7 @@ def find_gdb(gdb: str | None = None) -> str:
         if gdb:
             trouble = "is not there or not executable" if path is None else "does not support AArch64"
             raise BadInput(f"the gdb given, {gdb}, {trouble}: give another or install gdb-multiarch")
-    raise BadInput(
-        "no gdb for AArch64 found on PATH: install gdb-multiarch (Debian, Ubuntu) or give --gdb PATH"
-    )
+    raise BadInput("no gdb for AArch64 found on PATH: install gdb-multiarch (Debian, Ubuntu) or give --gdb PATH")
 
 
 def _knows_aarch64(path: str) -> bool:
@@ -126,9 +124,7 @@ class MiSession:
                 env={**os.environ, "LC_ALL": "C", "DEBUGINFOD_URLS": ""},
             )
         except OSError as error:
-            raise BadInput(
-                f"{gdb} cannot be started ({error}): install gdb-multiarch or give --gdb PATH"
-            ) from error
+            raise BadInput(f"{gdb} cannot be started ({error}): install gdb-multiarch or give --gdb PATH") from error
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in = self._process.stdin.fileno()
         self._out = self._process.stdout.fileno()
@@ -175,9 +171,7 @@ class MiSession:
         _, line = self._command(text, timeout, _RAW)
         return line
 
-    def wait_event(
-        self, wanted: Callable[[dict[str, Any]], bool], timeout: float | None = None
-    ) -> dict[str, Any]:
+    def wait_event(self, wanted: Callable[[dict[str, Any]], bool], timeout: float | None = None) -> dict[str, Any]:
         """The first queued or coming asynchronous record that is ``wanted``; those before are dropped."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while True:

@@ -62,7 +62,8 @@ def _kernel(label: str) -> tuple[float, int, list[RawEvent]]:
             op
             for addr in _addresses()
             for op in (
-                pack(Op.MAP, addr=addr, size=4096, phys=addr, prot=prot), pack(Op.UNMAP, addr=addr, size=4096),
+                pack(Op.MAP, addr=addr, size=4096, phys=addr, prot=prot),
+                pack(Op.UNMAP, addr=addr, size=4096),
             )
         ]
         data = b"".join(ops)

@@ -1,8 +1,8 @@
 """Synthetic captures: good stage-2 tables with every bit written by hand, to be spoiled by the tests.
 
 The encodings come from DDI 0487 D8.3 (descriptor formats), D8.4.3 (S2AP, XN), D8.6 (MemAttr, SH) and the VTCR_EL2 and
-VTTBR_EL2 register descriptions, and agree with the kernel's test vectors in facts 1.7 and 2.1; nothing here calls our
-own encoder.
+VTTBR_EL2 register descriptions, and agree with the kernel's test vectors in kernel.md 1.7 and 2.1; nothing here calls
+our own encoder.
 """
 
 from __future__ import annotations
@@ -43,8 +43,16 @@ TRAITS_61 = {"mm_ops": True}
 TRAITS_612 = {"mm_ops": True, "visit_ctx": True, "signed_level": True, "mmu_vtcr": True}
 TRAITS_73 = {**TRAITS_612, "invalid_pte_type": True, "xn_two_bits": True, "pkvm_mappings": True}
 FEATURES = {
-    "fwb": 1, "ttl": 1, "tlbirange": 1, "lpa2": 0, "hafdbs": 2, "vmid16": 1, "parange": 5, "vhe": 1, "xnx": 1,
-}  # fmt: skip
+    "fwb": 1,
+    "ttl": 1,
+    "tlbirange": 1,
+    "lpa2": 0,
+    "hafdbs": 2,
+    "vmid16": 1,
+    "parange": 5,
+    "vhe": 1,
+    "xnx": 1,
+}
 
 
 @dataclass

@@ -32,7 +32,7 @@ from tests.check.build import (
 from tests.check.judge import at, only, silent, verdict
 from tests.check.test_mapping import shadow_of
 
-#: MemAttr of Normal non-cacheable, with and without FWB (facts 1.3; KVM writes it from 6.12).
+#: MemAttr of Normal non-cacheable, with and without FWB (kernel.md 1.3; KVM writes it from 6.12).
 NC = 0x5 << 2
 REST = READ | WRITE | INNER | AF
 DEVICE_RW, NC_RW = DEVICE | REST | XN, NC | REST | XN

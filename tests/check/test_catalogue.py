@@ -82,7 +82,7 @@ def test_a_host_without_vms_is_clean() -> None:
     ],
 )
 def test_generations_are_told_by_traits(traits: dict[str, bool], form: InvalidForm, rule: Counted) -> None:
-    """facts 1.6 and 18: the columns 5.10, 6.1, 6.12 and 7.3."""
+    """kernel.md 1.6 and 18: the columns 5.10, 6.1, 6.12 and 7.3."""
     assert invalid_form(traits) is form
     assert counted(traits) is rule
 
@@ -104,7 +104,7 @@ def test_ha_is_constant_up_to_5_15_only() -> None:
     ],
 )
 def test_the_nofwb_flag_moved(traits: dict[str, bool], flags: int | None, fwb: bool) -> None:
-    """facts 10: bit 0 of pgt->flags is NOFWB up to 6.18 and IDMAP in 7.3."""
+    """kernel.md 10: bit 0 of pgt->flags is NOFWB up to 6.18 and IDMAP in 7.3."""
     world = World(traits)
     guest = world.guest(vmid=1)
     guest.mmu_changes["pgt_flags"] = flags

@@ -24,9 +24,7 @@ LOCKED = [(TRAITS_612, 1 << 10), (TRAITS_73, 1 << 60)]
         (None, "gic_handle_irq", NOTE),  # the lock is not known: the CPU could be
     ],
 )
-def test_a_locked_entry(
-    traits: dict[str, bool], locked: int, held: bool | None, symbol: str, severity: Any
-) -> None:
+def test_a_locked_entry(traits: dict[str, bool], locked: int, held: bool | None, symbol: str, severity: Any) -> None:
     world = good_world(traits)
     guest = world.guests[0]
     table, index = guest.place(0x4000_9000, 3)

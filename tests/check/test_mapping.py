@@ -213,13 +213,15 @@ def test_one_page_of_a_block_was_replaced() -> None:
     page = hva + 0x20_0000 + 7 * PAGE
     end = hva + run.size
     moved(
-        world, 0, 0,
+        world,
+        0,
+        0,
         (
             replace(run, size=page - hva),
             Backing(page, PAGE, 0xBBBB_B000, "present", True, True, PAGE),
             Backing(page + PAGE, end - page - PAGE, 0x8020_8000, "present", True, True, PAGE),
         ),
-    )  # fmt: skip
+    )
     finding = only(world, "M1")
     at(finding, vm="vm0", ipa=0x4020_7000, size=PAGE, level=2)
     assert "0xbbbbb000" in finding.expected and "0x80207000" in finding.actual
@@ -230,12 +232,14 @@ def test_a_leaf_without_backing(state: str) -> None:
     world = good_world()
     hva, run = runs_of(world)
     moved(
-        world, 0, 0,
+        world,
+        0,
+        0,
         (
             Backing(hva, PAGE, None, state),
             replace(run, hva=hva + PAGE, size=run.size - PAGE, pa=0x8000_1000),
         ),
-    )  # fmt: skip
+    )
     finding = only(world, "M4")
     at(finding, ipa=0x4000_0000, size=PAGE)
     assert "use-after-free" in finding.why
@@ -254,9 +258,11 @@ def test_a_stale_leaf_while_an_invalidation_is_in_progress(state: str, check: st
     hva, run = runs_of(world)
     pa = 0xAAAA_0000 if state == "present" else None
     moved(
-        world, 0, 0,
+        world,
+        0,
+        0,
         (Backing(hva, PAGE, pa, state, True, True), replace(run, hva=hva + PAGE, size=run.size - PAGE, pa=0x8000_1000)),
-    )  # fmt: skip
+    )
     only(world, check, ERROR)
     world.guests[0].vm_changes["invalidating"] = True
     only(world, check, NOTE)
@@ -295,8 +301,11 @@ def test_wrong_leaves_that_follow_each_other_are_one_finding() -> None:
     first = next(f for f in findings if f.where.ipa == 0x4000_0000)
     at(first, size=4 * PAGE, level=3)
     assert {(f.where.ipa, f.where.size) for f in findings} == {
-        (0x4000_0000, 4 * PAGE), (0x4000_5000, PAGE), (0x4012_C000, PAGE), (0x4020_0000, 2 * BLOCK)
-    }  # fmt: skip
+        (0x4000_0000, 4 * PAGE),
+        (0x4000_5000, PAGE),
+        (0x4012_C000, PAGE),
+        (0x4020_0000, 2 * BLOCK),
+    }
 
 
 def test_many_wrong_ranges_are_cut_with_a_count() -> None:

@@ -220,7 +220,8 @@ def test_a_shadow_table_has_rights_of_its_own() -> None:
     guest.map(BASE, PA, RW & ~READ)
     guest.root = keep
     own: Mmu = guest.mmu()
-    guest.more_mmus.append(replace(own, address=own.address + 0x1000, kind="shadow", vmid=9, vmid_raw=0x1_0009,
-                                   pgd_phys=root, pgd_pa=root))  # fmt: skip
+    guest.more_mmus.append(
+        replace(own, address=own.address + 0x1000, kind="shadow", vmid=9, vmid_raw=0x1_0009, pgd_phys=root, pgd_pa=root)
+    )
     silent(world)
     assert world.pages[guest.place(BASE, 3)[0]][0] & (VALID | TYPE)

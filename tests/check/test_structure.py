@@ -404,7 +404,7 @@ def test_a_page_of_random_bits_as_a_table_is_survived() -> None:
 
 
 def test_constants_of_the_builder() -> None:
-    """facts 1.7: the kernel's own test vectors."""
+    """kernel.md 1.7: the kernel's own test vectors."""
     assert 0x4812_3000 | RW | VALID | TYPE == 0x0040_0000_4812_37DB
     assert 0x4820_0000 | NORMAL_FWB | READ | INNER | AF | VALID == 0x4820_0759
     assert RAM[0] % GIB == 0

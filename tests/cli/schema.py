@@ -15,9 +15,24 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
 }
 _KNOWN = {
-    "$ref", "$defs", "$schema", "title", "description", "type", "const", "enum", "pattern", "minimum", "maximum",
-    "anyOf", "oneOf", "items", "properties", "required", "additionalProperties",
-}  # fmt: skip
+    "$ref",
+    "$defs",
+    "$schema",
+    "title",
+    "description",
+    "type",
+    "const",
+    "enum",
+    "pattern",
+    "minimum",
+    "maximum",
+    "anyOf",
+    "oneOf",
+    "items",
+    "properties",
+    "required",
+    "additionalProperties",
+}
 
 
 def errors(value: Any, schema: dict[str, Any], root: dict[str, Any], at: str = "$") -> list[str]:

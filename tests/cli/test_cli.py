@@ -362,7 +362,7 @@ def test_shadow_tables_are_shown_beside_the_vms_own(tmp_path: Path) -> None:
     assert "stage-2 VMID 1 of vm0" in invoke("--from", path, "walk", "0x40000000", "--vm", "vm0").stdout
 
 
-# --- decode: hand-made values (facts 1.6, 1.7, 2.1) ---
+# --- decode: hand-made values (kernel.md 1.6, 1.7, 2.1) ---
 
 
 @pytest.mark.parametrize(

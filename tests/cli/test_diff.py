@@ -175,7 +175,7 @@ def test_the_generation_replaces_that_of_machine_lines(tmp_path: Path) -> None:
     path.write_text("# why\nmachine generation=6.1 fwb=1 # because\n" + SCRIPT)
     steps = document("model", str(path), "--generation", "7.3", code=0)["steps"]
     assert isinstance(steps, list) and [(s["line"], s["generation"]) for s in steps] == [(n, "7.3") for n in (2, 3, 4)]
-    assert any("0x00400000480007db" in row for row in steps[-1]["table"])  # facts 1.7: FWB
+    assert any("0x00400000480007db" in row for row in steps[-1]["table"])  # kernel.md 1.7: FWB
 
 
 @pytest.mark.parametrize("extra", [(), ("--generation", "6.12")])

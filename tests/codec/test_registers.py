@@ -43,9 +43,7 @@ def test_vttbr_with_52_bit_addresses() -> None:
 
 
 @settings(deadline=None)
-@given(
-    page=st.integers(0, (1 << 40) - 1), vmid=st.integers(0, (1 << 16) - 1), cnp=st.booleans(), pa52=st.booleans()
-)
+@given(page=st.integers(0, (1 << 40) - 1), vmid=st.integers(0, (1 << 16) - 1), cnp=st.booleans(), pa52=st.booleans())
 def test_vttbr_round_trip(page: int, vmid: int, cnp: bool, pa52: bool) -> None:
     baddr = page << 12 if pa52 else page << 12 & ((1 << 48) - 1)
     assert Vttbr.decode(vttbr(baddr, vmid, cnp, pa52), pa52) == Vttbr(vmid, baddr, cnp)

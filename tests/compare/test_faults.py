@@ -1,6 +1,6 @@
 """Faults planted in good tables: each is found at its place, with what the model has there, and nothing else is said.
 
-The worlds are written bit by bit (`tests.check.build`); expected values are those of facts 1.3, 1.6, 1.7 and 10.1.
+The worlds are written bit by bit (`tests.check.build`); expected values are those of kernel.md 1.3, 1.6, 1.7 and 10.1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.check.build import (
     XN,
     World,
     good_world,
-)  # fmt: skip
+)
 
 ERROR, NOTE = Severity.ERROR, Severity.NOTE
 TRAITS = {"6.1": TRAITS_61, "6.12": TRAITS_612, "7.3": TRAITS_73}
@@ -105,7 +105,7 @@ def test_a_flipped_bit(label: str, flip: int, field: str) -> None:
         world.features["xnx"] = 0
     table, index = world.guests[0].place(0x4000_1000, 3)
     right = world.pages[table][index]
-    assert right == 0x0040_0000_8000_17DB  # facts 1.7, with this page's address
+    assert right == 0x0040_0000_8000_17DB  # kernel.md 1.7, with this page's address
     world.pages[table][index] = right ^ flip
     found = only(world, "leaf", ERROR)
     assert place(found) == (table, index)
@@ -250,8 +250,9 @@ def test_a_stray_bit_above_an_empty_table_is_an_error() -> None:
     table, index = world.guests[0].place(0x4060_0000, 2)
     world.pages[table][index] |= 1 << 59
     assert [(d.kind, d.severity, place(d)[1]) for d in differences(world)] == [
-        ("table", ERROR, index), ("empty", NOTE, None)
-    ]  # fmt: skip
+        ("table", ERROR, index),
+        ("empty", NOTE, None),
+    ]
 
 
 def test_a_table_that_two_entries_lead_to() -> None:
@@ -272,8 +273,9 @@ def test_a_table_of_another_guest() -> None:
     world.pages[world.guests[0].place(0x4000_1000, 3)[0]][1] |= 1 << 11
     found = differences(world)
     assert [(d.kind, d.severity, d.where.vm, place(d)) for d in found] == [
-        ("shared", ERROR, "vm0", mine), ("shared", ERROR, "vm2", theirs)
-    ]  # fmt: skip
+        ("shared", ERROR, "vm0", mine),
+        ("shared", ERROR, "vm2", theirs),
+    ]
     one = list(compare_views(list(table_views(world.capture()))[2:], kernel_of(world.capture().host)))
     assert [d.kind for d in one[0].differences] == ["shared"]  # the other guest counts though it is not compared
 
@@ -445,5 +447,5 @@ def test_another_generation_than_the_kernel() -> None:
 
 
 def test_device_attributes_are_what_the_table_says() -> None:
-    # DDI 0487 D8.6.2: MemAttr 0b0001 is Device-nGnRE; facts 1.7: a device page ends in 0x7C7 with XN.
+    # DDI 0487 D8.6.2: MemAttr 0b0001 is Device-nGnRE; kernel.md 1.7: a device page ends in 0x7C7 with XN.
     assert (DEVICE | READ | WRITE | INNER | AF | 3) == 0x7C7 and GICV & XN and HVA

@@ -85,8 +85,9 @@ def test_a_page_that_moved_and_neighbours_that_did_not() -> None:
     after.guests[0].map(0x4000_1000, 0x8000_9000)
     (mapping,) = only_table(between(good_world(), after)).mappings
     assert (shape(mapping.before), shape(mapping.after)) == (
-        (0x4000_1000, 0x8000_1000, 1, 3), (0x4000_1000, 0x8000_9000, 1, 3)
-    )  # fmt: skip
+        (0x4000_1000, 0x8000_1000, 1, 3),
+        (0x4000_1000, 0x8000_9000, 1, 3),
+    )
 
 
 def test_ranges_beyond_the_limit_are_counted() -> None:

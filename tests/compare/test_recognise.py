@@ -1,4 +1,4 @@
-"""Kernels are recognised by their types and symbols (facts 0), by their release only when these are unknown."""
+"""Kernels are recognised by their types and symbols (kernel.md 0), by their release only when these are unknown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Facts:
     traits: dict[str, bool] = field(default_factory=dict)
 
 
-#: What facts 0 and 13 say that each series has.
+#: What kernel.md 0 and 13 say that each series has.
 TRAITS = {
     "5.10": [],
     "5.15": [*_OLD, "vmid_struct"],
@@ -79,5 +79,9 @@ def test_the_same_facts_as_the_checks() -> None:
         read = generation(label)
         ours = kernel.behaviours
         assert (ours.locked_mask, ours.locked_value, ours.two_bit_xn, ours.counts_nonzero, ours.lpa2) == (
-            read.locked_mask, read.locked_value, read.two_bit_xn, read.counts_nonzero, read.lpa2,
-        )  # fmt: skip
+            read.locked_mask,
+            read.locked_value,
+            read.two_bit_xn,
+            read.counts_nonzero,
+            read.lpa2,
+        )

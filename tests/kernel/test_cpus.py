@@ -1,4 +1,4 @@
-"""What a CPU was doing, and whether its VTTBR_EL2 is in force (DDI 0487 D24.2 HCR_EL2; facts 2.4)."""
+"""What a CPU was doing, and whether its VTTBR_EL2 is in force (DDI 0487 D24.2 HCR_EL2; kernel.md 2.4)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_what_runs(cpsr: int, hcr: int, vttbr: int, running: str, live: bool) ->
 
 @pytest.mark.parametrize("e2h", [0, E2H], ids=["nvhe", "hvhe"])
 def test_a_protected_host_runs_under_a_stage_2_of_its_own(e2h: int) -> None:
-    """VMID 0 (facts 12.1); with hVHE, E2H is set although the kernel is at EL1."""
+    """VMID 0 (kernel.md 12.1); with hVHE, E2H is set although the kernel is at EL1."""
     for cpsr, hcr, vttbr, expected in (
         (EL1H, RW | VM | e2h, 0x5000_0000, ("host", False)),
         (EL0, RW | VM | e2h, 0x5000_0000, ("user", False)),
@@ -70,16 +70,32 @@ VHE16 = {
 
 def test_features_of_a_cpu_without_any() -> None:
     assert features([Cpu(0, CORTEX_A57)]) == {
-        "parange": 4, "hafdbs": 0, "xnx": 0, "nv": 0, "vmid16": 0, "vhe": 0, "fwb": 0, "ttl": 0, "tlbirange": 0,
+        "parange": 4,
+        "hafdbs": 0,
+        "xnx": 0,
+        "nv": 0,
+        "vmid16": 0,
+        "vhe": 0,
+        "fwb": 0,
+        "ttl": 0,
+        "tlbirange": 0,
         "lpa2": 0,
-    }  # fmt: skip
+    }
 
 
 def test_features_of_a_cpu_with_all() -> None:
     assert features([Cpu(0, VHE16)]) == {
-        "parange": 6, "hafdbs": 2, "xnx": 1, "nv": 0, "vmid16": 1, "vhe": 1, "fwb": 1, "ttl": 1, "tlbirange": 1,
+        "parange": 6,
+        "hafdbs": 2,
+        "xnx": 1,
+        "nv": 0,
+        "vmid16": 1,
+        "vhe": 1,
+        "fwb": 1,
+        "ttl": 1,
+        "tlbirange": 1,
         "lpa2": 1,
-    }  # fmt: skip
+    }
 
 
 def test_features_are_those_of_the_weakest_cpu() -> None:

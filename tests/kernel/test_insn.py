@@ -31,11 +31,23 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "a.c").write_text(SOURCE)
     subprocess.run(
         [
-            "aarch64-linux-gnu-gcc", "-O2", "-nostdlib", "-static", "-fno-pie", "-no-pie", "-fno-section-anchors",
-            "-Wl,-e,set", "-Wl,-Ttext=0xffff800008010000", "-Wl,-Tdata=0xffff800009a00000", "a.c", "-o", "a.elf",
+            "aarch64-linux-gnu-gcc",
+            "-O2",
+            "-nostdlib",
+            "-static",
+            "-fno-pie",
+            "-no-pie",
+            "-fno-section-anchors",
+            "-Wl,-e,set",
+            "-Wl,-Ttext=0xffff800008010000",
+            "-Wl,-Tdata=0xffff800009a00000",
+            "a.c",
+            "-o",
+            "a.elf",
         ],
-        cwd=folder, check=True,
-    )  # fmt: skip
+        cwd=folder,
+        check=True,
+    )
     subprocess.run(
         ["aarch64-linux-gnu-objcopy", "-O", "binary", "-j", ".text", "a.elf", "text.bin"], cwd=folder, check=True
     )

@@ -132,7 +132,7 @@ def slot_of(view: TableView, ipa: int) -> Memslot:
 def refcount_pa(scene: Scene, page: int) -> int:
     """Where a page's ``_refcount`` lies, asked of the kernel's own VMCOREINFO: VMEMMAP_START and PHYS_OFFSET.
 
-    Debian's 6.1 and 6.12: sizeof(struct page) 64, _refcount at 52 (facts 13.2); vmemmap is walked with the kernel's
+    Debian's 6.1 and 6.12: sizeof(struct page) 64, _refcount at 52 (kernel.md 13.2); vmemmap is walked with the kernel's
     root, found as the host's TTBR1_EL2.
     """
     with qmp(scene.machine) as client:

@@ -73,8 +73,11 @@ def test_the_same_from_a_capture(default_machine: Machine, captured: Path, comma
     saved = subprocess.run(
         ["inspector", "--from", str(captured), *command],
         env={k: v for k, v in default_machine.environment.items() if k != "INSPECTOR_CONNECT"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (saved.returncode, saved.stdout) == (live.returncode, live.stdout)
 
 

@@ -56,14 +56,24 @@ def physical_mode(machine: Machine) -> str:
     """What the stub says of its physical mode to a client that is not ours (gdb itself, by hand)."""
     gdb = subprocess.run(
         [
-            "gdb-multiarch", "-nx", "-q", "-batch",
-            "-ex", "set architecture aarch64",
-            "-ex", f"target remote {machine.gdb_socket}",
-            "-ex", "maintenance packet qqemu.PhyMemMode",
-            "-ex", "detach",
+            "gdb-multiarch",
+            "-nx",
+            "-q",
+            "-batch",
+            "-ex",
+            "set architecture aarch64",
+            "-ex",
+            f"target remote {machine.gdb_socket}",
+            "-ex",
+            "maintenance packet qqemu.PhyMemMode",
+            "-ex",
+            "detach",
         ],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     found = re.search(r'received: "(\d)"', gdb.stdout)
     assert found, gdb.stdout + gdb.stderr
     return found[1]
@@ -115,8 +125,11 @@ def test_a_signal_at_any_time(spinning: Machine, name: signal.Signals, memory: s
     for _ in range(8):
         process = subprocess.Popen(
             [INSPECTOR, "--memory", memory, "check"],
-            env=spinning.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=spinning.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         _until_python_is_ours(process)
         time.sleep(rng.uniform(0, 1.5))
         process.send_signal(name)
@@ -147,8 +160,11 @@ def test_qemu_killed_in_the_middle() -> None:
     with Machine.start(scenario="none") as machine:
         process = subprocess.Popen(
             [INSPECTOR, "--memory", "gdb", "check"],
-            env=machine.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=machine.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         time.sleep(random.Random(seed).uniform(0.2, 0.8))
         machine.kill()
         _, errors = process.communicate(timeout=60)
@@ -161,8 +177,11 @@ def test_qemu_killed_in_the_middle() -> None:
 def test_gdb_killed_in_the_middle(spinning: Machine) -> None:
     process = subprocess.Popen(
         [INSPECTOR, "--memory", "gdb", "check"],
-        env=spinning.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=spinning.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         mine = [pid for pid in children("--interpreter") if _parent(pid) == process.pid]

@@ -34,13 +34,39 @@ from tests.live.machine import Event, Machine, kernel_labels
 pytestmark = pytest.mark.live
 
 SCENARIOS = (
-    "log", "manual", "lazy", "eager", "drop", "protect", "cow", "remap", "ksm", "age", "slots", "teardown", "many",
-    "sparse", "middle",
-)  # fmt: skip
+    "log",
+    "manual",
+    "lazy",
+    "eager",
+    "drop",
+    "protect",
+    "cow",
+    "remap",
+    "ksm",
+    "age",
+    "slots",
+    "teardown",
+    "many",
+    "sparse",
+    "middle",
+)
 STEPS = {
-    "log": 5, "manual": 3, "lazy": 3, "drop": 4, "protect": 4, "cow": 4, "remap": 5, "ksm": 3, "age": 1, "slots": 6,
-    "teardown": 2, "many": 1, "sparse": 2, "middle": 0, "eager": 0,
-}  # fmt: skip
+    "log": 5,
+    "manual": 3,
+    "lazy": 3,
+    "drop": 4,
+    "protect": 4,
+    "cow": 4,
+    "remap": 5,
+    "ksm": 3,
+    "age": 1,
+    "slots": 6,
+    "teardown": 2,
+    "many": 1,
+    "sparse": 2,
+    "middle": 0,
+    "eager": 0,
+}
 """How many quiet moments each must have had at least, where the host can do it at all."""
 
 _ALL = (
@@ -116,7 +142,7 @@ def test_every_step(host: Host, name: str) -> None:
 
 
 def settled(target: Target, symbols: Symbols) -> Capture:
-    """A capture; another one where somebody (compaction, reclaim) held a table page for a moment (facts 10.1)."""
+    """A capture; another one where somebody (compaction, reclaim) held a table page for a moment (kernel.md 10.1)."""
     for _ in range(3):
         capture = take(target, symbols)
         if not any(f.check == "R1" and f.severity is Severity.NOTE for f in run_checks(capture)):
@@ -187,13 +213,13 @@ def running(target: Target, machine: Machine, lines: Iterable[str]) -> Iterator[
 
 EXPLAINED: dict[str, Callable[[Vm], object]] = {
     "S1": lambda vm: vm.mmus[0].pgd_pa is None,  # kvm_free_stage2_pgd has begun, with its file still open
-    "S6": lambda vm: vm.mmu_lock_held,  # stage2_try_break_pte to stage2_make_pte (facts 19.4, 19.11)
+    "S6": lambda vm: vm.mmu_lock_held,  # stage2_try_break_pte to stage2_make_pte (kernel.md 19.4, 19.11)
     "S9": lambda vm: vm.mmu_lock_held,  # between the last put and the free, or the alloc and the first entry (19.5)
     "R1": lambda vm: vm.mmu_lock_held,  # between an entry and its reference (10.1)
     "M1": lambda vm: vm.invalidating,  # from invalidate_range_start to its unmap (19.6)
     "M4": lambda vm: vm.invalidating,
     "M3": lambda vm: True,  # between map and mark_page_dirty, bitmap and wrprotect (19.8): outside of mmu_lock
-}  # fmt: skip
+}
 """The notes that an instant may bring, and what must then be so of the VM: a note is not a way to look away."""
 
 
@@ -232,12 +258,26 @@ def test_at_many_instants(host: Host) -> None:
 # --- stopped in the middle of a walk ---
 
 WALKS = (
-    "kvm_pgtable_stage2_map", "stage2_map_walker", "stage2_map_walk_leaf", "stage2_map_walker_try_leaf",
-    "stage2_try_break_pte", "stage2_try_set_pte", "stage2_make_pte", "stage2_unmap_walker", "stage2_put_pte",
-    "stage2_unmap_put_pte", "stage2_attr_walker", "stage2_split_walker", "kvm_pgtable_stage2_unmap",
-    "kvm_pgtable_stage2_wrprotect", "__kvm_tlb_flush_vmid_ipa", "__kvm_tlb_flush_vmid", "kvm_s2_put_page",
-    "kvm_pgtable_stage2_relax_perms", "kvm_pgtable_stage2_split",
-)  # fmt: skip
+    "kvm_pgtable_stage2_map",
+    "stage2_map_walker",
+    "stage2_map_walk_leaf",
+    "stage2_map_walker_try_leaf",
+    "stage2_try_break_pte",
+    "stage2_try_set_pte",
+    "stage2_make_pte",
+    "stage2_unmap_walker",
+    "stage2_put_pte",
+    "stage2_unmap_put_pte",
+    "stage2_attr_walker",
+    "stage2_split_walker",
+    "kvm_pgtable_stage2_unmap",
+    "kvm_pgtable_stage2_wrprotect",
+    "__kvm_tlb_flush_vmid_ipa",
+    "__kvm_tlb_flush_vmid",
+    "kvm_s2_put_page",
+    "kvm_pgtable_stage2_relax_perms",
+    "kvm_pgtable_stage2_split",
+)
 """Where walks that change a table begin and what they call, in one kernel or another; many are inlined away."""
 
 

@@ -83,9 +83,7 @@ def _step(outcome: Outcome, pair: Pair, generator: Generator, operation: Operati
     return True
 
 
-def run(
-    label: str, ops: int, seed: int, progress: Callable[[Outcome], None] | None = None
-) -> Outcome:
+def run(label: str, ops: int, seed: int, progress: Callable[[Outcome], None] | None = None) -> Outcome:
     """Run until ``ops`` operations were compared, or the first difference (not shrunk)."""
     outcome = Outcome(label, seed)
     while outcome.operations < ops:

@@ -22,17 +22,37 @@ from inspector.model.walker import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM
 from tests.model import harness as h
 
 _OPS = {
-    "unmap": h.Op.UNMAP, "wrprotect": h.Op.WRPROTECT, "mkold": h.Op.MKOLD, "is_young": h.Op.IS_YOUNG,
-    "flush": h.Op.FLUSH, "get_leaf": h.Op.GET_LEAF, "destroy": h.Op.DESTROY, "destroy_range": h.Op.DESTROY_RANGE,
-    "destroy_pgd": h.Op.DESTROY_PGD, "grace_period": h.Op.RCU, "hyp_unmap": h.Op.HYP_UNMAP,
-    "hyp_destroy": h.Op.HYP_DESTROY, "map": h.Op.MAP, "relax_perms": h.Op.RELAX_PERMS, "mkyoung": h.Op.MKYOUNG,
-    "set_owner": h.Op.SET_OWNER, "annotate": h.Op.ANNOTATE, "test_clear_young": h.Op.TEST_CLEAR_YOUNG,
-    "split": h.Op.SPLIT, "create_unlinked": h.Op.CREATE_UNLINKED, "free_unlinked": h.Op.FREE_UNLINKED,
-    "poke": h.Op.POKE, "reference": h.Op.REF, "hyp_map": h.Op.HYP_MAP,
+    "unmap": h.Op.UNMAP,
+    "wrprotect": h.Op.WRPROTECT,
+    "mkold": h.Op.MKOLD,
+    "is_young": h.Op.IS_YOUNG,
+    "flush": h.Op.FLUSH,
+    "get_leaf": h.Op.GET_LEAF,
+    "destroy": h.Op.DESTROY,
+    "destroy_range": h.Op.DESTROY_RANGE,
+    "destroy_pgd": h.Op.DESTROY_PGD,
+    "grace_period": h.Op.RCU,
+    "hyp_unmap": h.Op.HYP_UNMAP,
+    "hyp_destroy": h.Op.HYP_DESTROY,
+    "map": h.Op.MAP,
+    "relax_perms": h.Op.RELAX_PERMS,
+    "mkyoung": h.Op.MKYOUNG,
+    "set_owner": h.Op.SET_OWNER,
+    "annotate": h.Op.ANNOTATE,
+    "test_clear_young": h.Op.TEST_CLEAR_YOUNG,
+    "split": h.Op.SPLIT,
+    "create_unlinked": h.Op.CREATE_UNLINKED,
+    "free_unlinked": h.Op.FREE_UNLINKED,
+    "poke": h.Op.POKE,
+    "reference": h.Op.REF,
+    "hyp_map": h.Op.HYP_MAP,
 }
 _FLAG_NAMES = (
-    (SHARED, "SHARED"), (HANDLE_FAULT, "HANDLE_FAULT"), (IGNORE_EAGAIN, "IGNORE_EAGAIN"),
-    (SKIP_BBM_TLBI, "SKIP_BBM_TLBI"), (SKIP_CMO, "SKIP_CMO"),
+    (SHARED, "SHARED"),
+    (HANDLE_FAULT, "HANDLE_FAULT"),
+    (IGNORE_EAGAIN, "IGNORE_EAGAIN"),
+    (SKIP_BBM_TLBI, "SKIP_BBM_TLBI"),
+    (SKIP_CMO, "SKIP_CMO"),
 )
 _RACES = {"set": h.Race.SET, "clear": h.Race.CLEAR, "value": h.Race.VALUE}
 _HEADER = struct.Struct("<6Q")
@@ -60,10 +80,19 @@ class KernelSide:
         machine = setup.machine
         extra = ("--hyp",) if machine.hyp_build else ()
         self.harness = h.Harness(
-            setup.generation, setup.granule, lib=h.library(setup.generation, setup.granule, *extra),
+            setup.generation,
+            setup.granule,
+            lib=h.library(setup.generation, setup.granule, *extra),
             store_pages=1 << 14,
-            fwb=machine.fwb, tlb_range=machine.tlb_range, lpa2=setup.lpa2, xnx=machine.xnx, hvhe=machine.hvhe,
-            bti=machine.bti, dcache_op=machine.dcache_op, icache_op=machine.icache_op, rcu_at_once=not machine.rcu,
+            fwb=machine.fwb,
+            tlb_range=machine.tlb_range,
+            lpa2=setup.lpa2,
+            xnx=machine.xnx,
+            hvhe=machine.hvhe,
+            bti=machine.bti,
+            dcache_op=machine.dcache_op,
+            icache_op=machine.icache_op,
+            rcu_at_once=not machine.rcu,
         )
         self.last_page = 0
 
@@ -82,7 +111,11 @@ class KernelSide:
             flags = harness.bits("S2_", " ".join(word for word, on in words if on))
             harness.set("force_pte", bool(machine.force_pte))
             return harness.one(
-                h.Op.INIT, size=self.setup.ipa, phys=self.setup.pa, level=16, flags=flags,
+                h.Op.INIT,
+                size=self.setup.ipa,
+                phys=self.setup.pa,
+                level=16,
+                flags=flags,
                 value=machine.force_pte is not None,
             )
         if o.name == "hyp_init":

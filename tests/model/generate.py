@@ -19,12 +19,13 @@ from inspector.model.session import GRANULES, Session, Setup
 from inspector.model.stage2 import Stage2
 from inspector.model.walker import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
 
-_IPA = {"4k": (32, 33, 36, 39, 40, 40, 40, 42, 43, 44, 48), "16k": (32, 36, 39, 40, 42, 47, 48),
-        "64k": (32, 36, 40, 42, 44, 48, 52)}
+_IPA = {
+    "4k": (32, 33, 36, 39, 40, 40, 40, 42, 43, 44, 48),
+    "16k": (32, 36, 39, 40, 42, 47, 48),
+    "64k": (32, 36, 40, 42, 44, 48, 52),
+}
 _VA = {"4k": (30, 39, 47, 48), "16k": (36, 47, 48), "64k": (42, 48)}
-_PERMISSIONS = tuple(
-    map(int, (Prot.RWX, Prot.RWX, Prot.RW, Prot.RW, Prot.R, Prot.R | Prot.X, Prot.NONE, Prot.W))
-)
+_PERMISSIONS = tuple(map(int, (Prot.RWX, Prot.RWX, Prot.RW, Prot.RW, Prot.R, Prot.R | Prot.X, Prot.NONE, Prot.W)))
 _TRUE = dict(GENERATIONS)
 # What is generated must not change when a test sets a behaviour of the model as it is not.
 _X, _DEVICE, _NC = int(Prot.X), int(Prot.DEVICE), int(Prot.NORMAL_NC)
@@ -38,11 +39,19 @@ def random_setup(rng: Random, label: str) -> Setup:
     ipa = rng.choice((*_IPA[granule], *((52, 50) if lpa2 else ())))
     va = rng.choice((*_VA[granule], *((52, 50) if lpa2 and granule == "4k" else ())))
     machine = Machine(
-        fwb=rng.random() < 0.5, tlb_range=rng.random() < 0.5, xnx=rng.random() < 0.5, hvhe=rng.random() < 0.3,
-        bti=rng.random() < 0.3, dcache_op=rng.random() < 0.9, icache_op=rng.random() < 0.9,
-        no_fwb=rng.random() < 0.1 and not behaviours.as_s1, as_s1=rng.random() < 0.1 and behaviours.as_s1,
-        idmap=rng.random() < 0.05, force_pte=rng.choices((None, False, True), (86, 7, 7))[0],
-        hyp_build=rng.random() < 0.05, rcu=rng.random() < 0.9,
+        fwb=rng.random() < 0.5,
+        tlb_range=rng.random() < 0.5,
+        xnx=rng.random() < 0.5,
+        hvhe=rng.random() < 0.3,
+        bti=rng.random() < 0.3,
+        dcache_op=rng.random() < 0.9,
+        icache_op=rng.random() < 0.9,
+        no_fwb=rng.random() < 0.1 and not behaviours.as_s1,
+        as_s1=rng.random() < 0.1 and behaviours.as_s1,
+        idmap=rng.random() < 0.05,
+        force_pte=rng.choices((None, False, True), (86, 7, 7))[0],
+        hyp_build=rng.random() < 0.05,
+        rcu=rng.random() < 0.9,
     )
     pa = 52 if lpa2 or granule == "64k" else 48
     return Setup(label, granule, ipa, pa, va, lpa2, machine)
@@ -207,8 +216,7 @@ class Generator:
         if rng.random() < 0.05:
             operation.fail_alloc = rng.choice((1, 1, 2, 3))
         shared = operation.flags & SHARED or (
-            operation.name in ("mkyoung", "relax_perms")
-            and self.behaviours.attr_walk_flags is WalkFlags.FAULT_SHARED
+            operation.name in ("mkyoung", "relax_perms") and self.behaviours.attr_walk_flags is WalkFlags.FAULT_SHARED
         )
         if shared and rng.random() < 0.15:
             operation.lose_cas = rng.choice((1, 1, 1, 2, 3))
@@ -252,9 +260,7 @@ class Generator:
     def _age(self) -> Operation:
         rng = self.rng
         if self.behaviours.test_clear_young:
-            return Operation(
-                "test_clear_young", self._addr(aligned=False), self._size(), switch=rng.choice((0, 1, 1))
-            )
+            return Operation("test_clear_young", self._addr(aligned=False), self._size(), switch=rng.choice((0, 1, 1)))
         return Operation(rng.choice(("mkold", "mkold", "is_young")), self._addr(aligned=False))
 
     def _flush(self) -> Operation:
@@ -269,8 +275,14 @@ class Generator:
         if kind is Annotation.TYPED:
             payload = rng.choice((0, 2, rng.randrange(1 << 60) & ~1, 1 << 57, rng.randrange(1 << 64), 0x400))
             return self._faults(
-                Operation("annotate", addr, size, kind=rng.choice((2, 2, 2, 3, 3, 0, 1, 5)), value=payload,
-                          cache=self._cache())
+                Operation(
+                    "annotate",
+                    addr,
+                    size,
+                    kind=rng.choice((2, 2, 2, 3, 3, 0, 1, 5)),
+                    value=payload,
+                    cache=self._cache(),
+                )
             )
         owner = rng.choice((0, 1, 1, 1, 2, 255))
         return self._faults(Operation("set_owner", addr, size, value=owner, cache=self._cache()))
@@ -381,9 +393,20 @@ class Generator:
 
     def _stage2_weights(self) -> list[tuple[Callable[[], Operation], int]]:
         return [
-            (self._map, 40), (self._unmap, 14), (self._wrprotect, 5), (self._relax, 7), (self._mkyoung, 5),
-            (self._age, 5), (self._flush, 2), (self._annotate, 4), (self._split, 3), (self._unlinked, 1),
-            (self._leaf, 2), (self._grace_period, 2), (self._poke, 5), (self._reference, 1),
+            (self._map, 40),
+            (self._unmap, 14),
+            (self._wrprotect, 5),
+            (self._relax, 7),
+            (self._mkyoung, 5),
+            (self._age, 5),
+            (self._flush, 2),
+            (self._annotate, 4),
+            (self._split, 3),
+            (self._unlinked, 1),
+            (self._leaf, 2),
+            (self._grace_period, 2),
+            (self._poke, 5),
+            (self._reference, 1),
         ]
 
     def _hyp_weights(self) -> list[tuple[Callable[[], Operation], int]]:

@@ -31,8 +31,15 @@ def _drop(lines: list[str], fails: Fails) -> list[str]:
 
 
 _SIMPLER: tuple[dict[str, object], ...] = (
-    {"fail_alloc": 0}, {"lose_cas": 0}, {"flags": 0}, {"cache": 1 << 20}, {"prot": 3}, {"prot": 15}, {"change": 0},
-    {"size": 0x1000}, {"size": 0x200000},
+    {"fail_alloc": 0},
+    {"lose_cas": 0},
+    {"flags": 0},
+    {"cache": 1 << 20},
+    {"prot": 3},
+    {"prot": 15},
+    {"change": 0},
+    {"size": 0x1000},
+    {"size": 0x200000},
 )
 
 

@@ -226,7 +226,8 @@ class AbstractMap(RuleBasedStateMachine):
         for each in touched:
             old = self.truth[each]
             self.truth[each] = old._replace(
-                readable=old.readable or bool(prot & Prot.R), writable=old.writable or bool(prot & Prot.W),
+                readable=old.readable or bool(prot & Prot.R),
+                writable=old.writable or bool(prot & Prot.W),
                 executable=old.executable or bool(prot & Prot.X),
             )
         assert self._read() == self.truth

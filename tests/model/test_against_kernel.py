@@ -55,8 +55,20 @@ def test_every_operation_and_error_is_met(label: str) -> None:
     """The campaign is no weaker than it says: each operation of this generation, each error code."""
     outcome = run(label, 5_000, seed=3)
     behaviours = GENERATIONS[label]
-    wanted = {"map", "unmap", "wrprotect", "relax_perms", "mkyoung", "flush", "get_leaf", "destroy", "hyp_map",
-              "hyp_unmap", "poke", "reference"}
+    wanted = {
+        "map",
+        "unmap",
+        "wrprotect",
+        "relax_perms",
+        "mkyoung",
+        "flush",
+        "get_leaf",
+        "destroy",
+        "hyp_map",
+        "hyp_unmap",
+        "poke",
+        "reference",
+    }
     wanted |= {"test_clear_young"} if behaviours.test_clear_young else {"mkold", "is_young"}
     wanted |= {"split", "create_unlinked", "free_unlinked", "grace_period"} if behaviours.split else set()
     wanted |= {"annotate", "destroy_range"} if behaviours.destroy_in_ranges else {"set_owner"}
@@ -98,7 +110,7 @@ def test_the_walkthrough_is_what_kernels_do(label: str) -> None:
 def test_a_gigabyte_is_split_completely(label: str, force: str) -> None:
     """Both ways of splitting an L1 block down to pages: one tree of 513 tables, or tables of blocks first.
 
-    Too many entries for the random campaign, so once here (facts 8: 513 pages for a whole tree).
+    Too many entries for the random campaign, so once here (kernel.md 8: 513 pages for a whole tree).
     """
     pair = Pair(Setup(label, machine=Setup().machine))
     try:

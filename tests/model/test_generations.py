@@ -1,6 +1,6 @@
 """What sets generations apart that were not compared with compiled code: expected events worked out from the facts.
 
-The section numbers are those of the facts file ``kernel_stage2``; 5.10 and 5.15, 6.6 and 6.18 have no harness here.
+The section numbers are those of ``docs/kernel.md``; 5.10 and 5.15, 6.6 and 6.18 have no harness here.
 """
 
 from __future__ import annotations
@@ -84,8 +84,15 @@ def test_5_10_unmap_leaves_stale_bits_that_nobody_counts() -> None:
 
 @pytest.mark.parametrize(
     ("label", "words", "hint"),
-    [("5.15", "", "2"), ("6.1", "", "0"), ("6.6", "", "2"), ("6.12", "", "unknown"), ("6.18", "", "unknown"),
-     ("6.12", "fwb=1 tlb_range=1", "unknown"), ("6.6", "fwb=1 tlb_range=1", None)],
+    [
+        ("5.15", "", "2"),
+        ("6.1", "", "0"),
+        ("6.6", "", "2"),
+        ("6.12", "", "unknown"),
+        ("6.18", "", "unknown"),
+        ("6.12", "fwb=1 tlb_range=1", "unknown"),
+        ("6.6", "fwb=1 tlb_range=1", None),
+    ],
 )
 def test_unmap_of_a_table(label: str, words: str, hint: str | None) -> None:
     """Section 6: the level hint; 6.6.9 leaves it out altogether when it defers."""

@@ -84,7 +84,7 @@ def kinds(raws: Raws) -> list[str]:
 
 
 def fault_flags(harness: Harness) -> int:
-    """The walk flags that a fault passes (facts 3.4)."""
+    """The walk flags that a fault passes (kernel.md 3.4)."""
     if harness.constant("WALK_SHARED") is None:
         return 0
     return harness.bits("WALK_", "SHARED" + (" HANDLE_FAULT" if harness.constant("WALK_HANDLE_FAULT") else ""))
@@ -237,19 +237,31 @@ def test_map_of_a_page(h: Harness, label: str) -> None:
     cache = (ev.CACHE, "dcache", PHYS, 4096)
     if locked is None:
         expected = [
-            (ev.ALLOC, l2), (ev.STORE, entry[0], 0, l2 | 3, 1, 0), (ev.GET, pgd),
-            (ev.ALLOC, l3), (ev.STORE, entry[1], 0, l3 | 3, 1, 0), (ev.GET, l2),
-            cache, (ev.STORE, entry[2], 0, leaf, 1, 0), (ev.GET, l3),
-        ]  # fmt: skip
+            (ev.ALLOC, l2),
+            (ev.STORE, entry[0], 0, l2 | 3, 1, 0),
+            (ev.GET, pgd),
+            (ev.ALLOC, l3),
+            (ev.STORE, entry[1], 0, l3 | 3, 1, 0),
+            (ev.GET, l2),
+            cache,
+            (ev.STORE, entry[2], 0, leaf, 1, 0),
+            (ev.GET, l3),
+        ]
     else:
         expected = [
-            (ev.ALLOC, l2), (ev.STORE, entry[0], 0, locked, 0, 0),
-            (ev.GET, pgd), (ev.STORE, entry[0], locked, l2 | 3, 1, 0),
-            (ev.ALLOC, l3), (ev.STORE, entry[1], 0, locked, 0, 0),
-            (ev.GET, l2), (ev.STORE, entry[1], locked, l3 | 3, 1, 0),
-            (ev.STORE, entry[2], 0, locked, 0, 0), cache,
-            (ev.GET, l3), (ev.STORE, entry[2], locked, leaf, 1, 0),
-        ]  # fmt: skip
+            (ev.ALLOC, l2),
+            (ev.STORE, entry[0], 0, locked, 0, 0),
+            (ev.GET, pgd),
+            (ev.STORE, entry[0], locked, l2 | 3, 1, 0),
+            (ev.ALLOC, l3),
+            (ev.STORE, entry[1], 0, locked, 0, 0),
+            (ev.GET, l2),
+            (ev.STORE, entry[1], locked, l3 | 3, 1, 0),
+            (ev.STORE, entry[2], 0, locked, 0, 0),
+            cache,
+            (ev.GET, l3),
+            (ev.STORE, entry[2], locked, leaf, 1, 0),
+        ]
     assert raws == [*expected, (ev.BARRIER, "ishst")]
 
 

@@ -20,8 +20,12 @@ U64 = st.integers(0, (1 << 64) - 1)
 
 
 def _event(kind: int) -> st.SearchStrategy[ev.RawEvent]:
-    forms = {"hex": U64, "dec": st.integers(-2, 1 << 40), "word": st.sampled_from(["ipa", "vmid", "x"]),
-             "level": st.one_of(st.integers(-1, 3), st.sampled_from([ev.TTL_UNKNOWN, ev.LEVEL_UNDEFINED]))}
+    forms = {
+        "hex": U64,
+        "dec": st.integers(-2, 1 << 40),
+        "word": st.sampled_from(["ipa", "vmid", "x"]),
+        "level": st.one_of(st.integers(-1, 3), st.sampled_from([ev.TTL_UNKNOWN, ev.LEVEL_UNDEFINED])),
+    }
     return st.tuples(st.just(kind), *(forms[form] for _, form in ev.EVENT_TYPES[kind][2]))
 
 
@@ -39,9 +43,14 @@ def test_a_bad_event_says_so(line: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["map 0x80000000 0x200000 pa=0x48000000 prot=RWXp mem=device+nc sw=5 cache=none flags=shared+fault fail_alloc=2",
-     "relax_perms 0x1000 prot=- lose_cas=1 race=value:0x80", "free_unlinked page=last level=2", "destroy",
-     "poke 0x1000 level=3 entry=0x400 refs=-1", "annotate 0x0 0x1000 type=2 payload=0x2"],
+    [
+        "map 0x80000000 0x200000 pa=0x48000000 prot=RWXp mem=device+nc sw=5 cache=none flags=shared+fault fail_alloc=2",
+        "relax_perms 0x1000 prot=- lose_cas=1 race=value:0x80",
+        "free_unlinked page=last level=2",
+        "destroy",
+        "poke 0x1000 level=3 entry=0x400 refs=-1",
+        "annotate 0x0 0x1000 type=2 payload=0x2",
+    ],
 )
 def test_operations_round_trip(line: str) -> None:
     assert format_operation(parse_operation(line)) == line
@@ -54,10 +63,17 @@ def test_setups_round_trip() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("init\nfly 0x0", "line 2"), ("unmap 0x0 4K", "begin with init"), ("machine generation=2.6", "known are"),
-     ("machine generation=6.1\ninit\nsplit 0x0 4K cache=1", "6.1 has no split"), ("init\nmap 0x0", "addr and size"),
-     ("machine generation=6.1\ninit\nmap 0x0 4K prot=R mem=nc", "non-cacheable"), ("init\nmap 0 4Q", "line 2"),
-     ("machine speed=9", "knows no speed"), ("init\npoke 0x0 level=3 entry=1", "no entry of level 3")],
+    [
+        ("init\nfly 0x0", "line 2"),
+        ("unmap 0x0 4K", "begin with init"),
+        ("machine generation=2.6", "known are"),
+        ("machine generation=6.1\ninit\nsplit 0x0 4K cache=1", "6.1 has no split"),
+        ("init\nmap 0x0", "addr and size"),
+        ("machine generation=6.1\ninit\nmap 0x0 4K prot=R mem=nc", "non-cacheable"),
+        ("init\nmap 0 4Q", "line 2"),
+        ("machine speed=9", "knows no speed"),
+        ("init\npoke 0x0 level=3 entry=1", "no entry of level 3"),
+    ],
 )
 def test_a_bad_script_names_its_line(text: str, says: str) -> None:
     with pytest.raises(ScriptError, match=says):
@@ -112,7 +128,7 @@ def test_leaf_bits_are_what_the_codec_says(label: str, fwb: bool, shift: int) ->
 
 
 def test_facts_test_vectors() -> None:
-    """Descriptors worked out by hand from DDI 0487 D8.3 (facts 1.7)."""
+    """Descriptors worked out by hand from DDI 0487 D8.3 (kernel.md 1.7)."""
     pgt = Stage2(generation("6.12"), Machine(fwb=True), Geometry.for_ipa(40))
     assert pgt.pte_of(0x4812_3000) | pgt.attributes.of_prot(int(Prot.RW)) | 3 == 0x0040_0000_4812_37DB
     assert pgt.pte_of(0x4820_0000) | pgt.attributes.of_prot(int(Prot.R | Prot.X)) | 1 == 0x0000_0000_4820_0759

@@ -174,10 +174,24 @@ def elf(sections: Sequence[Section], *, machine: int = 183, bits: int = 2) -> by
         body += content
     body += bytes(-len(body) % 8)
     struct.pack_into(
-        "<16sHHIQQQIHHHHHH", body, 0,
-        b"\x7fELF" + bytes((bits, 1, 1)), 3, machine, 1, 0, 0, len(body), 0, 64, 0, 0, 64, len(headers),
+        "<16sHHIQQQIHHHHHH",
+        body,
+        0,
+        b"\x7fELF" + bytes((bits, 1, 1)),
+        3,
+        machine,
+        1,
+        0,
+        0,
+        len(body),
+        0,
+        64,
+        0,
+        0,
+        64,
+        len(headers),
         len(headers) - 1,
-    )  # fmt: skip
+    )
     return bytes(body) + b"".join(headers)
 
 

@@ -175,8 +175,10 @@ def test_every_function_of_the_vmlinux_is_in_the_image(kernel: Providers) -> Non
 def test_the_same_image_and_identity(kernel: Providers) -> None:
     image, vmlinux = kernel.image, kernel.vmlinux
     assert (image.build_id, image.link_text, image.image_size) == (
-        vmlinux.build_id, vmlinux.link_text, vmlinux.image_size,
-    )  # fmt: skip
+        vmlinux.build_id,
+        vmlinux.link_text,
+        vmlinux.image_size,
+    )
     assert image.banner == vmlinux.banner
     note = subprocess.run(
         ["aarch64-linux-gnu-readelf", "-n", str(kernel.path / "vmlinux")], check=True, capture_output=True, text=True

@@ -19,10 +19,18 @@ from inspector.symbols.table import SymbolTable
 from tests.symbols.compiled import FORMS, OBJCOPY, compile_shapes
 
 PROBES = {
-    "leaf_first": "leaf.first", "leaf_low": "leaf.low", "leaf_high": "leaf.high", "leaf_byte": "leaf.byte",
-    "leaf_whole": "leaf.whole", "leaf_tail": "leaf.tail", "named_inner": "named.inner",
-    "named_level": "named.level", "either_number": "either.number", "colour": "colour", "sign": "sign",
-}  # fmt: skip
+    "leaf_first": "leaf.first",
+    "leaf_low": "leaf.low",
+    "leaf_high": "leaf.high",
+    "leaf_byte": "leaf.byte",
+    "leaf_whole": "leaf.whole",
+    "leaf_tail": "leaf.tail",
+    "named_inner": "named.inner",
+    "named_level": "named.level",
+    "either_number": "either.number",
+    "colour": "colour",
+    "sign": "sign",
+}
 OFFSETS = ("table", "pair", "far", "real", "wide", "flexible")
 CHAR = TypeRef(TypeKind.INT, "unsigned char", 1)
 

@@ -87,9 +87,7 @@ def test_an_address_in_two_parts_merges_where_it_carries() -> None:
         size = geometry.granule
         for n in range(6):
             built.map(0x4000_0000 + n * size, boundary - 3 * size + n * size)
-        assert [(r.ia, r.pa, r.leaves) for r in merged_ranges(_walk(built))] == [
-            (0x4000_0000, boundary - 3 * size, 6)
-        ]
+        assert [(r.ia, r.pa, r.leaves) for r in merged_ranges(_walk(built))] == [(0x4000_0000, boundary - 3 * size, 6)]
 
 
 def test_a_carry_out_of_the_address_does_not_merge() -> None:
@@ -126,8 +124,12 @@ def test_ranges_are_the_leaves_merged_one_by_one(seed: int) -> None:
     granule = source.choice([12, 14, 16])
     lpa2 = granule != 16 and source.random() < 0.4
     wide = lpa2 or granule == 16
-    geometry = Geometry.for_ipa(source.choice([32, 36, 40, 42, 44, 48, 52] if wide else [32, 36, 40, 42, 44, 48]),
-                                granule, 52 if wide else 48, lpa2)  # fmt: skip
+    geometry = Geometry.for_ipa(
+        source.choice([32, 36, 40, 42, 44, 48, 52] if wide else [32, 36, 40, 42, 44, 48]),
+        granule,
+        52 if wide else 48,
+        lpa2,
+    )
     built = Builder(geometry)
     size = geometry.granule
     for _ in range(source.randrange(1, 12)):

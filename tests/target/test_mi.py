@@ -38,7 +38,7 @@ def test_an_error_is_gdbs_own_sentence_and_the_session_goes_on(session: MiSessio
     assert session.command("-data-evaluate-expression 1").payload["value"] == "1"
 
 
-@pytest.mark.parametrize("text", ['plain', 'with "quotes"', "back\\slash", 'both \\" of them', "tab\\t"])
+@pytest.mark.parametrize("text", ["plain", 'with "quotes"', "back\\slash", 'both \\" of them', "tab\\t"])
 def test_quoting_reaches_gdb_unchanged(session: MiSession, text: str) -> None:
     assert session.console("python print(repr(" + repr(text) + "))").console.strip() == repr(text)
     assert quote("a") == '"a"'
