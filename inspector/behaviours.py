@@ -19,7 +19,7 @@ Traits = Mapping[str, bool]
 
 
 class HostFacts(Protocol):
-    """What is asked of a host (``inspector.capture.data.Host`` is one)."""
+    """What is asked of a host (``inspector.snapshot.Host`` is one)."""
 
     @property
     def mode(self) -> str: ...
@@ -32,7 +32,7 @@ class HostFacts(Protocol):
 
 
 class KernelFacts(Protocol):
-    """What a kernel is recognised by (``inspector.capture.data.Host`` has it)."""
+    """What a kernel is recognised by (``inspector.snapshot.Host`` has it)."""
 
     @property
     def release(self) -> str: ...
@@ -42,7 +42,7 @@ class KernelFacts(Protocol):
 
 
 class MmuFacts(Protocol):
-    """What is asked of a ``struct kvm_s2_mmu`` (``inspector.capture.data.Mmu`` is one)."""
+    """What is asked of a ``struct kvm_s2_mmu`` (``inspector.snapshot.Mmu`` is one)."""
 
     @property
     def kind(self) -> str: ...

@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 import click
 
 import inspector
-from inspector.capture.data import Capture
 from inspector.capture.view import TableView, table_views, vm_title
 from inspector.check import CATALOGUE, NOT_SHOWN, run_checks, selected
 from inspector.codec import REGISTERS, Format, Geometry, InvalidForm, Regime
@@ -36,6 +35,7 @@ from inspector.model import GENERATIONS, ScriptError, StepResult, run_script
 from inspector.report import difference, documents, text
 from inspector.report.format import Painter, columns, count, size
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval, parse_number
+from inspector.snapshot import Capture
 from inspector.tables import reverse as reverse_tree
 from inspector.tables import translate
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fixtures import truth
-from inspector.capture.data import Capture, Vm
 from inspector.capture.view import table_views
 from inspector.codec import Geometry
+from inspector.snapshot import Capture, Vm
 from inspector.tables import entries
 
 PS_BITS = (32, 36, 40, 42, 44, 48, 52)  # DDI 0487 D24.2, ID_AA64MMFR0_EL1.PARange

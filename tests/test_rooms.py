@@ -14,18 +14,19 @@ MAY = {
     "codec": set(),
     "events": set(),
     "findings": set(),
+    "snapshot": {"codec"},
     "behaviours": {"codec"},
     "tables": {"codec"},
     "model": {"codec", "events", "behaviours", "tables"},
     "symbols": set(),
     "target": set(),
-    "kernel": {"target", "symbols", "tables", "behaviours", "codec"},
-    "capture": {"kernel", "tables", "codec", "behaviours", "target", "symbols"},
-    "compare": {"capture", "model", "tables", "behaviours", "codec", "events"},
-    "check": {"capture", "compare", "model", "tables", "behaviours", "codec"},
-    "report": {"check", "compare", "capture", "tables", "behaviours", "codec", "model", "events"},
+    "kernel": {"snapshot", "target", "symbols", "tables", "behaviours", "codec"},
+    "capture": {"snapshot", "kernel", "tables", "codec", "behaviours", "target", "symbols"},
+    "compare": {"snapshot", "capture", "model", "tables", "behaviours", "codec", "events"},
+    "check": {"snapshot", "capture", "compare", "model", "tables", "behaviours", "codec"},
+    "report": {"snapshot", "check", "compare", "capture", "tables", "behaviours", "codec", "model", "events"},
 }
-"""Beside the findings, which every room may name; `kernel` also fills in the shapes of a capture (``capture.data``)."""
+"""Beside the findings, which every room may name."""
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in {"cli.py"})
 
@@ -55,7 +56,7 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
     for name in imported(path):
         parts = name.split(".")
         if parts[0] == "inspector" and len(parts) > 1:
-            if here == "kernel" and name in ("inspector.capture.data",):
+            if here == "kernel" and name in ("inspector.snapshot",):
                 continue
             assert parts[1] in MAY[here] | {here, "findings"}, f"{here} may not import {name}"
 

@@ -4,7 +4,7 @@ Members, all deflated and CRC-checked by the zip format itself:
 
 ``header.json``
     ``{"format": "kvm-stage2-inspector capture", "schema": N, "capture": {...}}``: every dataclass of
-    `inspector.capture.data` as an object with the field names of the dataclass.  Integers below 2**32 are JSON
+    `inspector.snapshot` as an object with the field names of the dataclass.  Integers below 2**32 are JSON
     numbers, larger ones are ``"0x..."`` strings (a JSON number above 2**53 is not safe in every reader); bytes are
     hex digits.
     ``pages`` and ``backing`` are not in it; ``page_info`` and ``unreadable`` are, keyed by ``"0x..."`` addresses.
@@ -40,10 +40,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.capture.data import SCHEMA, Backing, Capture, Memslot
 from inspector.codec import Geometry
 from inspector.codec.geometry import MAX_ROOT_PAGES, PS_BITS
 from inspector.findings import BadInput
+from inspector.snapshot import SCHEMA, Backing, Capture, Memslot
 
 FORMAT = "kvm-stage2-inspector capture"
 HEADER, PAGES, INDEX, BACKING = "header.json", "pages.bin", "pages.idx", "backing.bin"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import inspector
 from inspector.behaviours import stage2_format
-from inspector.capture.data import Backing, Capture, Host, Memslot, Mmu, PageInfo, Vm
 from inspector.codec import decode
 from inspector.kernel.cpus import loaded_vcpus
 from inspector.kernel.host import describe, find_kernel
@@ -19,6 +18,7 @@ from inspector.kernel.pages import page_map
 from inspector.kernel.space import BadPointer
 from inspector.kernel.vmm import backing
 from inspector.kernel.vms import ReadVm, read_vms
+from inspector.snapshot import Backing, Capture, Host, Memslot, Mmu, PageInfo, Vm
 from inspector.symbols.api import Symbols
 from inspector.tables import Tree, walk_tree
 from inspector.target.api import Target

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from inspector.behaviours import stage2_format
-from inspector.capture.data import Capture, CpuState, Host, Mmu, Vm
 from inspector.codec import Format, Geometry
+from inspector.snapshot import Capture, CpuState, Host, Mmu, Vm
 from inspector.tables import Tree, walk_tree
 
 #: VTTBR_EL2.BADDR [47:1] without CnP and without the PA[51:48] field (DDI 0487 D24.2 VTTBR_EL2).

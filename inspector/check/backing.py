@@ -12,10 +12,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.capture.data import Backing, Memslot, Vm
 from inspector.check.entries import U64, Mask
 from inspector.check.ownership import Owned
 from inspector.codec import Kind
+from inspector.snapshot import Backing, Memslot, Vm
 
 #: The slot's pages may come from a guest_memfd and not from its HVA (``KVM_MEM_GUEST_MEMFD``).
 GUEST_MEMFD = 1 << 2

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from inspector.capture.data import Capture
 from inspector.check.context import Context
 from inspector.check.overlap import without_repeats
 from inspector.findings import BadInput, Finding, Severity
+from inspector.snapshot import Capture
 
 Check = Callable[[Context], Iterable[Finding]]
 

@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 
 from inspector.behaviours import Counted, counted, invalid_form
-from inspector.capture.data import Capture, CpuState, Mmu, Vm
 from inspector.capture.view import TableView, possible_walkers, regime_name, table_views, walk_in_progress
 from inspector.check.backing import Placed
 from inspector.check.entries import Entries, Mask
@@ -17,6 +16,7 @@ from inspector.check.hostmem import HostMemory, host_memory
 from inspector.check.ownership import Owned, Pointer, ownership
 from inspector.codec import InvalidForm
 from inspector.findings import Finding, Severity, Where
+from inspector.snapshot import Capture, CpuState, Mmu, Vm
 
 #: At most this many findings of one kind a table; the last one says how many more there are.
 LIMIT = 64

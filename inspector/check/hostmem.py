@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inspector.capture.data import Capture
 from inspector.capture.view import TableView
 from inspector.check.entries import U64, Entries, Mask
 from inspector.codec import Kind
+from inspector.snapshot import Capture
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from inspector.capture.data import Capture, CpuState, Mmu, Vm
 from inspector.capture.view import root_of
+from inspector.snapshot import Capture, CpuState, Mmu, Vm
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from inspector.capture.data import Memslot, Vm
 from inspector.check.backing import GUEST_MEMFD, READONLY, Placed, slot_range, touching
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, error_or_note, many, spans
 from inspector.check.entries import U64, Mask
 from inspector.findings import Finding
+from inspector.snapshot import Memslot, Vm
 
 _FAULT = "user_mem_abort"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector.behaviours import ha_always
-from inspector.capture.data import Capture, Mmu
 from inspector.capture.view import root_of
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, note, where_view, where_vm
 from inspector.check.live import live_cpus
 from inspector.codec.geometry import PS_BITS
 from inspector.findings import Finding, Where
+from inspector.snapshot import Capture, Mmu
 
 _INIT = "kvm_init_stage2_mmu"
 _VTCR = "kvm_get_vtcr"

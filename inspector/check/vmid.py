@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.capture.data import Mmu, Vm
 from inspector.capture.view import regime_name, root_of, vmid_of
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, where_vm
 from inspector.check.live import live_cpus
 from inspector.findings import Finding, Where
+from inspector.snapshot import Mmu, Vm
 
 _UPDATE = "kvm_arm_vmid_update"
 

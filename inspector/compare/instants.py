@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.capture.data import Capture, Host, Memslot, Mmu, Vm
 from inspector.capture.view import TableView, regime_name, table_views
 from inspector.codec import bulk, decode
 from inspector.compare.columns import LevelColumn, columns_of
+from inspector.snapshot import Capture, Host, Memslot, Mmu, Vm
 from inspector.tables import Range
 
 LIMIT = 64

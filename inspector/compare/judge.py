@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.capture.data import Backing
 from inspector.capture.view import TableView, possible_walkers, table_views, walk_in_progress
 from inspector.codec import Descriptor, Format, bulk, decode
 from inspector.compare.columns import LevelColumn, Mask, columns_of
@@ -20,6 +19,7 @@ from inspector.compare.difference import Difference, Side, functions, leaf_diffe
 from inspector.compare.kernel import Kernel
 from inspector.compare.rebuild import Rebuilt, rebuild
 from inspector.findings import Severity, Where
+from inspector.snapshot import Backing
 from inspector.tables import Problem, Tree
 
 LIMIT = 64

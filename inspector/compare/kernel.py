@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from inspector.behaviours import GENERATIONS, Generation, invalid_form, recognise, xn_two_bits
-from inspector.capture.data import Host
 from inspector.capture.view import TableView
 from inspector.codec import Format, InvalidForm
 from inspector.findings import BadInput
 from inspector.model import Machine, ModelBehaviours, generation
+from inspector.snapshot import Host
 
 _AS_S1: Final = 1 << 1
 """``KVM_PGTABLE_S2_AS_S1`` in ``pgt->flags`` (7.3)."""

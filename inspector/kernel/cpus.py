@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from inspector.capture.data import CpuState
 from inspector.kernel.insn import accessed_address
 from inspector.kernel.objects import Kernel
 from inspector.kernel.registers import HCR_E2H, HCR_TGE, HCR_VM, exception_level
 from inspector.kernel.space import BadPointer
+from inspector.snapshot import CpuState
 from inspector.symbols.api import Symbols
 from inspector.target.api import Cpu
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from inspector.capture.data import Host
 from inspector.kernel.cpus import cpu_states
 from inspector.kernel.locate import Progress, locate
 from inspector.kernel.memory import StoppedMemory
@@ -13,6 +12,7 @@ from inspector.kernel.mode import kvm_mode
 from inspector.kernel.objects import Kernel
 from inspector.kernel.registers import features
 from inspector.kernel.traits import traits
+from inspector.snapshot import Host
 from inspector.symbols.api import Symbols
 from inspector.target.api import Cpu
 

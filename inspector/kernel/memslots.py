@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from inspector.capture.data import Memslot
 from inspector.kernel.objects import Kernel, Obj
 from inspector.kernel.space import BadPointer
+from inspector.snapshot import Memslot
 
 _SLOT_BOUND = 1 << 16
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inspector.capture.data import PageInfo
 from inspector.kernel.objects import Kernel
 from inspector.kernel.space import BadPointer
 from inspector.kernel.tasks import processes
+from inspector.snapshot import PageInfo
 
 _PAGE_TYPE_BASE = 0xF000_0000
 _PG_BUDDY_BEFORE_ENUM = 0x80  # PG_buddy, a macro up to 6.10 (include/linux/page-flags.h 6.1)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.capture.data import Backing
 from inspector.codec import Descriptor, Field, Format, Geometry, Kind, Regime, bulk, decode
 from inspector.kernel.objects import Kernel
 from inspector.kernel.traits import present_invalid_bit11
+from inspector.snapshot import Backing
 
 U64 = NDArray[np.uint64]
 

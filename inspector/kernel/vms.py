@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from inspector.capture.data import Mmu, Vcpu, Vm
 from inspector.codec import Geometry
 from inspector.kernel.memslots import memslots
 from inspector.kernel.objects import Kernel, Obj
 from inspector.kernel.space import BadPointer
 from inspector.kernel.tasks import open_files
+from inspector.snapshot import Mmu, Vcpu, Vm
 from inspector.symbols.api import TypeKind
 
 _VTTBR_CNP = 1  # "invalid" mark in kvm_s2_mmu.tlb_vttbr (arch/arm64/kvm/nested.c 6.12: kvm_s2_mmu_valid)

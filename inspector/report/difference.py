@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from inspector.capture.data import Capture
 from inspector.capture.view import regime_name, vm_title
 from inspector.codec import Descriptor
 from inspector.compare import Comparison, Difference, Kernel, Side
@@ -13,6 +12,7 @@ from inspector.findings import Severity
 from inspector.model import StepResult
 from inspector.report.documents import Document, behaviours, envelope, where
 from inspector.report.format import PLAIN, Painter, address, count, raw, size
+from inspector.snapshot import Capture
 from inspector.tables import Range
 
 Lines = Iterator[str]

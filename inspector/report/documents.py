@@ -12,7 +12,6 @@ from importlib.resources import files
 from typing import Any
 
 import inspector
-from inspector.capture.data import SCHEMA, Capture, Memslot, Mmu, Vm
 from inspector.capture.view import TableView, regime_name
 from inspector.check.catalogue import Invariant, Unseen
 from inspector.codec import REGISTERS, Descriptor, decode_register
@@ -22,6 +21,7 @@ from inspector.report import text
 from inspector.report.format import SHAREABILITY
 from inspector.report.leaves import ByPattern
 from inspector.report.window import Window
+from inspector.snapshot import SCHEMA, Capture, Memslot, Mmu, Vm
 from inspector.tables import Entry, Problem, Range, Translation
 
 Document = dict[str, Any]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from inspector.capture.data import Capture, CpuState, Memslot, Mmu, Vm
 from inspector.capture.view import TableView, regime_name, root_of, vm_title
 from inspector.codec import REGISTERS, Descriptor, decode_register
 from inspector.codec.registers import vttbr
@@ -30,6 +29,7 @@ from inspector.report.format import (
 )
 from inspector.report.leaves import ByPattern, attribute_mask
 from inspector.report.window import Window
+from inspector.snapshot import Capture, CpuState, Memslot, Mmu, Vm
 from inspector.tables import Entry, Problem, RangeTable, Translation, entries, merged_ranges
 
 Lines = Iterator[str]

@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from inspector.capture.data import Capture
 from inspector.capture.view import TableView, table_views
 from inspector.compare import Comparison, compare_views, kernel_of
+from inspector.snapshot import Capture
 from inspector.symbols import open_symbols
 from tests.live.conftest import take_from
 from tests.live.machine import Machine

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import drgn
 import pytest
 
-from inspector.capture.data import Capture
 from inspector.capture.view import TableView, table_views
+from inspector.snapshot import Capture
 from inspector.symbols import open_symbols
 from inspector.tables import merged_ranges, reader_of, walk_tree
 from inspector.target.connect import open_target

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inspector.capture import file as capture_file
-from inspector.capture.data import SCHEMA, Backing, Capture, CpuState, Mmu, PageInfo
 from inspector.capture.file import load, save
 from inspector.codec import Geometry
 from inspector.findings import BadInput, ExitCode
+from inspector.snapshot import SCHEMA, Backing, Capture, CpuState, Mmu, PageInfo
 from tests.check.build import good_world
 
 U64 = st.integers(0, (1 << 64) - 1)

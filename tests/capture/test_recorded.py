@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fixtures import truth
-from inspector.capture.data import Capture
 from inspector.capture.file import load
 from inspector.check import run_checks
+from inspector.snapshot import Capture
 from tests.agreement import backing_agrees, disagreements, slots_agree, vtcr_agrees
 
 FOLDER = Path(__file__).resolve().parents[2] / "fixtures" / "captures"

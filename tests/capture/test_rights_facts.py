@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from inspector.capture.data import Capture
 from inspector.capture.file import load, save
 from inspector.findings import BadInput
+from inspector.snapshot import Capture
 from tests.check.build import PAGE, World
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from inspector.capture.data import Backing, Capture, CpuState, Host, Memslot, Mmu, PageInfo, Vcpu, Vm
 from inspector.codec import Geometry
+from inspector.snapshot import Backing, Capture, CpuState, Host, Memslot, Mmu, PageInfo, Vcpu, Vm
 
 PAGE = 0x1000
 BLOCK = 0x20_0000

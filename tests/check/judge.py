@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from inspector.capture.data import Capture
 from inspector.check import run_checks
 from inspector.findings import Finding, Severity
+from inspector.snapshot import Capture
 from tests.check.build import World
 
 ERROR, NOTE = Severity.ERROR, Severity.NOTE

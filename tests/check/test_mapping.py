@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inspector.capture.data import Backing, Mmu
+from inspector.snapshot import Backing, Mmu
 from tests.check.build import (
     AF,
     BLOCK,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inspector.capture.data import Backing, Mmu
 from inspector.findings import Finding
+from inspector.snapshot import Backing, Mmu
 from tests.check.build import BLOCK, PAGE, READ, RW, RWX, TYPE, VALID, WRITE, Guest, World, good_world
 from tests.check.judge import ERROR, NOTE, at, only, silent, verdict
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from inspector.capture.data import CpuState, Mmu
 from inspector.check import run_checks
 from inspector.codec import Geometry
 from inspector.findings import Severity
+from inspector.snapshot import CpuState, Mmu
 from tests.check.build import PAGE, TRAITS_61, TRAITS_510, VTCR, World, good_world
 from tests.check.judge import ERROR, NOTE, at, only, silent, verdict
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inspector.capture.data import CpuState
+from inspector.snapshot import CpuState
 from tests.check.build import (
     PAGE,
     TRAITS_61,

@@ -18,10 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import inspector.cli as cli
-from inspector.capture.data import Capture, Mmu
 from inspector.capture.file import save
 from inspector.report import documents
 from inspector.report.format import columns, size
+from inspector.snapshot import Capture, Mmu
 from inspector.target.signals import Interrupted
 from tests.check.build import BLOCK, PAGE, TRAITS_61, World, good_world
 from tests.cli.schema import errors

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from inspector.capture.data import Backing, Capture
 from inspector.capture.view import table_views
 from inspector.compare import Comparison, Difference, compare_views, kernel_of
 from inspector.findings import BadInput, Severity
+from inspector.snapshot import Backing, Capture
 from tests.check.build import (
     AF,
     BLOCK,

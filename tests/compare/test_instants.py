@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from inspector.capture.data import Capture
 from inspector.compare import Changes, TableChange, VmChange, changes
+from inspector.snapshot import Capture
 from inspector.tables import Range
 from tests.check.build import BLOCK, PAGE, RW, RWX, WRITE, World, good_world
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from inspector.capture.data import Capture, PageInfo
 from inspector.capture.file import load
 from inspector.capture.view import TableView, table_views
 from inspector.codec import Kind
@@ -17,6 +16,7 @@ from inspector.compare.columns import columns_of
 from inspector.compare.rebuild import rebuild
 from inspector.findings import Severity
 from inspector.model import MemoryCache, Prot, Stage2
+from inspector.snapshot import Capture, PageInfo
 from inspector.tables import Entry, entries
 
 FOLDER = Path(__file__).resolve().parents[2] / "fixtures" / "captures"

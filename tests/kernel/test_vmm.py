@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from inspector.capture.data import Backing
 from inspector.codec import Format, Geometry, Regime
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.vmm import _covered, _walk
+from inspector.snapshot import Backing
 from inspector.target.api import RamRange, UnreadableMemory
 
 PAGE, BLOCK, TABLE = 4096, 2 << 20, 0b11

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from fixtures import truth
-from inspector.capture.data import Capture
 from inspector.capture.take import take
+from inspector.snapshot import Capture
 from inspector.symbols import Symbols, open_symbols
 from inspector.target.connect import Backend, open_target
 from tests.conftest import kernel_labels

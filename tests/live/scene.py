@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from inspector.capture.data import Capture, Memslot
 from inspector.capture.view import TableView, table_views
 from inspector.check import run_checks
 from inspector.codec import Kind
 from inspector.findings import Finding
 from inspector.kernel.host import find_kernel
 from inspector.kernel.memory import StoppedMemory
+from inspector.snapshot import Capture, Memslot
 from inspector.symbols import Symbols, open_symbols
 from inspector.tables import Entry, entries
 from inspector.target.connect import open_target

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from inspector.capture.data import Capture
 from inspector.capture.view import TableView, table_views
 from inspector.codec import Kind
 from inspector.compare import Difference, compare_views, kernel_of
 from inspector.findings import Severity
+from inspector.snapshot import Capture
 from inspector.symbols import Symbols, open_symbols
 from inspector.tables import Entry, entries
 from tests.live.conftest import Booted, take_from

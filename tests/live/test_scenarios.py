@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from fixtures import truth
-from inspector.capture.data import Capture, Vm
 from inspector.capture.take import take
 from inspector.capture.view import table_views
 from inspector.check import run_checks
 from inspector.findings import Severity, TargetLost
+from inspector.snapshot import Capture, Vm
 from inspector.symbols import Symbols, open_symbols
 from inspector.tables import entries
 from inspector.target.api import Target

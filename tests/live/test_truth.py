@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fixtures import truth
-from inspector.capture.data import Capture
 from inspector.capture.file import load, save
 from inspector.check import run_checks
+from inspector.snapshot import Capture
 from inspector.target.connect import Backend
 from tests.agreement import backing_agrees, disagreements, slots_agree, vtcr_agrees
 from tests.live.conftest import Booted

@@ -1,4 +1,4 @@
-"""The capture: one instant of a host kernel and its VMs, immutable, holding no guest contents.
+"""One instant of a host kernel and its VMs, immutable, holding no guest contents.
 
 Addresses and sizes are bytes; virtual addresses are as at run time (after KASLR).
 """
