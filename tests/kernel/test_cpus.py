@@ -58,7 +58,7 @@ def test_exception_level() -> None:
     assert exception_level({}) is None
 
 
-# ID registers of QEMU 7.2's models, by field (DDI 0487 D24.2): the table in qemu_gdb.md, C2.
+# ID registers of QEMU 7.2's models, by field (DDI 0487 D24.2): qemu.md, "CPU models".
 CORTEX_A57 = {"ID_AA64MMFR0_EL1": 0x1124, "ID_AA64MMFR1_EL1": 0, "ID_AA64MMFR2_EL1": 0, "ID_AA64ISAR0_EL1": 0x11120}
 VHE16 = {
     "ID_AA64MMFR0_EL1": 0x0000_0300_0000_1126,  # TGRAN4_2 = 3: 52 bits; PARange 6
