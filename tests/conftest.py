@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
-#: What `run_qemu.sh test` tries to fetch: the distribution's kernel and those of newer Debian suites.
-WANTED = ("6.1", "6.12", "7.3")
+from fixtures.kernels import TESTED
 
 
 def kernel_labels() -> list[str]:
-    """The kernels at hand, oldest first; a suite that is not reachable has none."""
+    """The kernels at hand (``6.1``, ``6.12-16k``), oldest first; a suite that is not reachable has none."""
     folder = os.environ.get("INSPECTOR_KERNELS")
     found = [path.parent.name for path in Path(folder).glob("*/vmlinuz")] if folder else []
-    return sorted(found, key=lambda label: [int(part) for part in label.split(".")])
+    return sorted(found, key=lambda label: [int(part) for part in re.findall(r"\d+", label)])
 
 
 def pytest_configure() -> None:
@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 
 def pytest_report_header() -> list[str]:
     have = kernel_labels()
-    missing = [label for label in WANTED if label not in have]
+    missing = [label for label in TESTED if label not in have]
     lines = [f"kernels: {', '.join(have) or 'none (./run_qemu.sh test fetches them)'}"]
     if missing:
         lines.append(f"not collected, their suite was not reachable: tests on {', '.join(missing)}")

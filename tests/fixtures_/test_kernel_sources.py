@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.kernels.fetch import cached, newest_of_series, parse_wanted
 from fixtures.kernels.image import plain_image, prepare_image
-from fixtures.kernels.problems import NotAKernel
+from fixtures.kernels.problems import NotAKernel, NotAvailable
 from fixtures.kernels.process import complaint
 from fixtures.kernels.sources import Source, parse_deb822, parse_one_line, stanzas_for
 
@@ -124,6 +125,83 @@ def test_nothing_usable_gives_nothing() -> None:
 def test_complaints_name_no_server() -> None:
     said = complaint("W: x\nE: Failed to fetch https://user:secret@mirror.example/debian/x  404  Not Found\n")
     assert said == "Failed to fetch <server>  404  Not Found"
+
+
+# Names as Debian's archive has them.
+NAMES = [
+    "linux-image-5.10.0-30-cloud-arm64",
+    "linux-image-5.10.0-32-cloud-arm64",
+    "linux-image-5.10.0-32-cloud-arm64-unsigned",
+    "linux-image-5.10.0-32-cloud-arm64-dbg",
+    "linux-image-5.10.0-32-arm64",
+    "linux-image-6.12.107+deb13-arm64-16k",
+    "linux-image-6.12.117+deb13-arm64-16k",
+    "linux-image-6.12.117+deb13-arm64-16k-dbg",
+    "linux-image-6.12.117+deb13-cloud-arm64",
+    "linux-image-6.12.99+deb13-arm64-16k",
+    "linux-image-cloud-arm64",
+]
+    "linux-image-5.10.0-30-cloud-arm64",
+    "linux-image-5.10.0-32-cloud-arm64",
+    "linux-image-5.10.0-32-cloud-arm64-unsigned",
+    "linux-image-5.10.0-32-arm64",
+    "linux-image-5.10.0-32-cloud-arm64-dbg",
+    "linux-image-6.12.107+deb13-arm64-16k",
+    "linux-image-6.12.117+deb13-arm64-16k",
+    "linux-image-6.12.117+deb13-cloud-arm64",
+    "linux-image-6.12.99+deb13-arm64-16k",
+    "linux-image-6.12.117+deb13-arm64-16k-dbg",
+    "linux-image-cloud-arm64",
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "package"),
+    [
+        ("5.10", "linux-image-5.10.0-32-cloud-arm64"),
+        ("6.12", "linux-image-6.12.117+deb13-cloud-arm64"),
+        ("6.12-16k", "linux-image-6.12.117+deb13-arm64-16k"),
+        ("5.10-16k", None),
+        ("6.1", None),
+    ],
+)
+def test_the_newest_image_of_a_series_is_taken(wanted: str, package: str | None) -> None:
+    assert newest_of_series(NAMES, parse_wanted(wanted)) == package
+
+
+@pytest.mark.parametrize("text", ["6", "6.12-64k", "Image", "6.12.1", "-16k", "trixie main"])
+def test_what_names_no_kernel_is_refused(text: str) -> None:
+    with pytest.raises(NotAvailable, match="neither a file"):
+        parse_wanted(text)
+
+
+def test_a_cached_kernel_is_found_by_its_series_and_by_the_suite_whose_current_it_is(tmp_path: Path) -> None:
+    for label, suite, current in (
+        ("6.12", "trixie", True),
+        ("6.12-16k", "trixie", True),
+        ("7.2", "trixie-backports", False),
+    ):
+        folder = tmp_path / label
+        folder.mkdir()
+        (folder / "vmlinuz").touch()
+        (folder / "suite").write_text(suite + "\n")
+        if current:
+            (folder / "current").touch()
+    found = {
+        text: cached(tmp_path, parse_wanted(text), debug=False)
+        for text in ("6.12", "trixie", "6.12-16k", "trixie-16k", "7.2", "trixie-backports", "7.2-16k", "6.1")
+    }
+    assert {text: folder and folder.name for text, folder in found.items()} == {
+        "6.12": "6.12",
+        "trixie": "6.12",
+        "6.12-16k": "6.12-16k",
+        "trixie-16k": "6.12-16k",
+        "7.2": "7.2",
+        "trixie-backports": None,
+        "7.2-16k": None,
+        "6.1": None,
+    }
+    assert cached(tmp_path, parse_wanted("6.12"), debug=True) is None
 
 
 IMAGE = bytes(56) + b"ARM\x64" + bytes(4) + bytes(range(256)) * 64

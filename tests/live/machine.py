@@ -41,13 +41,6 @@ def common_options() -> list[str]:
     return options
 
 
-def kernel_labels() -> list[str]:
-    """The kernels at hand (``6.1``), oldest first; those of other suites are there when they were reachable."""
-    folder = os.environ.get("INSPECTOR_KERNELS")
-    found = [path.parent.name for path in Path(folder).glob("*/vmlinuz")] if folder else []
-    return sorted(found, key=lambda label: [int(part) for part in label.split(".")])
-
-
 class Machine:
     """A running machine, its guests running too.  A context manager; `stop` may be called more than once."""
 

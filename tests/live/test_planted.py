@@ -10,7 +10,8 @@ from inspector.capture.view import TableView, table_views
 from inspector.codec import Kind
 from inspector.findings import Finding, Severity
 from inspector.tables import Entry, entries
-from tests.live.machine import Machine, kernel_labels
+from tests.conftest import kernel_labels
+from tests.live.machine import Machine
 from tests.live.scene import PAGE_ADDRESS, Scene, clean_scene, refcount_pa, slot_of, vmm_entry_pa
 
 pytestmark = pytest.mark.live

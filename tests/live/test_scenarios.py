@@ -28,8 +28,9 @@ from inspector.target.api import Target
 from inspector.target.connect import attached
 from inspector.target.machine import Machine as Attached
 from tests.agreement import disagreements
+from tests.conftest import kernel_labels
 from tests.live.conftest import Cell
-from tests.live.machine import Event, Machine, kernel_labels
+from tests.live.machine import Event, Machine
 
 pytestmark = pytest.mark.live
 

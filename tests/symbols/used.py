@@ -186,7 +186,7 @@ ENUMERATORS: tuple[tuple[str, str], ...] = (
     ("__kvm_host_smccc_func", "__KVM_HOST_SMCCC_FUNC___kvm_tlb_flush_vmid_ipa"),
 )
 
-# In every Image, KALLSYMS_ALL or not: text, and exported data.
+# In every Image from 5.10 on, KALLSYMS_ALL or not: text, and exported data.
 SYMBOLS: tuple[str, ...] = (
     "_text",
     "kvm_vm_release",
@@ -199,7 +199,6 @@ SYMBOLS: tuple[str, ...] = (
     "__per_cpu_offset",
     "kvm_pgtable_stage2_map",
     "kvm_pgtable_stage2_unmap",
-    "kvm_get_mode",
     "kvm_handle_guest_abort",
     "kvm_init_stage2_mmu",
 )
