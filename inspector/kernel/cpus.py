@@ -42,7 +42,7 @@ def loaded_vcpus(kernel: Kernel, count: int, notes: list[str]) -> dict[int, int]
     for cpu in range(count):
         try:
             # Per-CPU symbols are link-time addresses; the offset already holds the slide.
-            vcpu = kernel.space.u64(variable + kernel.space.u64(offsets + 8 * cpu) & ((1 << 64) - 1))
+            vcpu = kernel.space.pointer(variable + kernel.space.u64(offsets + 8 * cpu) & ((1 << 64) - 1))
         except BadPointer as e:
             notes.append(f"which vCPU is loaded on CPU {cpu} is not known: {e}")
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inspector.kernel.objects import Kernel, Obj
-from inspector.kernel.space import BadPointer
+from inspector.kernel.space import BadPointer, pointers_in
 from inspector.snapshot import Memslot
 
 _SLOT_BOUND = 1 << 16
@@ -22,7 +22,7 @@ def memslots(kernel: Kernel, kvm: Obj) -> tuple[Memslot, ...]:
 
 def _first(kernel: Kernel, kvm: Obj) -> int:
     offset = kernel.member("kvm", "memslots").offset
-    return int.from_bytes(kvm.data[offset : offset + 8], "little")
+    return pointers_in(kvm.data[offset : offset + 8])[0]
 
 
 def _hashed(kernel: Kernel, slots: Obj) -> list[int]:
@@ -32,14 +32,12 @@ def _hashed(kernel: Kernel, slots: Obj) -> list[int]:
     node = kernel.member("kvm_memory_slot", "id_node")
     node_offset = node.offset + index * kernel.sizeof("hlist_node")
     found: list[int] = []
-    for bucket in range(member.type.count):
-        start = member.offset + 8 * bucket
-        at = int.from_bytes(slots.data[start : start + 8], "little")
+    for at in pointers_in(slots.data[member.offset :][: 8 * member.type.count]):
         while at:
             found.append(at - node_offset)
             if len(found) > _SLOT_BOUND:
                 raise BadPointer(slots.address, "the hash of memory slots does not end")
-            at = kernel.space.u64(at)
+            at = kernel.space.pointer(at)
     return found
 
 

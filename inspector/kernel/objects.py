@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from inspector.kernel.space import BadPointer, KernelSpace
+from inspector.kernel.space import BadPointer, KernelSpace, untag
 from inspector.symbols.api import Member, Symbols, TypeKind
 
 _LIST_BOUND = 1 << 16
@@ -52,6 +52,7 @@ class Kernel:
 
     def at(self, struct: str, address: int) -> Obj:
         """The ``struct`` at run-time ``address``; raises `BadPointer` when it is not mapped."""
+        address = untag(address)
         return Obj(self, struct, address, self.space.read(address, self.sizeof(struct)))
 
     def symbol(self, name: str) -> int | None:
@@ -66,14 +67,15 @@ class Kernel:
         it, or memory is corrupt.
         """
         offset = self.member(struct, path).offset
-        node = self.space.u64(head)
+        head = untag(head)
+        node = self.space.pointer(head)
         seen = 0
         while node != head:
             yield node - offset
             seen += 1
             if seen > _LIST_BOUND:
                 raise BadPointer(head, f"the list of {struct}.{path} does not end")
-            node = self.space.u64(node)
+            node = self.space.pointer(node)
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,13 @@ class Obj:
     data: bytes
 
     def u(self, path: str) -> int:
-        """The unsigned value of an integer, enum or pointer member."""
+        """The unsigned value of an integer, enum or pointer member, the pointer without its tag."""
         member = self.kernel.member(self.struct, path)
         size = member.type.size or 8
         value = int.from_bytes(self.data[member.offset : member.offset + size], "little")
         if member.bit_offset is not None and member.bit_size is not None:
             value = (value >> (member.bit_offset - 8 * member.offset)) & ((1 << member.bit_size) - 1)
-        return value
+        return untag(value) if member.type.kind is TypeKind.POINTER else value
 
     def s(self, path: str) -> int:
         """As `u`, two's complement."""

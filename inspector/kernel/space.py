@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 
 from inspector.codec import Format, Geometry, Kind, Regime, decode
@@ -9,6 +10,14 @@ from inspector.kernel.memory import StoppedMemory
 from inspector.target.api import UnreadableMemory
 
 _VA_TOP = 1 << 64
+
+
+def untag(va: int) -> int:
+    """``va`` without a tag in its top byte, which bit 55 stands for, as the kernel's ``untagged_addr`` has it.
+
+    With KASAN_SW_TAGS and KASAN_HW_TAGS pointers carry one (TBI: DDI 0487 D8.8); no address has a use of these bits.
+    """
+    return va | 0xFF << 56 if va >> 55 & 1 else va & (1 << 56) - 1
 
 
 class BadPointer(Exception):
@@ -28,6 +37,11 @@ def stage1_geometry(va_bits: int, granule_shift: int) -> Geometry:
     """
     wide = va_bits > 48
     return Geometry.for_stage1(va_bits, granule_shift, pa_bits=52 if wide else 48, lpa2=wide and granule_shift != 16)
+
+
+def pointers_in(data: bytes) -> list[int]:
+    """The 8-byte pointers that ``data`` is made of, without their tags."""
+    return [untag(value) for (value,) in struct.iter_unpack("<Q", data)]
 
 
 @dataclass
@@ -58,10 +72,11 @@ class KernelSpace:
 
     def in_image(self, va: int) -> bool:
         text = self.link_text + self.slide
-        return text <= va < text + self.image_size
+        return text <= untag(va) < text + self.image_size
 
     def pa(self, va: int) -> int:
         """The PA behind kernel address ``va``; raises `BadPointer`."""
+        va = untag(va)
         if self.in_image(va):
             return va - self.link_text - self.slide + self.image_pa
         page = va >> self.geometry.granule_shift
@@ -94,6 +109,7 @@ class KernelSpace:
         """``size`` bytes at kernel address ``va``, page by page; raises `BadPointer`."""
         if not 0 <= va < _VA_TOP:
             raise BadPointer(va, "not an address")
+        va = untag(va)
         granule = self.geometry.granule
         parts = []
         at = va
@@ -108,6 +124,14 @@ class KernelSpace:
 
     def u64(self, va: int) -> int:
         return int.from_bytes(self.read(va, 8), "little")
+
+    def pointer(self, va: int) -> int:
+        """The pointer at ``va``, without its tag."""
+        return untag(self.u64(va))
+
+    def pointers(self, va: int, count: int) -> list[int]:
+        """``count`` pointers at ``va``, without their tags."""
+        return pointers_in(self.read(va, 8 * count))
 
     def u32(self, va: int) -> int:
         return int.from_bytes(self.read(va, 4), "little")

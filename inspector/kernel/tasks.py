@@ -43,12 +43,10 @@ def threads(kernel: Kernel, leader: Obj) -> Iterator[Obj]:
 
 def _files_of(kernel: Kernel, task: Obj, files: int) -> Iterator[OpenFile]:
     """The open files of a ``files_struct``: ``fdt->fd[0 .. max_fds)``, NULL where none is open."""
-    fdt = kernel.at("fdtable", kernel.space.u64(files + kernel.member("files_struct", "fdt").offset))
+    fdt = kernel.at("fdtable", kernel.space.pointer(files + kernel.member("files_struct", "fdt").offset))
     count = min(fdt.u("max_fds"), _MAX_FDS)
-    table = kernel.space.read(fdt.u("fd"), 8 * count)
     release_offset = kernel.member("file_operations", "release").offset
-    for fd in range(count):
-        address = int.from_bytes(table[8 * fd : 8 * fd + 8], "little")
+    for fd, address in enumerate(kernel.space.pointers(fdt.u("fd"), count)):
         if not address:
             continue
         file = kernel.at("file", address)

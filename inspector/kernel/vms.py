@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from inspector.codec import Geometry
 from inspector.kernel.memslots import memslots
 from inspector.kernel.objects import Kernel, Obj
-from inspector.kernel.space import BadPointer
+from inspector.kernel.space import BadPointer, pointers_in
 from inspector.kernel.tasks import open_files
 from inspector.snapshot import Mmu, Vcpu, Vm
 from inspector.symbols.api import TypeKind
@@ -160,9 +160,7 @@ def _shadow_mmus(kernel: Kernel, kvm: Obj) -> list[int]:
         return []
     target = kernel.member("kvm", "arch.nested_mmus").type.target
     if target is not None and target.kind is TypeKind.POINTER:
-        raw = kernel.space.read(base, 8 * count)
-        pointers = [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8)]
-        return [p for p in pointers if p]
+        return [p for p in kernel.space.pointers(base, count) if p]
     size = kernel.sizeof("kvm_s2_mmu")
     return [base + i * size for i in range(count)]
 
@@ -173,8 +171,7 @@ def _vcpu_addresses(kernel: Kernel, kvm: Obj) -> list[int]:
         return list(_xarray(kernel, kvm.u("vcpu_array.xa_head")))
     member = kernel.member("kvm", "vcpus")
     raw = kvm.data[member.offset : member.offset + 8 * min(member.type.count, _VCPU_BOUND)]
-    pointers = (int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8))
-    return [p for p in pointers if p]
+    return [p for p in pointers_in(raw) if p]
 
 
 def _xarray(kernel: Kernel, entry: int, depth: int = 0) -> list[int]:
@@ -193,8 +190,8 @@ def _xarray(kernel: Kernel, entry: int, depth: int = 0) -> list[int]:
     member = kernel.member("xa_node", "slots")
     raw = node.data[member.offset : member.offset + 8 * member.type.count]
     result: list[int] = []
-    for i in range(0, len(raw), 8):
-        result.extend(_xarray(kernel, int.from_bytes(raw[i : i + 8], "little"), depth + 1))
+    for slot in pointers_in(raw):
+        result.extend(_xarray(kernel, slot, depth + 1))
     return result
 
 
