@@ -16,6 +16,7 @@ from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.objects import Kernel
 from inspector.kernel.pages import page_map
 from inspector.kernel.space import BadPointer
+from inspector.kernel.vmemmap import UnknownVmemmap
 from inspector.kernel.vmm import backing
 from inspector.kernel.vms import ReadVm, read_vms
 from inspector.snapshot import Backing, Capture, Host, Memslot, Mmu, PageInfo, Vm
@@ -69,7 +70,7 @@ def _pages(
     try:
         pages = page_map(kernel)
         held = pages.reserved(*host.image_pa)
-    except BadPointer as e:
+    except (BadPointer, UnknownVmemmap) as e:
         notes.append(f"reference counts are not known: {e}")
         return {}, ()
     return pages.page_info({table.pa for tree in trees for table in tree.tables}), held

@@ -8,13 +8,13 @@ intermediate addresses.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from inspector.findings import BadInput, TargetLost
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.space import BadPointer, KernelSpace, stage1_geometry
+from inspector.kernel.vmcoreinfo import parse
 from inspector.symbols.api import Symbols
 from inspector.target.api import Cpu, PhysicalMemory, UnreadableMemory
 
@@ -84,11 +84,8 @@ def running_kernels(memory: PhysicalMemory, progress: Progress) -> list[RunningK
             heads = memory.read_many([(pa, len(_VMCOREINFO_START)) for pa in chunk])
             for pa, head in zip(chunk, heads, strict=True):
                 if head == _VMCOREINFO_START:
-                    text = memory.read(pa, 4096).split(b"\0")[0].decode("ascii", "replace")
-                    release = re.search(r"^OSRELEASE=(\S+)", text, re.M)
-                    build_id = re.search(r"^BUILD-ID=([0-9a-f]+)", text, re.M)
-                    if release:
-                        found.append(RunningKernel(release[1], build_id[1] if build_id else None))
+                    info = parse(memory.read(pa, 4096))
+                    found.append(RunningKernel(info["OSRELEASE"], info.get("BUILD-ID")))
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from inspector.kernel.objects import Kernel
 from inspector.kernel.space import BadPointer
-from inspector.kernel.tasks import processes
+from inspector.kernel.vmemmap import find_vmemmap
 from inspector.snapshot import PageInfo
 
 _PAGE_TYPE_BASE = 0xF000_0000
@@ -92,25 +92,5 @@ class PageMap:
 
 
 def page_map(kernel: Kernel) -> PageMap:
-    """Where ``struct page`` lies, from the kernel's own pointers rather than from its layout constants.
-
-    A task's stack (VMAP_STACK) is mapped page by page, and its ``vm_struct.pages[]`` names the ``struct page`` of
-    each: address and frame number of the same page give the base.  Every stack page of the first task that has one
-    must agree.  Raises `BadPointer` when no task tells.
-    """
-    size = kernel.sizeof("page")
-    shift = kernel.space.geometry.granule_shift
-    for task in processes(kernel):
-        area_address = task.u("stack_vm_area") if task.has("stack_vm_area") else 0
-        if not area_address:
-            continue
-        area = kernel.at("vm_struct", area_address)
-        count = area.u("nr_pages")
-        bases = {
-            kernel.space.u64(area.u("pages") + 8 * i) - (kernel.space.pa(area.u("addr") + (i << shift)) >> shift) * size
-            for i in range(min(count, 16))
-        }
-        if len(bases) == 1:
-            return PageMap(kernel, bases.pop(), size)
-        raise BadPointer(area.u("pages"), "the pages of a task's stack do not agree on where struct page lies")
-    raise BadPointer(0, "no task has a stack whose pages are named (CONFIG_VMAP_STACK off)")
+    """The array of ``struct page``; raises `UnknownVmemmap` when nothing tells, for certain, where it lies."""
+    return PageMap(kernel, find_vmemmap(kernel), kernel.sizeof("page"))
