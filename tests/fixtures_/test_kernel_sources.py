@@ -141,18 +141,6 @@ NAMES = [
     "linux-image-6.12.99+deb13-arm64-16k",
     "linux-image-cloud-arm64",
 ]
-    "linux-image-5.10.0-30-cloud-arm64",
-    "linux-image-5.10.0-32-cloud-arm64",
-    "linux-image-5.10.0-32-cloud-arm64-unsigned",
-    "linux-image-5.10.0-32-arm64",
-    "linux-image-5.10.0-32-cloud-arm64-dbg",
-    "linux-image-6.12.107+deb13-arm64-16k",
-    "linux-image-6.12.117+deb13-arm64-16k",
-    "linux-image-6.12.117+deb13-cloud-arm64",
-    "linux-image-6.12.99+deb13-arm64-16k",
-    "linux-image-6.12.117+deb13-arm64-16k-dbg",
-    "linux-image-cloud-arm64",
-]
 
 
 @pytest.mark.parametrize(
