@@ -35,7 +35,7 @@ from inspector.model import GENERATIONS, ScriptError, StepResult, run_script
 from inspector.report import difference, documents, text
 from inspector.report.format import Painter, columns, count, size
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval, parse_number
-from inspector.snapshot import Capture
+from inspector.snapshot import Capture, MmuKind, Mode, Scope
 from inspector.tables import reverse as reverse_tree
 from inspector.tables import translate
 
@@ -193,7 +193,7 @@ def _progress(debug: bool) -> Iterator[Callable[[str], None]]:
             click.echo("\r" + " " * shown + "\r", nl=False, err=True)
 
 
-def get_capture(options: Options, scope: str) -> Capture:
+def get_capture(options: Options, scope: Scope) -> Capture:
     """The capture that a command works on: loaded, or taken with just what ``scope`` needs.
 
     Raises `BadInput` when neither or both are named, or the file lacks what is needed; `TargetLost` as the target does.
@@ -237,14 +237,11 @@ def _kernel_files(options: Options) -> tuple[Path | None, Path | None]:
     return vmlinux, image
 
 
-_SCOPES = ("vms", "walk", "full")
-
-
-def _load(path: str, scope: str) -> Capture:
+def _load(path: str, scope: Scope) -> Capture:
     from inspector.capture.file import load
 
     capture = load(path)
-    if capture.scope in _SCOPES and _SCOPES.index(capture.scope) < _SCOPES.index(scope):
+    if list(Scope).index(capture.scope) < list(Scope).index(scope):
         raise BadInput(
             f"{path} holds only what '{capture.scope}' needs, and this command needs '{scope}': "
             "make one with 'inspector capture'"
@@ -283,28 +280,28 @@ def _vm_list(capture: Capture) -> str:
 @_command("info", epilog="Example: inspector --connect localhost:1234 info")
 def info(options: Options) -> None:
     """The host: kernel, build id, KASLR slide, mode, CPU features, memory."""
-    capture = get_capture(options, "vms")
+    capture = get_capture(options, Scope.VMS)
     options.emit(lambda: documents.info(capture), lambda paint: text.info(capture, paint))
 
 
 @_command("vms", epilog="Example: inspector --from host.s2cap vms --json")
 def vms(options: Options) -> None:
     """Every VM with VTTBR and VTCR decoded, its MMUs, memslots and vCPUs."""
-    capture = get_capture(options, "vms")
+    capture = get_capture(options, Scope.VMS)
     options.emit(lambda: documents.vms(capture), lambda paint: text.vms(capture, paint))
 
 
 @_command("registers", epilog="Example: inspector --connect :1234 registers")
 def registers(options: Options) -> None:
     """Every CPU's registers, decoded, and whether VTTBR_EL2 is in force."""
-    capture = get_capture(options, "vms")
+    capture = get_capture(options, Scope.VMS)
     options.emit(lambda: documents.registers(capture), lambda paint: text.registers(capture, paint))
 
 
 @_command("memslots", epilog="Example: inspector --from host.s2cap memslots")
 def memslots(options: Options) -> None:
     """Every VM's memslots, and what backs them."""
-    capture = get_capture(options, "full")
+    capture = get_capture(options, Scope.FULL)
     options.emit(lambda: documents.memslots(capture), lambda paint: text.memslots(capture, paint))
 
 
@@ -325,7 +322,7 @@ def dump(options: Options, vm: str | None, tree: bool, ipa: str | None, pa: str 
         **({"pa": parse_interval(pa)} if pa else {}),
         rule=parse_filter(rule) if rule is not None else None,
     )
-    capture = get_capture(options, "walk")
+    capture = get_capture(options, Scope.WALK)
     views = choose_views(capture, vm)
     if tree:
         options.emit(lambda: documents.dump_tree(views, window), lambda paint: text.dump_tree(views, window, paint))
@@ -339,8 +336,8 @@ def dump(options: Options, vm: str | None, tree: bool, ipa: str | None, pa: str 
 def walk(options: Options, ipa: str, vm: str | None) -> None:
     """Translate one guest address (IPA), level by level."""
     address = parse_number(ipa, "IPA")
-    capture = get_capture(options, "full")
-    views = [view for view in choose_views(capture, vm) if view.mmu.kind == "vm"]
+    capture = get_capture(options, Scope.FULL)
+    views = [view for view in choose_views(capture, vm) if view.mmu.kind is MmuKind.VM]
     if len({id(view.vm) for view in views}) > 1:
         raise BadInput(f"say which VM with --vm: {_vm_list(capture)}")
     if not views:
@@ -378,7 +375,7 @@ def _reader(view: TableView) -> Callable[[int, int], bytes]:
 def reverse(options: Options, pa: str) -> None:
     """Which guests map a physical address, and where."""
     address = parse_number(pa, "PA")
-    capture = get_capture(options, "walk")
+    capture = get_capture(options, Scope.WALK)
     found = [(view, reverse_tree(view.tree, address)) for view in choose_views(capture, None)]
     options.emit(lambda: documents.reverse(address, found), lambda paint: text.reverse(address, found, paint))
 
@@ -457,7 +454,7 @@ def capture(options: Options, out: str) -> None:
     directory = Path(out).absolute().parent
     if not directory.is_dir() or Path(out).is_dir():
         raise BadInput(f"cannot write the capture to {out}: there is no such directory, or it is one itself")
-    taken = get_capture(options, "full")
+    taken = get_capture(options, Scope.FULL)
     save(taken, out)
     length = Path(out).stat().st_size
     said = (
@@ -495,7 +492,7 @@ def check(options: Options, listing: bool, only: tuple[str, ...], skip: tuple[st
 
         options.emit(lambda: documents.catalogue(chosen, () if only or skip else NOT_SHOWN), listed)
         return ExitCode.CLEAN
-    capture = get_capture(options, "full")
+    capture = get_capture(options, Scope.FULL)
     if not capture.vms:
         raise Untestable(_nothing_to_check(capture))
     found = run_checks(capture, _ids(only), _ids(skip))
@@ -530,7 +527,7 @@ def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation
     """Live tables against what the model makes of the same mappings; or two captures against each other."""
     if captures:
         return _diff_captures(options, captures, vm, generation)
-    capture = get_capture(options, "full")
+    capture = get_capture(options, Scope.FULL)
     if not capture.vms:
         raise Untestable(_nothing_to_check(capture))
     kernel = kernel_of(capture.host, generation)
@@ -549,7 +546,7 @@ def _diff_captures(options: Options, captures: tuple[str, ...], vm: str | None, 
         raise BadInput("two captures are compared with each other: leave --from and --connect out")
     if vm is not None or generation is not None:
         raise BadInput("--vm and --generation are for live against modelled: between two captures all is compared")
-    found = changes(_load(captures[0], "walk"), _load(captures[1], "walk"))
+    found = changes(_load(captures[0], Scope.WALK), _load(captures[1], Scope.WALK))
     options.emit(lambda: difference.changes_document(found), lambda paint: difference.changes(found, paint))
     return ExitCode.CLEAN if found.same else ExitCode.FINDINGS
 
@@ -595,7 +592,7 @@ def _with_generation(line: str, generation: str) -> str:
 
 
 def _nothing_to_check(capture: Capture) -> str:
-    if capture.host.mode == "none":
+    if capture.host.mode is Mode.NONE:
         return "KVM is not initialised in the host kernel (switched off, or not built in): there is nothing to check"
     return "there are no VMs: nothing was checked; start one and try again"
 

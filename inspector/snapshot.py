@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from inspector.codec import Geometry
 
@@ -14,18 +15,75 @@ SCHEMA = 1
 """Version of the file format and of the JSON output."""
 
 
+class Scope(StrEnum):
+    """What was read: VMs with their MMUs and slots; and tables and reference counts; and what backs the slots."""
+
+    VMS = "vms"
+    WALK = "walk"
+    FULL = "full"
+
+
+class Mode(StrEnum):
+    """How KVM runs on the host; ``none``: it is not initialised."""
+
+    VHE = "vhe"
+    NVHE = "nvhe"
+    HVHE = "hvhe"
+    PROTECTED = "protected"
+    NONE = "none"
+
+
+class Running(StrEnum):
+    """What a CPU was executing when it was stopped."""
+
+    GUEST = "guest"
+    HOST = "host"
+    """The kernel."""
+    USER = "user"
+    HYP = "hyp"
+    """EL2 of a hypervisor that is not the kernel itself (nVHE, hVHE, protected)."""
+    WORLD_SWITCH = "world-switch"
+    """A VHE kernel with a guest's stage-2 loaded."""
+    TLB_HELPER = "tlb-helper"
+    """The host, inside a TLB invalidation helper that has switched VTTBR_EL2."""
+
+
+class MmuKind(StrEnum):
+    """Whose stage-2 an MMU is: the VM's own, or the shadow of one that a nested hypervisor made."""
+
+    VM = "vm"
+    SHADOW = "shadow"
+
+
+class PageState(StrEnum):
+    """What the page allocator says of a page; ``free``: it is in the buddy allocator."""
+
+    USED = "used"
+    FREE = "free"
+    SLAB = "slab"
+    RESERVED = "reserved"
+
+
+class BackingState(StrEnum):
+    """What an address of the VMM has behind it; ``none`` is a hole, ``swap`` a swap or migration entry."""
+
+    PRESENT = "present"
+    NONE = "none"
+    SWAP = "swap"
+    UNREADABLE = "unreadable"
+
+
 @dataclass(frozen=True)
 class CpuState:
     """One CPU's registers as the stub gave them; a register that QEMU lacks is absent.
 
-    ``running`` says what it was executing when stopped: ``guest``, ``host``, ``tlb-helper`` (the host, inside a TLB
-    invalidation helper that has switched VTTBR), ``user``.  ``symbol`` is the kernel function at its PC, if any.
+    ``symbol`` is the kernel function at its PC, if any.
     ``vttbr_live`` tells whether VTTBR_EL2 names the stage-2 in force (HCR_EL2.VM=1, TGE=0, not in a TLB helper).
     """
 
     index: int
     registers: Mapping[str, int]
-    running: str
+    running: Running
     symbol: str | None
     vttbr_live: bool
 
@@ -34,13 +92,12 @@ class CpuState:
 class Host:
     """The host kernel.
 
-    ``mode`` is ``vhe``, ``nvhe``, ``hvhe``, ``protected`` or ``none`` (KVM not initialised).  ``features`` are the
-    CPU features that stage-2 depends on, from the ID registers all CPUs have: ``fwb``, ``ttl``, ``tlbirange``,
-    ``lpa2`` (stage-2 4K), ``hafdbs`` (0-2), ``vmid16``, ``parange`` (the field), ``vhe``, ``xnx``.  ``va_bits`` is the
-    kernel's actual one.  ``image_pa`` is where the image was loaded, ``kernel_pa`` the parts of it that the kernel
-    still holds (initial code and data are freed after boot and may be anybody's).  ``zero_page`` is the PA of
-    ``empty_zero_page``, which a guest may be given to read.  ``traits`` are facts of this kernel build recognised by
-    symbols and types, by name.
+    ``features`` are the CPU features that stage-2 depends on, from the ID registers all CPUs have: ``fwb``, ``ttl``,
+    ``tlbirange``, ``lpa2`` (stage-2 4K), ``hafdbs`` (0-2), ``vmid16``, ``parange`` (the field), ``vhe``, ``xnx``.
+    ``va_bits`` is the kernel's actual one.  ``image_pa`` is where the image was loaded, ``kernel_pa`` the parts of it
+    that the kernel still holds (initial code and data are freed after boot and may be anybody's).  ``zero_page`` is the
+    PA of ``empty_zero_page``, which a guest may be given to read.  ``traits`` are facts of this kernel build recognised
+    by symbols and types, by name.
     """
 
     release: str
@@ -50,7 +107,7 @@ class Host:
     kaslr_slide: int
     page_size: int
     va_bits: int
-    mode: str
+    mode: Mode
     cpus: tuple[CpuState, ...]
     features: Mapping[str, int]
     traits: Mapping[str, bool]
@@ -64,29 +121,25 @@ class Host:
 
 @dataclass(frozen=True)
 class PageInfo:
-    """``struct page`` of a table page: reference count and what the allocator says of it.
-
-    ``state`` is ``used``, ``free`` (in the buddy allocator), ``slab`` or ``reserved``.
-    """
+    """``struct page`` of a table page: reference count and what the allocator says of it."""
 
     refcount: int
-    state: str
+    state: PageState
 
 
 @dataclass(frozen=True)
 class Mmu:
     """One ``struct kvm_s2_mmu``.
 
-    ``kind`` is ``vm`` (the VM's own) or ``shadow`` (nested).  ``vmid`` is the number in VTTBR, ``None`` before the
-    first run; ``vmid_raw`` the kernel's ``atomic64`` or, on 5.10/5.15, the generation in the upper half.
-    ``pgd_phys`` and ``pgd_pa`` are the two records of the root (the latter from ``pgt->pgd``; both ``None`` when
-    ``pgt`` is NULL or not readable: ``unreadable`` then says why, and ``damaged``
-    whether that is a state no kernel puts it in).  ``vtcr`` is the kernel's stored value,
-    ``geometry`` is derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.
+    ``vmid`` is the number in VTTBR, ``None`` before the first run; ``vmid_raw`` the kernel's ``atomic64`` or, on
+    5.10/5.15, the generation in the upper half.  ``pgd_phys`` and ``pgd_pa`` are the two records of the root (the
+    latter from ``pgt->pgd``; both ``None`` when ``pgt`` is NULL or not readable: ``unreadable`` then says why, and
+    ``damaged`` whether that is a state no kernel puts it in).  ``vtcr`` is the kernel's stored value, ``geometry`` is
+    derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.
     """
 
     address: int
-    kind: str
+    kind: MmuKind
     vmid: int | None
     vmid_raw: int
     pgd_phys: int
@@ -107,8 +160,7 @@ class Mmu:
 class Backing:
     """A run of pages of the VMM's address space with one physical extent.
 
-    ``pa`` is ``None`` where nothing is mapped now; ``state`` is ``present``, ``none`` (a hole), ``swap`` (swap or
-    migration entry) or ``unreadable``.  ``protnone`` pages are ``present`` with ``readable`` false.
+    ``pa`` is ``None`` where nothing is mapped now.  ``protnone`` pages are ``present`` with ``readable`` false.
     ``entry_size`` is the size of the stage-1 entries that make the run (4K, 2M …).  ``special`` marks memory that is
     mapped by frame number alone (PFNMAP, DAX): no page of the allocator's, as far as the VMM's tables tell.
     """
@@ -116,7 +168,7 @@ class Backing:
     hva: int
     size: int
     pa: int | None
-    state: str
+    state: BackingState
     readable: bool = False
     writable: bool = False
     entry_size: int = 0
@@ -203,4 +255,4 @@ class Capture:
     pages: Mapping[int, bytes] = field(repr=False)
     page_info: Mapping[int, PageInfo] = field(repr=False)
     unreadable: Mapping[int, str]
-    scope: str = "full"
+    scope: Scope = Scope.FULL

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import json
 import lzma
 import math
@@ -43,7 +44,7 @@ from numpy.typing import NDArray
 from inspector.codec import Geometry
 from inspector.codec.geometry import MAX_ROOT_PAGES, PS_BITS
 from inspector.findings import BadInput
-from inspector.snapshot import SCHEMA, Backing, Capture, Memslot
+from inspector.snapshot import SCHEMA, Backing, BackingState, Capture, Memslot
 
 FORMAT = "kvm-stage2-inspector capture"
 HEADER, PAGES, INDEX, BACKING = "header.json", "pages.bin", "pages.idx", "backing.bin"
@@ -52,7 +53,7 @@ _RUN = np.dtype(
     [("hva", "<u8"), ("size", "<u8"), ("pa", "<u8"), ("entry_size", "<u8"), ("state", "u1"), ("flags", "u1")]
 )
 """A `Backing`: ``state`` indexes `_STATES`; ``flags``: 1 readable, 2 writable, 4 ``pa`` is known, 8 special."""
-_STATES = ("present", "none", "swap", "unreadable")
+_STATES = tuple(BackingState)
 _JSON_NUMBER_LIMIT = 1 << 32
 _HEX = re.compile(r"-?0x[0-9a-f]+")
 
@@ -214,6 +215,9 @@ def _scalar_from_json(kind: Any, value: Any, where: str) -> Any:
     elif kind is bytes:
         with contextlib.suppress(TypeError, ValueError):
             return bytes.fromhex(value)
+    elif issubclass(kind, enum.StrEnum):
+        with contextlib.suppress(ValueError):
+            return kind(value)
     elif isinstance(value, kind):
         return value
     raise _Malformed(f"{where} is not a {kind.__name__}")

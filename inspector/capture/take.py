@@ -19,13 +19,10 @@ from inspector.kernel.space import BadPointer
 from inspector.kernel.vmemmap import UnknownVmemmap
 from inspector.kernel.vmm import backing
 from inspector.kernel.vms import ReadVm, read_vms
-from inspector.snapshot import Backing, Capture, Host, Memslot, Mmu, PageInfo, Vm
+from inspector.snapshot import Backing, Capture, Host, Memslot, Mmu, Mode, PageInfo, Scope, Vm
 from inspector.symbols.api import Symbols
 from inspector.tables import Tree, walk_tree
 from inspector.target.api import Target
-
-SCOPES = ("vms", "walk", "full")
-"""What is read: VMs with their MMUs and slots; and tables and reference counts; and what backs the slots."""
 
 Progress = Callable[[str], None]
 
@@ -94,7 +91,7 @@ def _backings(kernel: Kernel, vms: Sequence[ReadVm], notes: list[str]) -> dict[t
     return result
 
 
-def _read(target: Target, symbols: Symbols, scope: str, progress: Progress) -> _Read:
+def _read(target: Target, symbols: Symbols, scope: Scope, progress: Progress) -> _Read:
     """Everything that needs the machine to stand still."""
     memory = StoppedMemory(target.memory)
     cpus = target.cpus()
@@ -107,17 +104,17 @@ def _read(target: Target, symbols: Symbols, scope: str, progress: Progress) -> _
     trees: list[Tree] = []
     page_info: Mapping[int, PageInfo] = {}
     backings: dict[tuple[str, int], tuple[Backing, ...]] = {}
-    if host.mode != "none":
+    if host.mode is not Mode.NONE:
         progress("reading the VMs")
-        pkvm = host.mode == "protected"
+        pkvm = host.mode is Mode.PROTECTED
         running = loaded_vcpus(kernel, len(cpus), notes)
         vms = read_vms(kernel, running, 16 if host.features.get("vmid16") else 8, notes, pkvm=pkvm)
-        if scope in ("walk", "full"):
+        if scope is not Scope.VMS:
             progress("reading stage-2 tables")
             trees = _trees(kernel, host, vms)
             page_info, kernel_pa = _pages(kernel, host, trees, notes)
             host = replace(host, kernel_pa=kernel_pa)
-        if scope == "full":
+        if scope is Scope.FULL:
             progress("reading what backs guest memory")
             backings = _backings(kernel, vms, notes)
     return _Read(host, vms, trees, page_info, backings, notes)
@@ -143,11 +140,11 @@ def _slots(vm: Vm, backings: Mapping[tuple[str, int], tuple[Backing, ...]]) -> t
 
 
 def take(
-    target: Target, symbols: Symbols, *, scope: str = "full", progress: Progress = _quiet, command: str = ""
+    target: Target, symbols: Symbols, *, scope: Scope = Scope.FULL, progress: Progress = _quiet, command: str = ""
 ) -> Capture:
     """One instant of ``target``, stopped for as long as reading takes; one that was found stopped stays so.
 
-    ``scope`` is one of `SCOPES`.  Raises `BadInput` when ``symbols`` is another kernel's, `TargetLost` when no
+    Raises `BadInput` when ``symbols`` is another kernel's, `TargetLost` when no
     kernel runs or the machine goes away.
     """
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

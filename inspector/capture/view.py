@@ -11,7 +11,7 @@ from functools import cached_property
 
 from inspector.behaviours import stage2_format
 from inspector.codec import Format, Geometry
-from inspector.snapshot import Capture, CpuState, Host, Mmu, Vm
+from inspector.snapshot import Capture, CpuState, Host, Mmu, MmuKind, Running, Vm
 from inspector.tables import Tree, walk_tree
 
 #: VTTBR_EL2.BADDR [47:1] without CnP and without the PA[51:48] field (DDI 0487 D24.2 VTTBR_EL2).
@@ -33,9 +33,9 @@ def possible_walkers(host: Host) -> tuple[CpuState, ...]:
 
 
 def _may_walk(cpu: CpuState) -> bool:
-    if cpu.running in ("guest", "user"):
+    if cpu.running in (Running.GUEST, Running.USER):
         return False
-    return cpu.running != "host" or not (cpu.symbol or "").startswith(_IDLE)
+    return cpu.running is not Running.HOST or not (cpu.symbol or "").startswith(_IDLE)
 
 
 def walk_in_progress(walkers: Sequence[CpuState], vm: Vm | None = None) -> str | None:
@@ -66,7 +66,7 @@ def vmid_of(vttbr: int) -> int:
 
 def regime_name(mmu: Mmu) -> str:
     """``stage-2 VMID 3``, ``shadow stage-2 VMID 4``, ``stage-2, no VMID yet``."""
-    kind = "stage-2" if mmu.kind == "vm" else f"{mmu.kind} stage-2"
+    kind = "stage-2" if mmu.kind is MmuKind.VM else f"{mmu.kind} stage-2"
     return f"{kind}, no VMID yet" if mmu.vmid is None else f"{kind} VMID {mmu.vmid}"
 
 

@@ -14,6 +14,7 @@ from inspector.check.entries import Mask
 from inspector.check.ownership import Owned
 from inspector.codec import Descriptor
 from inspector.findings import Finding
+from inspector.snapshot import MmuKind
 
 _ATTR = "stage2_set_prot_attr"
 _FAULT = "user_mem_abort"
@@ -49,7 +50,7 @@ def execution(context: Context) -> Iterator[Finding]:
                 "the guest's CPU may fetch from a device on its own, speculatively: a read with side effects",
                 _ATTR,
             )
-        if view.mmu.kind != "vm":
+        if view.mmu.kind is not MmuKind.VM:
             continue  # shadow tables carry what the guest's own stage 2 says
         for span in spans(view, entries, ~device & entries.matching(lambda d: d.executable in ("PX", "UX"))):
             yield error(

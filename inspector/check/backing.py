@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inspector.check.entries import U64, Mask
 from inspector.check.ownership import Owned
 from inspector.codec import Kind
-from inspector.snapshot import Backing, Memslot, Vm
+from inspector.snapshot import Backing, BackingState, Memslot, Vm
 
 #: The slot's pages may come from a guest_memfd and not from its HVA (``KVM_MEM_GUEST_MEMFD``).
 GUEST_MEMFD = 1 << 2
@@ -27,7 +27,12 @@ INVALID = 1 << 16
 NONE, PRESENT, UNREADABLE, UNKNOWN = range(4)
 """What is behind a piece: no page; a page; the VMM's tables cannot be read there; not the VMM's (guest_memfd)."""
 
-_STATES = {"present": PRESENT, "none": NONE, "swap": NONE, "unreadable": UNREADABLE}
+_STATES = {
+    BackingState.PRESENT: PRESENT,
+    BackingState.NONE: NONE,
+    BackingState.SWAP: NONE,
+    BackingState.UNREADABLE: UNREADABLE,
+}
 _NO_PA = (1 << 64) - 1
 _READABLE, _WRITABLE, _SPECIAL = 1, 2, 4
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from inspector.check.context import Context
 from inspector.check.overlap import without_repeats
 from inspector.findings import BadInput, Finding, Severity
-from inspector.snapshot import Capture
+from inspector.snapshot import Capture, Scope
 
 Check = Callable[[Context], Iterable[Finding]]
 
@@ -85,7 +85,7 @@ def run_checks(capture: Capture, only: Iterable[str] | None = None, skip: Iterab
     Raises `BadInput` for an unknown id, and for a capture that was not taken in full.
     """
     chosen = selected(only, skip)
-    if capture.scope != "full":
+    if capture.scope is not Scope.FULL:
         raise BadInput(
             f"this capture holds only what '{capture.scope}' needs: checks need one made with 'inspector capture'"
         )

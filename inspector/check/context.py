@@ -16,7 +16,7 @@ from inspector.check.hostmem import HostMemory, host_memory
 from inspector.check.ownership import Owned, Pointer, ownership
 from inspector.codec import InvalidForm
 from inspector.findings import Finding, Severity, Where
-from inspector.snapshot import Capture, CpuState, Mmu, Vm
+from inspector.snapshot import Capture, CpuState, Mmu, MmuKind, Mode, Vm
 
 #: At most this many findings of one kind a table; the last one says how many more there are.
 LIMIT = 64
@@ -86,13 +86,13 @@ class Context:
         return [
             Placed(owned, page, self.host_memory.mapped_by(owned.entries))
             for owned in self.owned
-            if owned.view.mmu.kind == "vm"
+            if owned.view.mmu.kind is MmuKind.VM
         ]
 
     @cached_property
     def protected(self) -> bool:
         """The hypervisor is in charge of (some) tables: ``kvm-arm.mode=protected``."""
-        return self.capture.host.mode == "protected"
+        return self.capture.host.mode is Mode.PROTECTED
 
     @cached_property
     def invalid_form(self) -> InvalidForm:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from inspector.capture.view import root_of
-from inspector.snapshot import Capture, CpuState, Mmu, Vm
+from inspector.snapshot import Capture, CpuState, Mmu, Mode, Vm
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def live_cpus(capture: Capture) -> Iterator[Live]:
             continue
         loaded = _by_loaded_vcpu(capture, cpu)
         found = loaded or _by_root(capture, root_of(vttbr))
-        if capture.host.mode == "protected":
+        if capture.host.mode is Mode.PROTECTED:
             found, loaded = _by_root(capture, root_of(vttbr)), None
             if found is None:
                 continue

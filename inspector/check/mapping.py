@@ -14,6 +14,7 @@ from inspector.check.context import LIMIT, Context, error, error_or_note, many, 
 from inspector.check.entries import Mask
 from inspector.codec import Descriptor
 from inspector.findings import Finding, Where
+from inspector.snapshot import BackingState
 
 _UNMAP = "kvm_unmap_gfn_range"
 _FAULT = "user_mem_abort"
@@ -169,7 +170,7 @@ def _unjudged(placed: Placed) -> Iterator[Finding]:
     """One note a slot whose backing is not known, rather than silence."""
     view = placed.owned.view
     for slot in view.vm.memslots:
-        unread = not slot.backing or any(run.state == "unreadable" for run in slot.backing)
+        unread = not slot.backing or any(run.state is BackingState.UNREADABLE for run in slot.backing)
         if unread and slot.npages and not slot.flags & GUEST_MEMFD:
             start, end = slot_range(slot, placed.page)
             yield note(

@@ -14,6 +14,7 @@ from inspector.check.entries import Entries, Mask
 from inspector.check.ownership import Owned
 from inspector.check.structure import LOCKED
 from inspector.findings import Finding
+from inspector.snapshot import PageState
 
 
 @invariant(
@@ -29,7 +30,7 @@ def counts(context: Context) -> Iterator[Finding]:
             info = context.capture.page_info.get(pa)
             if info is None:
                 missing += 1
-            elif info.state == "used" and not counted - odd < info.refcount <= counted:
+            elif info.state is PageState.USED and not counted - odd < info.refcount <= counted:
                 finding = _judge(context, view, pa, ia, level, 1 + counted, info.refcount)
                 if finding is not None:
                     yield finding

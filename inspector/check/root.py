@@ -11,7 +11,7 @@ from inspector.check.context import Context, error, note, where_view, where_vm
 from inspector.check.live import live_cpus
 from inspector.codec.geometry import PS_BITS
 from inspector.findings import Finding, Where
-from inspector.snapshot import Capture, Mmu
+from inspector.snapshot import Capture, Mmu, Mode, PageState
 
 _INIT = "kvm_init_stage2_mmu"
 _VTCR = "kvm_get_vtcr"
@@ -71,7 +71,7 @@ def root(context: Context) -> Iterator[Finding]:
                 )
                 continue
             info = context.capture.page_info.get(pa)
-            if info is not None and info.state != "used":
+            if info is not None and info.state is not PageState.USED:
                 yield error(
                     "S1",
                     where_view(view, table_pa=pa, level=view.geometry.start_level),
@@ -139,7 +139,7 @@ def vtcr(context: Context) -> Iterator[Finding]:
     for live in live_cpus(context.capture):
         if live.mmu is None or live.vm is None or live.vtcr is None or root_of(live.vttbr) != live.mmu.pgd_phys:
             continue
-        if live.vtcr != live.mmu.vtcr and host.mode != "protected":
+        if live.vtcr != live.mmu.vtcr and host.mode is not Mode.PROTECTED:
             yield error(
                 "S2",
                 where_vm(live.vm, live.mmu),

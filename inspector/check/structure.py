@@ -14,6 +14,7 @@ from inspector.check.entries import Entries, Mask, address_mask
 from inspector.check.ownership import Pointer
 from inspector.codec import InvalidForm, Kind
 from inspector.findings import Finding, Where
+from inspector.snapshot import PageState
 
 _LINK = "stage2_map_walk_leaf"
 _MAKE = "stage2_map_walker_try_leaf"
@@ -93,7 +94,7 @@ def _wrong_pointer(context: Context, pointer: Pointer, earlier: Pointer) -> tupl
     if reason is not None:
         return "a table that can be read", f"{pa:#x}: {reason}", "the subtree below it is not shown or judged", _LINK
     info = context.capture.page_info.get(pa)
-    if info is not None and info.state != "used":
+    if info is not None and info.state is not PageState.USED:
         return (
             "an allocated page",
             f"{pa:#x} is {info.state} (reference count {info.refcount})",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from inspector.capture.view import TableView, regime_name, table_views
 from inspector.codec import bulk, decode
 from inspector.compare.columns import LevelColumn, columns_of
-from inspector.snapshot import Capture, Host, Memslot, Mmu, Vm
+from inspector.snapshot import Capture, Host, Memslot, Mmu, PageState, Vm
 from inspector.tables import Range
 
 LIMIT = 64
@@ -287,4 +287,4 @@ def _pages(
 
 
 def _count(refcount: int, state: str) -> str:
-    return f"page_count {refcount}" + ("" if state == "used" else f", {state}")
+    return f"page_count {refcount}" + ("" if state is PageState.USED else f", {state}")

@@ -19,7 +19,7 @@ from inspector.compare.difference import Difference, Side, functions, leaf_diffe
 from inspector.compare.kernel import Kernel
 from inspector.compare.rebuild import Rebuilt, rebuild
 from inspector.findings import Severity, Where
-from inspector.snapshot import Backing
+from inspector.snapshot import Backing, BackingState, MmuKind, Mode, PageState
 from inspector.tables import Problem, Tree
 
 LIMIT = 64
@@ -249,7 +249,7 @@ class _Judge:
             yield self._entry(number, run, "invalid", severity, nothing, "LOCKED", why, self.functions["locked"])
             return
         extras.doubtful(run)
-        protected = self.view.capture.host.mode == "protected"
+        protected = self.view.capture.host.mode is Mode.PROTECTED
         if protected and behaviours.two_bit_xn and found.raw >> 60 == _POISONED:
             return
         yield self._entry(
@@ -365,7 +365,7 @@ class _Judge:
                 low = self.model.count(number, row) + extra.sure[row]
                 where = replace(self._where(column, row * column.per_table), index=None, raw=None)
                 where = replace(where, ipa=int(column.ia[row]), size=None)
-                if info.state != "used":
+                if info.state is not PageState.USED:
                     yield Difference(
                         "page",
                         Severity.ERROR,
@@ -379,7 +379,7 @@ class _Judge:
                     )
                 elif not low <= info.refcount <= low + extra.maybe[row]:
                     yield self._count(where, info.refcount, low, low + extra.maybe[row])
-        if missing and self.view.capture.host.mode != "protected":
+        if missing and self.view.capture.host.mode is not Mode.PROTECTED:
             yield Difference(
                 "unread",
                 Severity.NOTE,
@@ -492,7 +492,7 @@ class _Judge:
         number = len(self.columns) - 1
         column = self.columns[number] if self.columns else None
         block_level = 2
-        if column is None or column.level != 3 or self.view.mmu.kind != "vm":
+        if column is None or column.level != 3 or self.view.mmu.kind is not MmuKind.VM:
             return
         if block_level not in self.view.geometry.block_levels:
             return
@@ -546,7 +546,7 @@ class _Judge:
                 continue
             start = slot.base_gfn * page
             for run in slot.backing:
-                if run.state == "present" and run.pa is not None and run.entry_size >= size:
+                if run.state is BackingState.PRESENT and run.pa is not None and run.entry_size >= size:
                     low, high = _clip(run, slot.userspace_addr, slot.npages * page)
                     ipa = start + low - slot.userspace_addr
                     if low < high:

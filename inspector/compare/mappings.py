@@ -14,6 +14,7 @@ from inspector.compare.kernel import Kernel
 from inspector.model import Prot
 from inspector.model.attributes import MEMATTR_MASK, S2AP_R, S2AP_W, XN, XN_FIELD, Attributes
 from inspector.model.prot import SW_MASK, ProtLayout
+from inspector.snapshot import MmuKind
 
 _PX_UX: Final = {0b00: Prot.X, 0b01: Prot.UX, 0b10: Prot.NONE, 0b11: Prot.PX}
 """XN[1:0] with FEAT_XNX (DDI 0487 D8.4)."""
@@ -59,5 +60,5 @@ def reading_of(view: TableView, kernel: Kernel, attributes: Attributes, software
     if kernel.behaviours.prot_layout is not ProtLayout.SINGLE_X:
         kinds.append(Prot.NORMAL_NC)
     memory = {attributes.of_prot(int(kind | Prot.R)) & MEMATTR_MASK: kind for kind in kinds}
-    plain = view.mmu.kind == "vm"
+    plain = view.mmu.kind is MmuKind.VM
     return Reading(attributes, kernel.format(view).xnx, software, plain, plain, memory)

@@ -8,7 +8,7 @@ from inspector.kernel.insn import accessed_address
 from inspector.kernel.objects import Kernel
 from inspector.kernel.registers import HCR_E2H, HCR_TGE, HCR_VM, exception_level
 from inspector.kernel.space import BadPointer
-from inspector.snapshot import CpuState
+from inspector.snapshot import CpuState, Running
 from inspector.symbols.api import Symbols
 from inspector.target.api import Cpu
 
@@ -61,10 +61,9 @@ def _symbol(registers: Mapping[str, int], symbols: Symbols, slide: int, in_image
 def cpu_state(cpu: Cpu, kernel: Kernel | None, *, protected: bool = False) -> CpuState:
     """One CPU's registers with what they mean.
 
-    ``running``: ``guest`` (EL1/0 with HCR_EL2.VM=1, TGE=0), ``host`` (kernel), ``user``, ``hyp`` (EL2 of an nVHE
-    hypervisor), ``world-switch`` (VHE kernel with a guest's stage-2 loaded), ``tlb-helper``.
-    VTTBR_EL2 is live only where a guest's stage-2 is in force (kernel.md 2.4).  A ``protected`` host runs under a
-    stage-2 of its own, VMID 0 (kernel.md 12.1).
+    A guest runs at EL1 or EL0 with HCR_EL2.VM=1 and TGE=0.  VTTBR_EL2 is live only where a
+    guest's stage-2 is in force (kernel.md 2.4).  A ``protected`` host runs under a stage-2 of its own, VMID 0
+    (kernel.md 12.1).
     """
     r = cpu.registers
     hcr = r.get("HCR_EL2", 0)
@@ -75,16 +74,16 @@ def cpu_state(cpu: Cpu, kernel: Kernel | None, *, protected: bool = False) -> Cp
     if kernel is not None and "pc" in r:
         symbol = _symbol(r, kernel.symbols, kernel.space.slide, kernel.space.in_image(r["pc"]))
     if level == 2 and symbol is not None and symbol.startswith(_TLB_HELPERS):
-        running = "tlb-helper"
+        running = Running.TLB_HELPER
     elif level == 2 and not vhe:
-        running = "hyp"
+        running = Running.HYP
     elif level == 2:
-        running = "world-switch" if stage2 else "host"
+        running = Running.WORLD_SWITCH if stage2 else Running.HOST
     elif stage2 and not (protected and not r.get("VTTBR_EL2", 0) >> 48):
-        running = "guest"
+        running = Running.GUEST
     else:
-        running = "user" if level == 0 else "host"
-    live = stage2 and running in ("guest", "world-switch")
+        running = Running.USER if level == 0 else Running.HOST
+    live = stage2 and running in (Running.GUEST, Running.WORLD_SWITCH)
     return CpuState(cpu.index, dict(r), running, symbol, live)
 
 

@@ -12,7 +12,7 @@ from inspector.kernel.mode import kvm_mode
 from inspector.kernel.objects import Kernel
 from inspector.kernel.registers import features
 from inspector.kernel.traits import traits
-from inspector.snapshot import Host
+from inspector.snapshot import Host, Mode
 from inspector.symbols.api import Symbols
 from inspector.target.api import Cpu
 
@@ -40,7 +40,7 @@ def describe(kernel: Kernel, cpus: Sequence[Cpu], memory_backend: str, notes: Se
         page_size=space.geometry.granule,
         va_bits=space.geometry.ia_bits,
         mode=mode,
-        cpus=cpu_states(cpus, kernel, protected=mode == "protected"),
+        cpus=cpu_states(cpus, kernel, protected=mode is Mode.PROTECTED),
         features=features(cpus),
         traits=traits(symbols),
         ram=tuple((r.start, r.end) for r in space.memory.ram),

@@ -8,34 +8,35 @@ from inspector.kernel.cpus import accessor_variable
 from inspector.kernel.objects import Kernel
 from inspector.kernel.registers import HCR_E2H
 from inspector.kernel.space import BadPointer
+from inspector.snapshot import Mode
 from inspector.target.api import Cpu
 
 
-def kvm_mode(kernel: Kernel, cpus: Sequence[Cpu]) -> str:
-    """``vhe``, ``nvhe``, ``hvhe``, ``protected``, or ``none`` (KVM absent, switched off, or not initialised).
+def kvm_mode(kernel: Kernel, cpus: Sequence[Cpu]) -> Mode:
+    """How KVM runs; ``NONE`` also where it is absent or switched off.
 
     ``kvm_mode`` and ``kvm_arm_initialised`` (arch/arm64/kvm/arm.c; the latter from 6.4 on) are static; their accessors
     name them.  VBAR_EL2 tells nothing: without protected mode KVM puts the boot stub's vectors back while there is no
     VM (``_kvm_arch_hardware_disable``).
     """
     if kernel.symbol("kvm_vm_release") is None:
-        return "none"
+        return Mode.NONE
     selected = _enum_value(kernel, "kvm_get_mode", "kvm_mode")
     if selected is not None and selected == kernel.symbols.enumerator("kvm_mode", "KVM_MODE_NONE"):
-        return "none"
+        return Mode.NONE
     initialised = accessor_variable(kernel, "is_kvm_arm_initialised")
     if initialised is not None and not _byte(kernel, initialised):
-        return "none"
+        return Mode.NONE
     protected = selected is not None and selected == kernel.symbols.enumerator("kvm_mode", "KVM_MODE_PROTECTED")
     e2h = any(cpu.registers.get("HCR_EL2", 0) & HCR_E2H for cpu in cpus)
     if protected:
-        return "protected"
+        return Mode.PROTECTED
     if not e2h:
-        return "nvhe"
+        return Mode.NVHE
     # hVHE sets E2H at EL2 while the kernel stays at EL1; a VHE kernel has its tables in TTBR1_EL2.
     root = kernel.space.root_pa
     at_el2 = any(cpu.registers.get("TTBR1_EL2", 0) & 0xFFFF_FFFF_F000 == root for cpu in cpus)
-    return "vhe" if at_el2 else "hvhe"
+    return Mode.VHE if at_el2 else Mode.HVHE
 
 
 def _enum_value(kernel: Kernel, accessor: str, variable: str) -> int | None:

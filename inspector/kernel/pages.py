@@ -10,7 +10,7 @@ import numpy as np
 from inspector.kernel.objects import Kernel
 from inspector.kernel.space import BadPointer
 from inspector.kernel.vmemmap import find_vmemmap
-from inspector.snapshot import PageInfo
+from inspector.snapshot import PageInfo, PageState
 
 _PAGE_TYPE_BASE = 0xF000_0000
 _PG_BUDDY_BEFORE_ENUM = 0x80  # PG_buddy, a macro up to 6.10 (include/linux/page-flags.h 6.1)
@@ -64,7 +64,7 @@ class PageMap:
         member = self.kernel.member("page", path)
         return int.from_bytes(data[member.offset : member.offset + member.type.size], "little", signed=signed)
 
-    def _state(self, data: bytes) -> str:
+    def _state(self, data: bytes) -> PageState:
         """``free`` or ``slab`` by page type or flag, ``reserved`` by flag, else ``used``.
 
         Page types: a byte in the top of ``page_type`` since 6.11/6.12 (enum pagetype: PGTY_buddy, PGTY_slab), a
@@ -76,19 +76,19 @@ class PageMap:
         buddy = enumerator("pagetype", "PGTY_buddy")
         if buddy is not None:
             if page_type >> 24 == buddy:
-                return "free"
+                return PageState.FREE
             if page_type >> 24 == enumerator("pagetype", "PGTY_slab"):
-                return "slab"
+                return PageState.SLAB
         else:
             slab = enumerator("pageflags", "PG_slab")
             if slab is not None and flags >> slab & 1:
-                return "slab"
+                return PageState.SLAB
             if page_type & (_PAGE_TYPE_BASE | _PG_BUDDY_BEFORE_ENUM) == _PAGE_TYPE_BASE:
-                return "free"
+                return PageState.FREE
         reserved = enumerator("pageflags", "PG_reserved")
         if reserved is not None and flags >> reserved & 1:
-            return "reserved"
-        return "used"
+            return PageState.RESERVED
+        return PageState.USED
 
 
 def page_map(kernel: Kernel) -> PageMap:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from inspector.codec import Descriptor, Field, Format, Geometry, Kind, Regime, bulk, decode
 from inspector.kernel.objects import Kernel
 from inspector.kernel.traits import present_invalid_bit11
-from inspector.snapshot import Backing
+from inspector.snapshot import Backing, BackingState
 
 U64 = NDArray[np.uint64]
 
@@ -59,7 +59,7 @@ def _level(
     step = geometry.block_size(level)
     span = step * geometry.entries
     lost = [
-        Backing(int(base), span, None, "unreadable", entry_size=span)
+        Backing(int(base), span, None, BackingState.UNREADABLE, entry_size=span)
         for base, g in zip(bases, got, strict=True)
         if g is None
     ]
@@ -87,12 +87,12 @@ def _walk(kernel: Kernel, root: int, ranges: Sequence[tuple[int, int]], fmt: For
             yield from _runs(leaves, geometry, fmt)
 
 
-def _entry(descriptor: Descriptor) -> tuple[str, bool, bool, bool]:
+def _entry(descriptor: Descriptor) -> tuple[BackingState, bool, bool, bool]:
     """``(state, readable, writable, special)`` of an entry that is not zero and not a table."""
     if descriptor.kind.is_leaf:
         # AP[1] (EL0 access) of a valid entry; PROT_NONE is present but nothing may touch it.
-        return "present", descriptor.valid, descriptor.writable, bool(descriptor.raw & _NO_PAGE)
-    return "swap", False, False, False
+        return BackingState.PRESENT, descriptor.valid, descriptor.writable, bool(descriptor.raw & _NO_PAGE)
+    return BackingState.SWAP, False, False, False
 
 
 def _runs(leaves: _Leaves, geometry: Geometry, fmt: Format) -> list[Backing]:
@@ -102,7 +102,7 @@ def _runs(leaves: _Leaves, geometry: Geometry, fmt: Format) -> list[Backing]:
     states = [_entry(decode(int(a), leaves.level, geometry, fmt)) for a in kinds]
     distinct = sorted(set(states))
     label = np.array([distinct.index(s) for s in states])[which]
-    present = np.array([s[0] == "present" for s in distinct])[label]
+    present = np.array([s[0] is BackingState.PRESENT for s in distinct])[label]
     step = np.uint64(size)
     follows = (leaves.va[1:] - leaves.va[:-1] == step) & (label[1:] == label[:-1])
     follows &= (leaves.pa[1:] - leaves.pa[:-1] == step) | ~present[1:]
@@ -111,7 +111,7 @@ def _runs(leaves: _Leaves, geometry: Geometry, fmt: Format) -> list[Backing]:
     result = []
     for first, end in zip(starts.tolist(), ends.tolist(), strict=True):
         state, readable, writable, special = distinct[label[first]]
-        pa = int(leaves.pa[first]) if state == "present" else None
+        pa = int(leaves.pa[first]) if state is BackingState.PRESENT else None
         result.append(
             Backing(int(leaves.va[first]), (end - first) * size, pa, state, readable, writable, size, special)
         )
@@ -134,11 +134,11 @@ def _covered(runs: Sequence[Backing], start: int, end: int) -> Iterator[Backing]
         if part is None:
             continue
         if at < part.hva:
-            yield Backing(at, part.hva - at, None, "none")
+            yield Backing(at, part.hva - at, None, BackingState.NONE)
         yield part
         at = part.hva + part.size
     if at < end:
-        yield Backing(at, end - at, None, "none")
+        yield Backing(at, end - at, None, BackingState.NONE)
 
 
 def backing(kernel: Kernel, mm: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[Backing, ...]]:

@@ -10,7 +10,7 @@ from inspector.kernel.memslots import memslots
 from inspector.kernel.objects import Kernel, Obj
 from inspector.kernel.space import BadPointer, pointers_in
 from inspector.kernel.tasks import open_files
-from inspector.snapshot import Mmu, Vcpu, Vm
+from inspector.snapshot import Mmu, MmuKind, Vcpu, Vm
 from inspector.symbols.api import TypeKind
 
 _VTTBR_CNP = 1  # "invalid" mark in kvm_s2_mmu.tlb_vttbr (arch/arm64/kvm/nested.c 6.12: kvm_s2_mmu_valid)
@@ -107,7 +107,7 @@ def _geometry(vtcr: int) -> Geometry | None:
         return None
 
 
-def read_mmu(kernel: Kernel, address: int, kind: str, vtcr: int | None, vmid_bits: int, *, pkvm: bool) -> Mmu:
+def read_mmu(kernel: Kernel, address: int, kind: MmuKind, vtcr: int | None, vmid_bits: int, *, pkvm: bool) -> Mmu:
     """One ``struct kvm_s2_mmu`` (kernel.md 13.2).  ``vtcr`` is the VM's where the structure has none (before 6.12)."""
     mmu = kernel.at("kvm_s2_mmu", address)
     vmid, vmid_raw = _vmid(kernel, mmu, vmid_bits)
@@ -129,7 +129,7 @@ def read_mmu(kernel: Kernel, address: int, kind: str, vtcr: int | None, vmid_bit
             pgd_pa = kernel.space.pa(table.u("pgd"))
         except BadPointer as e:
             unreadable, damaged = f"its kvm_pgtable cannot be followed: {e}", True
-    nested = kind == "shadow"
+    nested = kind is MmuKind.SHADOW
     return Mmu(
         address=address,
         kind=kind,
@@ -276,8 +276,8 @@ def _read_vm(
 ) -> ReadVm:
     kvm = kernel.at("kvm", address)
     vtcr = kvm.u("arch.vtcr") if kvm.has("arch.vtcr") else None
-    own = read_mmu(kernel, kvm.addr("arch.mmu"), "vm", vtcr, vmid_bits, pkvm=pkvm)
-    shadows = [read_mmu(kernel, a, "shadow", vtcr, vmid_bits, pkvm=pkvm) for a in _shadow_mmus(kernel, kvm)]
+    own = read_mmu(kernel, kvm.addr("arch.mmu"), MmuKind.VM, vtcr, vmid_bits, pkvm=pkvm)
+    shadows = [read_mmu(kernel, a, MmuKind.SHADOW, vtcr, vmid_bits, pkvm=pkvm) for a in _shadow_mmus(kernel, kvm)]
     pa = kernel.space.pa(address)
     vm = Vm(
         name=name,

@@ -12,7 +12,7 @@ from inspector.findings import Severity
 from inspector.model import StepResult
 from inspector.report.documents import Document, behaviours, envelope, where
 from inspector.report.format import PLAIN, Painter, address, count, raw, size
-from inspector.snapshot import Capture
+from inspector.snapshot import Capture, MmuKind
 from inspector.tables import Range
 
 Lines = Iterator[str]
@@ -28,7 +28,7 @@ def skipped(capture: Capture, compared: Sequence[Comparison]) -> list[tuple[str,
         for mmu in vm.mmus:
             if mmu.unreadable is not None:
                 found.append((f"{regime_name(mmu)} of {vm_title(vm)}", mmu.unreadable))
-            elif not mmu.pgd_phys and mmu.kind == "vm":
+            elif not mmu.pgd_phys and mmu.kind is MmuKind.VM:
                 found.append((f"{regime_name(mmu)} of {vm_title(vm)}", "it has no table (yet, or any more)"))
     return found
 

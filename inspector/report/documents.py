@@ -21,7 +21,7 @@ from inspector.report import text
 from inspector.report.format import SHAREABILITY
 from inspector.report.leaves import ByPattern
 from inspector.report.window import Window
-from inspector.snapshot import SCHEMA, Capture, Memslot, Mmu, Vm
+from inspector.snapshot import SCHEMA, Capture, Memslot, Mmu, MmuKind, Vm
 from inspector.tables import Entry, Problem, Range, Translation
 
 Document = dict[str, Any]
@@ -344,7 +344,7 @@ def walk(view: TableView, translation: Translation) -> Document:
         ipa=_hex(translation.ia),
         pa=_hex(translation.pa),
         verdict=translation.verdict,
-        backing=_backing(view.capture, view.vm, translation.ia) if view.mmu.kind == "vm" else None,
+        backing=_backing(view.capture, view.vm, translation.ia) if view.mmu.kind is MmuKind.VM else None,
         steps=[
             {
                 "level": step.level,

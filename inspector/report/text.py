@@ -29,7 +29,7 @@ from inspector.report.format import (
 )
 from inspector.report.leaves import ByPattern, attribute_mask
 from inspector.report.window import Window
-from inspector.snapshot import Capture, CpuState, Memslot, Mmu, Vm
+from inspector.snapshot import Capture, CpuState, Memslot, Mmu, MmuKind, Mode, PageState, Vm
 from inspector.tables import Entry, Problem, RangeTable, Translation, entries, merged_ranges
 
 Lines = Iterator[str]
@@ -79,7 +79,7 @@ def info(capture: Capture, paint: Painter = PLAIN) -> Lines:
         ("symbols", host.symbols),
         ("KASLR slide", address(host.kaslr_slide)),
         ("image", f"{address(host.image_pa[0])}-{address(host.image_pa[1])} (PA)"),
-        ("mode", {"none": "KVM is not initialised"}.get(host.mode, host.mode)),
+        ("mode", {Mode.NONE: "KVM is not initialised"}.get(host.mode, host.mode)),
         ("page size", size(host.page_size)),
         ("VA bits", str(host.va_bits)),
         ("features", " ".join(f"{name}={value}" for name, value in sorted(host.features.items())) or "-"),
@@ -135,7 +135,7 @@ def _mmu(mmu: Mmu, vm: Vm, capture: Capture, paint: Painter) -> Lines:
         said = f"VMID={mmu.vmid or 0} BADDR={address(mmu.pgd_phys)} (as KVM computes it, CnP aside)"
         yield f"    VTTBR_EL2 {raw(value)}  {said}"
     yield f"    VTCR_EL2  {raw(mmu.vtcr)}  {register_text('vtcr_el2', mmu.vtcr)}"
-    if mmu.kind == "shadow" and mmu.nested_vttbr is not None:
+    if mmu.kind is MmuKind.SHADOW and mmu.nested_vttbr is not None:
         state = "in use" if mmu.nested_valid else "not in use"
         yield f"    for the guest's VTTBR_EL2 {raw(mmu.nested_vttbr)} VTCR_EL2 {raw(mmu.nested_vtcr or 0)}, {state}"
     for cpu in capture.host.cpus:
@@ -303,7 +303,7 @@ def table_text(view: TableView, pa: int, level: int) -> str:
     known = view.capture.page_info.get(pa)
     if known is None:
         return f"level {level} table at {address(pa)}, page_count unknown"
-    state = "" if known.state == "used" else f", page is {known.state}"
+    state = "" if known.state is PageState.USED else f", page is {known.state}"
     return f"level {level} table at {address(pa)}, page_count {known.refcount}{state}"
 
 

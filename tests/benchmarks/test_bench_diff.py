@@ -16,7 +16,7 @@ import pytest
 
 from inspector.capture.view import TableView, table_views
 from inspector.compare import Comparison, compare_views, kernel_of
-from inspector.snapshot import Capture
+from inspector.snapshot import Capture, Scope
 from inspector.symbols import open_symbols
 from tests.live.conftest import take_from
 from tests.live.machine import Machine
@@ -61,8 +61,8 @@ def scattered(capture: Capture, view: TableView) -> Capture:
 def test_diff_against_capture(capsys: pytest.CaptureFixture[str]) -> None:
     with Machine.start(memory=2560, scenario="big") as machine:
         symbols = open_symbols(image=machine.image)
-        taken = [take_from(machine, symbols, "auto", "full")]
-        taking = best(lambda: taken.append(take_from(machine, symbols, "auto", "full")), 5)
+        taken = [take_from(machine, symbols, "auto", Scope.FULL)]
+        taking = best(lambda: taken.append(take_from(machine, symbols, "auto", Scope.FULL)), 5)
     capture = taken[-1]
     found = max(compare(capture), key=lambda one: one.leaves)
     assert found.leaves >= LEAVES and found.errors == 0

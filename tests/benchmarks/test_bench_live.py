@@ -14,7 +14,7 @@ import drgn
 import pytest
 
 from inspector.capture.view import TableView, table_views
-from inspector.snapshot import Capture
+from inspector.snapshot import Capture, Scope
 from inspector.symbols import open_symbols
 from inspector.tables import merged_ranges, reader_of, walk_tree
 from inspector.target.connect import open_target
@@ -47,7 +47,7 @@ def big() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def capture(big: Machine) -> Capture:
-    return take_from(big, open_symbols(image=big.image), "process", "walk")
+    return take_from(big, open_symbols(image=big.image), "process", Scope.WALK)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,18 @@ from inspector.capture import file as capture_file
 from inspector.capture.file import load, save
 from inspector.codec import Geometry
 from inspector.findings import BadInput, ExitCode
-from inspector.snapshot import SCHEMA, Backing, Capture, CpuState, Mmu, PageInfo
+from inspector.snapshot import (
+    SCHEMA,
+    Backing,
+    BackingState,
+    Capture,
+    CpuState,
+    Mmu,
+    MmuKind,
+    PageInfo,
+    PageState,
+    Running,
+)
 from tests.check.build import good_world
 
 U64 = st.integers(0, (1 << 64) - 1)
@@ -41,13 +52,18 @@ def saved(tmp_path: Path) -> Path:
 
 
 CPUS = st.builds(
-    CpuState, st.integers(0, 255), st.dictionaries(NAMES, U64, max_size=3), NAMES, st.none() | NAMES, st.booleans()
+    CpuState,
+    st.integers(0, 255),
+    st.dictionaries(NAMES, U64, max_size=3),
+    st.sampled_from(Running),
+    st.none() | NAMES,
+    st.booleans(),
 )
 GEOMETRIES = st.sampled_from([Geometry.for_ipa(40), Geometry.for_ipa(52, 12, 52, True), Geometry.for_ipa(48, 16, 52)])
 MMUS = st.builds(
     Mmu,
     address=U64,
-    kind=st.sampled_from(["vm", "shadow"]),
+    kind=st.sampled_from(MmuKind),
     vmid=st.none() | st.integers(0, 65535),
     vmid_raw=U64,
     pgd_phys=U64,
@@ -61,7 +77,7 @@ MMUS = st.builds(
     nested_valid=st.none() | st.booleans(),
     nested_vttbr=st.none() | U64,
 )
-STATES = st.sampled_from(["present", "none", "swap", "unreadable"])
+STATES = st.sampled_from(BackingState)
 BACKINGS = st.builds(Backing, U64, U64, st.none() | U64, STATES, st.booleans(), st.booleans(), U64)
 
 
@@ -86,7 +102,9 @@ def captures(draw: st.DrawFn) -> Capture:
         host=replace(base.host, cpus=tuple(draw(st.lists(CPUS, max_size=3))), notes=tuple(draw(st.lists(NAMES)))),
         vms=vms,
         pages=pages,
-        page_info=draw(st.dictionaries(U64, st.builds(PageInfo, st.integers(-5, 1 << 31), NAMES), max_size=3)),
+        page_info=draw(
+            st.dictionaries(U64, st.builds(PageInfo, st.integers(-5, 1 << 31), st.sampled_from(PageState)), max_size=3)
+        ),
         unreadable=draw(st.dictionaries(U64, NAMES, max_size=3)),
     )
 
@@ -204,6 +222,10 @@ def test_a_missing_member(saved: Path, member: str) -> None:
         lambda h: h["capture"]["host"].update(image_pa=[1]),
         lambda h: h["capture"]["host"].update(features=[]),
         lambda h: h["capture"]["host"].update(traits={"mm_ops": 1}),
+        lambda h: h["capture"]["host"].update(mode="el3"),
+        lambda h: h["capture"]["host"].update(mode=None),
+        lambda h: h["capture"]["host"]["cpus"][0].update(running=[]),
+        lambda h: h["capture"].update(scope="everything"),
         lambda h: h["capture"].update(vms={}),
         lambda h: h["capture"]["vms"].append(7),
         lambda h: h["capture"]["vms"][0]["mmus"][0]["geometry"].update(granule_shift=13),

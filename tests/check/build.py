@@ -13,7 +13,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inspector.codec import Geometry
-from inspector.snapshot import Backing, Capture, CpuState, Host, Memslot, Mmu, PageInfo, Vcpu, Vm
+from inspector.snapshot import (
+    Backing,
+    BackingState,
+    Capture,
+    CpuState,
+    Host,
+    Memslot,
+    Mmu,
+    MmuKind,
+    Mode,
+    PageInfo,
+    PageState,
+    Running,
+    Vcpu,
+    Vm,
+)
 
 PAGE = 0x1000
 BLOCK = 0x20_0000
@@ -77,11 +92,13 @@ class Guest:
     def address(self) -> int:
         return 0xFFFF_0000_1000_0000 + self.number * 0x10_0000
 
-    def slot(self, ipa: int, size: int, pa: int | None, flags: int = 0, state: str = "present") -> Memslot:
+    def slot(
+        self, ipa: int, size: int, pa: int | None, flags: int = 0, state: BackingState = BackingState.PRESENT
+    ) -> Memslot:
         """A memslot whose memory is one physical extent at ``pa`` (``None``: nothing behind it)."""
         number = len(self.slots)
         hva = HVA + self.number * 0x100_0000_0000 + number * 0x1_0000_0000
-        run = Backing(hva, size, pa, state if pa is not None else "none", True, True, PAGE)
+        run = Backing(hva, size, pa, state if pa is not None else BackingState.NONE, True, True, PAGE)
         made = Memslot(number, 0, ipa // PAGE, size // PAGE, hva, flags, 0, (run,))
         self.slots.append(made)
         return made
@@ -115,7 +132,7 @@ class Guest:
         geometry = Geometry(12, self.ia_bits, START_LEVEL[self.ia_bits], ROOT_PAGES[self.ia_bits], 48, False)
         mmu = Mmu(
             address=self.address,
-            kind="vm",
+            kind=MmuKind.VM,
             vmid=self.vmid,
             vmid_raw=0x1_0000 | self.vmid,
             pgd_phys=self.root,
@@ -173,10 +190,12 @@ class World:
         self.guests.append(made)
         return made
 
-    def cpu(self, running: str = "user", symbol: str | None = None, vttbr: int | None = None, vtcr: int = 0) -> None:
+    def cpu(
+        self, running: str = Running.USER, symbol: str | None = None, vttbr: int | None = None, vtcr: int = 0
+    ) -> None:
         """A CPU; with ``vttbr`` its stage-2 is in force."""
         registers = {} if vttbr is None else {"VTTBR_EL2": vttbr, "VTCR_EL2": vtcr, "HCR_EL2": 1}
-        self.cpus.append(CpuState(len(self.cpus), registers, running, symbol, vttbr is not None))
+        self.cpus.append(CpuState(len(self.cpus), registers, Running(running), symbol, vttbr is not None))
 
     def counts(self) -> dict[int, int]:
         """The right reference count of every table page, but for those that were fixed."""
@@ -198,8 +217,8 @@ class World:
             kaslr_slide=0x1234_0000,
             page_size=PAGE,
             va_bits=48,
-            mode="vhe",
-            cpus=tuple(self.cpus) or (CpuState(0, {}, "user", None, False),),
+            mode=Mode.VHE,
+            cpus=tuple(self.cpus) or (CpuState(0, {}, Running.USER, None, False),),
             features=self.features,
             traits=self.traits,
             ram=(RAM,),
@@ -216,7 +235,7 @@ class World:
             host=replace(host, **self.host_changes),
             vms=tuple(guest.vm() for guest in self.guests),
             pages={pa: struct.pack("<512Q", *words) for pa, words in self.pages.items()},
-            page_info={pa: PageInfo(counts[pa], self.states.get(pa, "used")) for pa in self.pages},
+            page_info={pa: PageInfo(counts[pa], PageState(self.states.get(pa, PageState.USED))) for pa in self.pages},
             unreadable={},
         )
         return replace(capture, **changes)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from inspector.snapshot import Mode
 from tests.check.build import (
     AF,
     BLOCK,
@@ -211,7 +212,7 @@ def test_a_software_bit(bit: int) -> None:
     at(only(world, "M9"), vm="vm0", ipa=0x4000_1000, size=PAGE, table_pa=table, index=index)
 
 
-@pytest.mark.parametrize(("mode", "legal"), [("vhe", False), ("nvhe", False), ("protected", True)])
+@pytest.mark.parametrize(("mode", "legal"), [(Mode.VHE, False), (Mode.NVHE, False), (Mode.PROTECTED, True)])
 def test_software_bits_of_protected_guests(mode: str, legal: bool) -> None:
     """5.15 to 6.12: under pKVM bits [56:55] of a guest's leaf hold its page state."""
     world = good_world(TRAITS_61)

@@ -11,6 +11,7 @@ from inspector.behaviours import Counted, counted, ha_always, invalid_form, stag
 from inspector.check import CATALOGUE, NOT_SHOWN, run_checks, selected
 from inspector.codec import InvalidForm
 from inspector.findings import BadInput, Severity
+from inspector.snapshot import Scope
 from tests.check.build import TRAITS_61, TRAITS_73, TRAITS_510, TRAITS_612, World, good_world
 
 SHOWN = {f"S{n}" for n in range(1, 10)} | {f"M{n}" for n in (*range(1, 10), 11)} | {"V1", "V2", "R1"}
@@ -62,8 +63,8 @@ def test_errors_come_before_notes() -> None:
     assert [f.severity for f in found] == [Severity.ERROR, Severity.NOTE]
 
 
-@pytest.mark.parametrize("scope", ["vms", "walk"])
-def test_a_capture_that_is_not_full_is_refused(scope: str) -> None:
+@pytest.mark.parametrize("scope", [Scope.VMS, Scope.WALK])
+def test_a_capture_that_is_not_full_is_refused(scope: Scope) -> None:
     with pytest.raises(BadInput, match=scope):
         run_checks(good_world().capture(scope=scope))
 

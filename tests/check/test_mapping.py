@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inspector.snapshot import Backing, Mmu
+from inspector.snapshot import Backing, BackingState, Mmu, MmuKind
 from tests.check.build import (
     AF,
     BLOCK,
@@ -110,7 +110,7 @@ def shadow_of(guest: Guest) -> Mmu:
     guest.map(0x1_0000_0000, 0x8000_5000, RW | 1 << 55)
     guest.root = keep
     return replace(
-        own, address=own.address + 0x1000, kind="shadow", vmid=9, vmid_raw=0x1_0009, pgd_phys=root, pgd_pa=root
+        own, address=own.address + 0x1000, kind=MmuKind.SHADOW, vmid=9, vmid_raw=0x1_0009, pgd_phys=root, pgd_pa=root
     )
 
 
@@ -218,8 +218,8 @@ def test_one_page_of_a_block_was_replaced() -> None:
         0,
         (
             replace(run, size=page - hva),
-            Backing(page, PAGE, 0xBBBB_B000, "present", True, True, PAGE),
-            Backing(page + PAGE, end - page - PAGE, 0x8020_8000, "present", True, True, PAGE),
+            Backing(page, PAGE, 0xBBBB_B000, BackingState.PRESENT, True, True, PAGE),
+            Backing(page + PAGE, end - page - PAGE, 0x8020_8000, BackingState.PRESENT, True, True, PAGE),
         ),
     )
     finding = only(world, "M1")
@@ -227,8 +227,8 @@ def test_one_page_of_a_block_was_replaced() -> None:
     assert "0xbbbbb000" in finding.expected and "0x80207000" in finding.actual
 
 
-@pytest.mark.parametrize("state", ["none", "swap"])
-def test_a_leaf_without_backing(state: str) -> None:
+@pytest.mark.parametrize("state", [BackingState.NONE, BackingState.SWAP])
+def test_a_leaf_without_backing(state: BackingState) -> None:
     world = good_world()
     hva, run = runs_of(world)
     moved(
@@ -252,11 +252,11 @@ def test_a_gap_in_the_backing_is_no_backing() -> None:
     at(only(world, "M4"), ipa=0x4000_0000, size=PAGE)
 
 
-@pytest.mark.parametrize(("state", "check"), [("none", "M4"), ("present", "M1")])
-def test_a_stale_leaf_while_an_invalidation_is_in_progress(state: str, check: str) -> None:
+@pytest.mark.parametrize(("state", "check"), [(BackingState.NONE, "M4"), (BackingState.PRESENT, "M1")])
+def test_a_stale_leaf_while_an_invalidation_is_in_progress(state: BackingState, check: str) -> None:
     world = good_world()
     hva, run = runs_of(world)
-    pa = 0xAAAA_0000 if state == "present" else None
+    pa = 0xAAAA_0000 if state is BackingState.PRESENT else None
     moved(
         world,
         0,
@@ -279,7 +279,7 @@ def test_a_protnone_page_still_backs() -> None:
 def test_backing_that_is_not_known_is_said(kind: str) -> None:
     world = good_world()
     _, run = runs_of(world)
-    moved(world, 0, 0, () if kind == "absent" else (replace(run, pa=None, state="unreadable"),))
+    moved(world, 0, 0, () if kind == "absent" else (replace(run, pa=None, state=BackingState.UNREADABLE),))
     finding = only(world, "M1", NOTE)
     at(finding, vm="vm0")
     assert "slot 0" in finding.expected
@@ -315,7 +315,8 @@ def test_many_wrong_ranges_are_cut_with_a_count() -> None:
     for number in range(512):
         guest.map(0x4000_0000 + number * PAGE, 0x8000_0000 + number * PAGE)
     runs = tuple(
-        Backing(HVA + n * PAGE, PAGE, 0x9000_0000 + (511 - n) * PAGE, "present", True, True) for n in range(512)
+        Backing(HVA + n * PAGE, PAGE, 0x9000_0000 + (511 - n) * PAGE, BackingState.PRESENT, True, True)
+        for n in range(512)
     )
     guest.slots[0] = replace(slot, backing=runs)
     findings = verdict(world)
@@ -350,7 +351,11 @@ def test_the_pages_that_differ_are_exactly_the_ones_reported(both: tuple[list[in
             guest.map(0x4000_0000 + number * PAGE, 0x8000_0000 + frame * PAGE)
         back = behind[number]
         pa = None if back is None else 0x8000_0000 + back * PAGE
-        runs.append(Backing(HVA + number * PAGE, PAGE, pa, "none" if pa is None else "present", True, True))
+        runs.append(
+            Backing(
+                HVA + number * PAGE, PAGE, pa, BackingState.NONE if pa is None else BackingState.PRESENT, True, True
+            )
+        )
     guest.slots[0] = replace(slot, backing=tuple(runs))
     wrong = {n for n in range(PAGES) if mapped[n] is not None and mapped[n] != behind[n]}
     reported: set[int] = set()
@@ -368,7 +373,9 @@ def test_a_1g_block_over_fragmented_backing_is_compared_everywhere() -> None:
     guest.map(0x8000_0000, 0xC000_0000, RW, level=1)
     count = GIB // PAGE
     good = 0xC000_0000 + np.arange(count) * PAGE
-    runs = [Backing(HVA + n * PAGE, PAGE, int(pa), "present", True, True) for n, pa in enumerate(good.tolist())]
+    runs = [
+        Backing(HVA + n * PAGE, PAGE, int(pa), BackingState.PRESENT, True, True) for n, pa in enumerate(good.tolist())
+    ]
     guest.slots[0] = replace(slot, backing=tuple(runs))
     silent(world)
     runs[count - 1] = replace(runs[count - 1], pa=0x4500_0000)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspector.findings import Finding
-from inspector.snapshot import Backing, Mmu
+from inspector.snapshot import Backing, BackingState, Mmu, MmuKind
 from tests.check.build import BLOCK, PAGE, READ, RW, RWX, TYPE, VALID, WRITE, Guest, World, good_world
 from tests.check.judge import ERROR, NOTE, at, only, silent, verdict
 
@@ -183,7 +183,7 @@ def test_one_read_only_page_under_a_writable_block() -> None:
     assert run.pa is not None
     runs = (
         replace(run, size=page),
-        Backing(run.hva + page, PAGE, run.pa + page, "present", True, False, PAGE),
+        Backing(run.hva + page, PAGE, run.pa + page, BackingState.PRESENT, True, False, PAGE),
         replace(run, hva=run.hva + page + PAGE, pa=run.pa + page + PAGE, size=run.size - page - PAGE),
     )
     change_slot(world.guests[0], 0, backing=runs)
@@ -221,7 +221,15 @@ def test_a_shadow_table_has_rights_of_its_own() -> None:
     guest.root = keep
     own: Mmu = guest.mmu()
     guest.more_mmus.append(
-        replace(own, address=own.address + 0x1000, kind="shadow", vmid=9, vmid_raw=0x1_0009, pgd_phys=root, pgd_pa=root)
+        replace(
+            own,
+            address=own.address + 0x1000,
+            kind=MmuKind.SHADOW,
+            vmid=9,
+            vmid_raw=0x1_0009,
+            pgd_phys=root,
+            pgd_pa=root,
+        )
     )
     silent(world)
     assert world.pages[guest.place(BASE, 3)[0]][0] & (VALID | TYPE)

@@ -10,7 +10,7 @@ import pytest
 from inspector.check import run_checks
 from inspector.codec import Geometry
 from inspector.findings import Severity
-from inspector.snapshot import CpuState, Mmu
+from inspector.snapshot import CpuState, Mmu, MmuKind, Mode, Running
 from tests.check.build import PAGE, TRAITS_61, TRAITS_510, VTCR, World, good_world
 from tests.check.judge import ERROR, NOTE, at, only, silent, verdict
 
@@ -66,7 +66,7 @@ def test_a_root_page_that_is_not_allocated(state: str) -> None:
 
 
 def cpu(index: int, vttbr: int, vtcr: int, *, live: bool = True) -> CpuState:
-    return CpuState(index, {"VTTBR_EL2": vttbr, "VTCR_EL2": vtcr}, "guest" if live else "host", None, live)
+    return CpuState(index, {"VTTBR_EL2": vttbr, "VTCR_EL2": vtcr}, Running.GUEST if live else Running.HOST, None, live)
 
 
 def test_a_cpu_on_the_table_of_another_vm_than_its_vcpus() -> None:
@@ -92,7 +92,7 @@ def test_a_stale_vttbr_is_not_judged() -> None:
 
 def test_the_hosts_own_stage_2_under_protected_mode_is_not_judged() -> None:
     world = good_world(TRAITS_61)
-    world.host_changes["mode"] = "protected"
+    world.host_changes["mode"] = Mode.PROTECTED
     world.cpus[1] = cpu(1, 0x7777_0000, 0x8002_3590)
     silent(world)
 
@@ -226,7 +226,7 @@ def test_a_shadow_table_is_held_to_the_same_vtcr() -> None:
     own: Mmu = world.guests[0].mmu()
     root = world.new_table(2)
     shadow = Mmu(
-        **{**own.__dict__, "address": own.address + 0x1000, "kind": "shadow", "vmid": 9, "vmid_raw": 0x1_0009},
+        **{**own.__dict__, "address": own.address + 0x1000, "kind": MmuKind.SHADOW, "vmid": 9, "vmid_raw": 0x1_0009},
     )
     shadow = Mmu(**{**shadow.__dict__, "pgd_phys": root, "pgd_pa": root})
     world.guests[0].more_mmus.append(shadow)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inspector.codec import Geometry
+from inspector.snapshot import Mode
 from tests.check.build import (
     AF,
     BLOCK,
@@ -356,7 +357,7 @@ def test_a_poisoned_entry_of_a_protected_guest() -> None:
     table, index = world.guests[0].place(0x4000_9000, 3)
     world.pages[table][index] = 0x3000_0000_0000_0000
     only(world, "S6")
-    world.host_changes["mode"] = "protected"
+    world.host_changes["mode"] = Mode.PROTECTED
     silent(world)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inspector.snapshot import CpuState
+from inspector.snapshot import CpuState, Mode, Running
 from tests.check.build import (
     PAGE,
     TRAITS_61,
@@ -43,7 +43,7 @@ def test_vms_that_never_ran_have_no_vmid() -> None:
 
 
 def running(world: World, vttbr: int, vtcr: int = VTCR[40]) -> World:
-    world.cpus[0] = CpuState(0, {"VTTBR_EL2": vttbr, "VTCR_EL2": vtcr}, "guest", None, True)
+    world.cpus[0] = CpuState(0, {"VTTBR_EL2": vttbr, "VTCR_EL2": vtcr}, Running.GUEST, None, True)
     return world
 
 
@@ -181,5 +181,5 @@ def test_tables_without_a_struct_page_are_said() -> None:
 
 def test_protected_tables_have_other_counts() -> None:
     world = good_world(TRAITS_61)
-    world.host_changes["mode"] = "protected"
+    world.host_changes["mode"] = Mode.PROTECTED
     silent(world.capture(page_info={}))

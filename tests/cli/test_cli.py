@@ -21,7 +21,7 @@ import inspector.cli as cli
 from inspector.capture.file import save
 from inspector.report import documents
 from inspector.report.format import columns, size
-from inspector.snapshot import Capture, Mmu
+from inspector.snapshot import Capture, Mmu, MmuKind, Scope
 from inspector.target.signals import Interrupted
 from tests.check.build import BLOCK, PAGE, TRAITS_61, World, good_world
 from tests.cli.schema import errors
@@ -353,7 +353,7 @@ def test_shadow_tables_are_shown_beside_the_vms_own(tmp_path: Path) -> None:
     world = good_world()
     own = world.guests[0].mmu()
     root = world.new_table(2)
-    shadow = Mmu(**{**own.__dict__, "address": own.address + 64, "kind": "shadow", "vmid": 9, "vmid_raw": 9})
+    shadow = Mmu(**{**own.__dict__, "address": own.address + 64, "kind": MmuKind.SHADOW, "vmid": 9, "vmid_raw": 9})
     shadow = replace(shadow, pgd_phys=root, pgd_pa=root, nested_vttbr=0x1234_0000, nested_vtcr=5, nested_valid=True)
     world.guests[0].more_mmus.append(shadow)
     path = stored(tmp_path / "x", world)
@@ -424,12 +424,12 @@ def test_a_newer_schema(good: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "schema 9" in message and "schema 1" in message
 
 
-@pytest.mark.parametrize("scope", ["vms", "walk"])
-def test_a_capture_that_holds_too_little(tmp_path: Path, scope: str) -> None:
+@pytest.mark.parametrize("scope", [Scope.VMS, Scope.WALK])
+def test_a_capture_that_holds_too_little(tmp_path: Path, scope: Scope) -> None:
     path = stored(tmp_path / "x", good_world().capture(scope=scope))
     assert scope in refused(invoke("--from", path, "check"))
     assert invoke("--from", path, "vms").exit_code == 0
-    assert invoke("--from", path, "dump").exit_code == (0 if scope == "walk" else 2)
+    assert invoke("--from", path, "dump").exit_code == (0 if scope is Scope.WALK else 2)
 
 
 def test_an_ambiguous_vm(good: str) -> None:

@@ -12,6 +12,7 @@ import inspector.cli as cli
 from inspector.capture.file import load, save
 from inspector.report import documents
 from inspector.report.window import EVERYTHING, Interval, Window, parse_filter
+from inspector.snapshot import Scope
 from inspector.tables import RangeTable, merged_ranges
 from tests.check.build import AF, PAGE, RW, WRITE, good_world
 from tests.cli.schema import errors
@@ -139,7 +140,7 @@ def test_misuse(good: str, tmp_path: Path) -> None:
     assert "--vm" in refused(invoke("diff", good, good, "--vm", "vm0"))
     assert "missing" in refused(invoke("diff", good, str(tmp_path / "missing")))
     walked = tmp_path / "vms.s2cap"
-    save(replace(load(good), scope="vms"), walked)
+    save(replace(load(good), scope=Scope.VMS), walked)
     assert "needs 'walk'" in refused(invoke("diff", good, str(walked)))
     assert "nothing to look at" in refused(invoke("diff"))
 

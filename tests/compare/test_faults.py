@@ -12,7 +12,7 @@ import pytest
 from inspector.capture.view import table_views
 from inspector.compare import Comparison, Difference, compare_views, kernel_of
 from inspector.findings import BadInput, Severity
-from inspector.snapshot import Backing, Capture
+from inspector.snapshot import Backing, BackingState, Capture
 from tests.check.build import (
     AF,
     BLOCK,
@@ -409,7 +409,7 @@ def full_table(entry_size: int, dirty_bitmap: int = 0) -> World:
     for number in range(512):
         guest.map(0x4060_0000 + number * PAGE, 0x8060_0000 + number * PAGE)
     slot = guest.slots[0]
-    run = Backing(slot.userspace_addr, slot.npages * PAGE, 0x8000_0000, "present", True, True, entry_size)
+    run = Backing(slot.userspace_addr, slot.npages * PAGE, 0x8000_0000, BackingState.PRESENT, True, True, entry_size)
     guest.slots[0] = replace(slot, backing=(run,), dirty_bitmap=dirty_bitmap)
     return world
 

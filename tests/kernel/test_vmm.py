@@ -14,7 +14,7 @@ import pytest
 from inspector.codec import Format, Geometry, Regime
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.vmm import _covered, _walk
-from inspector.snapshot import Backing
+from inspector.snapshot import Backing, BackingState
 from inspector.target.api import RamRange, UnreadableMemory
 
 PAGE, BLOCK, TABLE = 4096, 2 << 20, 0b11
@@ -71,10 +71,10 @@ def runs(ram: Ram, start: int, size: int, *, new: bool = False) -> list[Backing]
 def test_neighbours_merge_and_holes_are_named() -> None:
     ram = tree({0: 0x5000_0000 | USER_RW, 1: 0x5000_1000 | USER_RW, 3: 0x5000_2000 | USER_RW})
     assert runs(ram, HVA, 5 * PAGE) == [
-        Backing(HVA, 2 * PAGE, 0x5000_0000, "present", True, True, PAGE),
-        Backing(HVA + 2 * PAGE, PAGE, None, "none"),
-        Backing(HVA + 3 * PAGE, PAGE, 0x5000_2000, "present", True, True, PAGE),
-        Backing(HVA + 4 * PAGE, PAGE, None, "none"),
+        Backing(HVA, 2 * PAGE, 0x5000_0000, BackingState.PRESENT, True, True, PAGE),
+        Backing(HVA + 2 * PAGE, PAGE, None, BackingState.NONE),
+        Backing(HVA + 3 * PAGE, PAGE, 0x5000_2000, BackingState.PRESENT, True, True, PAGE),
+        Backing(HVA + 4 * PAGE, PAGE, None, BackingState.NONE),
     ]
 
 
@@ -86,7 +86,7 @@ def test_read_only_does_not_merge_with_writable() -> None:
 def test_a_block_is_clipped_to_the_range() -> None:
     ram = tree({}, {1: 0x6000_0000 | USER_RW & ~0b10})
     assert runs(ram, HVA + BLOCK + 3 * PAGE, 2 * PAGE) == [
-        Backing(HVA + BLOCK + 3 * PAGE, 2 * PAGE, 0x6000_3000, "present", True, True, BLOCK)
+        Backing(HVA + BLOCK + 3 * PAGE, 2 * PAGE, 0x6000_3000, BackingState.PRESENT, True, True, BLOCK)
     ]
 
 
@@ -126,5 +126,5 @@ def test_52_bit_addresses_start_a_level_higher() -> None:
     kernel: Any = SimpleNamespace(space=SimpleNamespace(geometry=geometry, memory=StoppedMemory(ram)))
     fmt = Format(regime=Regime.LINUX_STAGE1, linux_612=True)
     assert list(_walk(kernel, ROOT, [(HVA, PAGE)], fmt)) == [
-        Backing(HVA, PAGE, 0x5000_0000, "present", True, True, PAGE)
+        Backing(HVA, PAGE, 0x5000_0000, BackingState.PRESENT, True, True, PAGE)
     ]

@@ -9,7 +9,7 @@ import pytest
 
 from fixtures import truth
 from inspector.capture.take import take
-from inspector.snapshot import Capture
+from inspector.snapshot import Capture, Scope
 from inspector.symbols import Symbols, open_symbols
 from inspector.target.connect import Backend, open_target
 from tests.conftest import kernel_labels
@@ -52,11 +52,11 @@ class Booted:
     symbols: Symbols
     truth: truth.Truth
 
-    def capture(self, memory: Backend = "auto", scope: str = "full") -> Capture:
+    def capture(self, memory: Backend = "auto", scope: Scope = Scope.FULL) -> Capture:
         return take_from(self.machine, self.symbols, memory, scope)
 
 
-def take_from(machine: Machine, symbols: Symbols, memory: Backend = "auto", scope: str = "full") -> Capture:
+def take_from(machine: Machine, symbols: Symbols, memory: Backend = "auto", scope: Scope = Scope.FULL) -> Capture:
     """One capture of a running machine, which runs on."""
     target = open_target(machine.gdb_socket, memory=memory)
     try:

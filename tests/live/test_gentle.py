@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from inspector.snapshot import Scope
 from inspector.symbols import open_symbols
 from tests.live.conftest import take_from
 from tests.live.machine import Machine
@@ -92,7 +93,7 @@ def test_a_hundred_times(spinning: Machine) -> None:
     before = counters(spinning)
     assert before
     for i in range(100):
-        capture = take_from(spinning, symbols, "gdb" if i % 10 == 0 else "process", "walk")
+        capture = take_from(spinning, symbols, "gdb" if i % 10 == 0 else "process", Scope.WALK)
         assert capture.vms
         if i % 25 == 24:
             now = counters(spinning)

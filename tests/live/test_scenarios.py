@@ -21,7 +21,7 @@ from inspector.capture.take import take
 from inspector.capture.view import table_views
 from inspector.check import run_checks
 from inspector.findings import Severity, TargetLost
-from inspector.snapshot import Capture, Vm
+from inspector.snapshot import Capture, Scope, Vm
 from inspector.symbols import Symbols, open_symbols
 from inspector.tables import entries
 from inspector.target.api import Target
@@ -318,7 +318,7 @@ def test_in_the_middle_of_a_walk(host: Host) -> None:
     captures: list[Capture] = []
     tried: Counter[str] = Counter()
     with attached(host.machine.gdb_socket) as target:
-        slide = take(target, host.symbols, scope="vms").host.kaslr_slide
+        slide = take(target, host.symbols, scope=Scope.VMS).host.kaslr_slide
         places = {name: at for name in WALKS if (at := host.symbols.address(name)) is not None}
         assert len(places) >= 4, places
         host.machine.command("end")
