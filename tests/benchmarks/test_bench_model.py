@@ -17,6 +17,8 @@ from inspector.model.operations import PLENTY
 from inspector.model.prot import Prot, kernel_prot
 from tests.model.harness import Harness, Op, pack, sources
 
+pytestmark = pytest.mark.harness
+
 PAIRS = 10_000
 BASE = 0x8000_0000
 PROT = int(Prot.RWX)

@@ -23,6 +23,8 @@ from tests.model.differ import Pair
 from tests.model.harness import sources
 from tests.model.shrink import shrink
 
+pytestmark = pytest.mark.harness
+
 OPERATIONS = 20_000
 """Operations compared for each kernel in a test run."""
 

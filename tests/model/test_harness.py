@@ -38,6 +38,8 @@ from tests.model.harness import (
     sources,
 )
 
+pytestmark = pytest.mark.harness
+
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 PHYS = 0x4820_0000
 IPA = 0x8000_0000

@@ -19,6 +19,8 @@ from tests.model.campaign import run
 from tests.model.harness import sources
 from tests.model.mutate import Flip, Mutation, applied, flipped, other_values
 
+pytestmark = pytest.mark.harness
+
 BUDGET = 20_000
 """Operations per version that CI compares (``test_against_kernel.OPERATIONS``)."""
 
