@@ -6,6 +6,7 @@ store does (from the same address, never one twice), so the same order of alloca
 
 from __future__ import annotations
 
+import enum
 import struct
 from array import array
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from inspector.events import RawEvent, format_raw
+from inspector.events import PUT, RawEvent, format_raw
 from inspector.findings import BadInput
+from inspector.model.generations import ModelBehaviours
 from inspector.model.operations import LAST, Operation, format_operation, parse_operation
 from inspector.model.prot import kernel_prot
 from inspector.model.session import NoSuchEntry, Session, Setup, parse_setup
@@ -59,12 +61,28 @@ _HEADER = struct.Struct("<6Q")
 _BY_VALUE = frozenset({"mkyoung", "mkold", "get_leaf", "create_unlinked", "poke", "reference"})
 
 
+class What(enum.StrEnum):
+    """In which respect the two sides differ."""
+
+    FAULT = "the kernel's own code used memory that it does not own"
+    MODEL_BROKE = "the model broke"
+    ONE_SIDE = "only one side can do it"
+    EVENTS = "events"
+    RETURN = "return value"
+    VALUE = "value"
+    LEVEL = "level"
+    MODEL_LEADS_NOWHERE = "the model's table leads to a page that is not there"
+    TABLE = "table entries or reference counts"
+    PAGES = "outstanding pages"
+    DEFERRED = "deferred tables"
+
+
 @dataclass(frozen=True)
 class Difference:
-    """What differed after one operation; ``what`` names it, the texts show both sides."""
+    """What differed after one operation; the texts show both sides."""
 
     operation: str
-    what: str
+    what: What
     model: str
     kernel: str
 
@@ -84,6 +102,7 @@ class KernelSide:
             setup.granule,
             lib=h.library(setup.generation, setup.granule, *extra),
             store_pages=1 << 14,
+            check_faults=False,
             fwb=machine.fwb,
             tlb_range=machine.tlb_range,
             lpa2=setup.lpa2,
@@ -206,6 +225,20 @@ def _first_difference(ours: list[RawEvent], theirs: list[RawEvent]) -> tuple[str
     return _lines(ours[start : at + 4]), _lines(theirs[start : at + 4])
 
 
+def _is_known(operation: Operation, behaviours: ModelBehaviours, faults: list[h.Fault]) -> bool:
+    """The generation is known for just these faults: create_unlinked's double put of 6.6.9 (kernel.md 8)."""
+    return (
+        behaviours.unlinked_double_put
+        and operation.name in ("create_unlinked", "split")
+        and all(fault.kind is h.FaultKind.PUT for fault in faults)
+    )
+
+
+def _uses_freed(raws: list[RawEvent]) -> bool:
+    """The model drops a reference that nobody holds."""
+    return any(raw[0] == PUT and raw[2] < 0 for raw in raws)
+
+
 class Pair:
     """One table in the model and one in the kernel's code.
 
@@ -217,6 +250,7 @@ class Pair:
         self.kernel = KernelSide(setup)
         self.events: list[RawEvent] = []
         self.ret = 0
+        self.known_faults = 0
         self._dump = ModelDump(self.session)
 
     def close(self) -> None:
@@ -226,37 +260,53 @@ class Pair:
     def apply(self, operation: Operation) -> Difference | None:
         """Run it on both sides; the first difference, ``None`` when there is none.
 
+        A fault of the kernel's code is a difference, whatever the model does, unless this generation is known for it
+        (:func:`_is_known`); ``known_faults`` counts those.
+
         Raises ``NoSuchEntry`` when neither side has the entry, ``Unsupported`` when neither has the function, and
-        ``HarnessFault`` when the kernel's code itself used a page that is not allocated.
+        ``StoreFull`` when the harness has no page left.
         """
         model_error = kernel_error = None
+        text = format_operation(operation)
+        faults: list[h.Fault] = []
         try:
             result, theirs = self.kernel.apply(operation)
+            faults = self.kernel.harness.faults() if result.faults else []
         except (NoSuchEntry, h.Unsupported) as error:
             kernel_error = error
+        if any(fault.kind is h.FaultKind.STORE_FULL for fault in faults):
+            raise h.StoreFull
+        broken = None
         try:
             outcome = self.session.apply(operation)
         except (NoSuchEntry, ValueError) as error:
             model_error = error
         except (KeyError, IndexError, RecursionError) as error:
-            return Difference(format_operation(operation), "the model broke", repr(error), "")
-        text = format_operation(operation)
+            broken = error
+        if faults:
+            ours = self.session.store.events
+            if broken or ours != theirs or not _is_known(operation, self.session.setup.behaviours, faults):
+                model = "    does the same" if broken or _uses_freed(ours) else "    does not"
+                return Difference(text, What.FAULT, model, "\n".join(f"    {fault}" for fault in faults))
+            self.known_faults += len(faults)
+        if broken:
+            return Difference(text, What.MODEL_BROKE, repr(broken), "")
         if model_error or kernel_error:
             if model_error and kernel_error:
                 self.session.store.take_events()
                 raise kernel_error
-            return Difference(text, "only one side can do it", str(model_error), str(kernel_error))
+            return Difference(text, What.ONE_SIDE, str(model_error), str(kernel_error))
         ours = self.events = self.session.store.take_events()
         if ours != theirs:
-            return Difference(text, "events", *_first_difference(ours, theirs))
+            return Difference(text, What.EVENTS, *_first_difference(ours, theirs))
         by_value = operation.name in ("mkyoung", "mkold")
         ret = self.ret = outcome.value - (outcome.value >> 63 << 64) if by_value else outcome.ret
         if ret != result.ret:
-            return Difference(text, "return value", str(ret), str(result.ret))
+            return Difference(text, What.RETURN, str(ret), str(result.ret))
         if operation.name in _BY_VALUE and ret >= 0 and outcome.value != result.value:
-            return Difference(text, "value", f"{outcome.value:#x}", f"{result.value:#x}")
+            return Difference(text, What.VALUE, f"{outcome.value:#x}", f"{result.value:#x}")
         if operation.name == "get_leaf" and ret == 0 and outcome.level != result.level:
-            return Difference(text, "level", str(outcome.level), str(result.level))
+            return Difference(text, What.LEVEL, str(outcome.level), str(result.level))
         return self._compare_state(text)
 
     def _compare_state(self, text: str) -> Difference | None:
@@ -264,17 +314,17 @@ class Pair:
         try:
             ours = self._dump.dump()
         except KeyError as error:
-            return Difference(text, "the model's table leads to a page that is not there", repr(error), "")
+            return Difference(text, What.MODEL_LEADS_NOWHERE, repr(error), "")
         theirs = harness.dump_bytes()
         if ours != theirs:
-            return Difference(text, "table entries or reference counts", *_dump_difference(ours, theirs))
+            return Difference(text, What.TABLE, *_dump_difference(ours, theirs))
         counts, outstanding = self.session.store.counts, harness.outstanding()
         if counts != outstanding:
             odd = {page for page in counts.keys() | outstanding.keys() if counts.get(page) != outstanding.get(page)}
             sides = [str({hex(page): side.get(page) for page in sorted(odd)}) for side in (counts, outstanding)]
-            return Difference(text, "outstanding pages", *sides)
+            return Difference(text, What.PAGES, *sides)
         if self.session.store.deferred != harness.deferred():
-            return Difference(text, "deferred tables", str(self.session.store.deferred), str(harness.deferred()))
+            return Difference(text, What.DEFERRED, str(self.session.store.deferred), str(harness.deferred()))
         return None
 
 
@@ -296,9 +346,9 @@ def run_lines(lines: list[str]) -> Difference | None:
         for line in lines[1:]:
             try:
                 difference = pair.apply(parse_operation(line))
-            except (NoSuchEntry, h.Unsupported, h.HarnessFault):
+            except (NoSuchEntry, h.Unsupported):
                 continue
-            except (ValueError, BadInput):
+            except (h.StoreFull, ValueError, BadInput):
                 return None
             if difference:
                 return difference

@@ -55,14 +55,55 @@ _RESULT: Final = struct.Struct("<qQi5I")
 _EVENT: Final = struct.Struct("<II3QiHH")
 _TABLE: Final = struct.Struct("<6Q")
 _PAIR: Final = struct.Struct("<QQ")
-_UNSUPPORTED, _NO_ENTRY, _CRASHED = 1, 2, 8
+_FAULT: Final = struct.Struct("<3Q")
+_UNSUPPORTED, _NO_ENTRY = 1, 2
 _NO_LEVEL: Final = -(1 << 31)
 
 Raws = list[ev.RawEvent]
 
 
+class FaultKind(enum.IntEnum):
+    """``enum fault_kind`` of harness.c: what no correct code does to a page of the store."""
+
+    PUT = 0
+    GET = 1
+    COUNT = 2
+    READ = 3
+    WRITE = 4
+    FREE_EXACT = 5
+    CRASH = 6
+    STORE_FULL = 7
+
+
+_FAULT_TEXTS: Final = {
+    FaultKind.PUT: "drops a reference that nobody holds: put_page of {pa:#x}, which is not allocated",
+    FaultKind.GET: "takes a reference on a freed page: get_page of {pa:#x}, which is not allocated",
+    FaultKind.COUNT: "asks for the count of a freed page: page_count of {pa:#x}, which is not allocated",
+    FaultKind.READ: "reads the entry at {pa:#x}, in a page that is not allocated",
+    FaultKind.WRITE: "stores to the entry at {pa:#x}, in a page that is not allocated",
+    FaultKind.FREE_EXACT: "frees root pages that are not allocated: {pa:#x}",
+    FaultKind.CRASH: "follows a wild pointer; the table is of no use any more",
+    FaultKind.STORE_FULL: "has used up the harness' page store",
+}
+
+
+class Fault(NamedTuple):
+    """One fault of the code under test; ``place`` is the source line and the functions it was inlined into."""
+
+    kind: FaultKind
+    pa: int
+    place: str
+
+    def __str__(self) -> str:
+        return _FAULT_TEXTS[self.kind].format(pa=self.pa) + (f", in {self.place}" if self.place else "")
+
+
 class HarnessFault(AssertionError):
     """The code under test used a page that is not allocated, or dropped a reference that nobody held."""
+
+
+class StoreFull(Exception):
+    """The harness has no page left to hand out: nothing the code under test can be blamed for."""
 
 
 class Unsupported(Exception):
@@ -255,6 +296,12 @@ def library(label: str, granule: str = "4k", *extra: str) -> ctypes.CDLL:
     return load(build(available[label], label, granule, _build_directory(), *extra))
 
 
+def forget_libraries() -> None:
+    """Look the sources and libraries up again: the variables that name them have changed."""
+    library.cache_clear()
+    _build_directory.cache_clear()
+
+
 def load(path: Path) -> ctypes.CDLL:
     """A built library with its functions' types declared."""
     lib = ctypes.CDLL(str(path))
@@ -269,6 +316,7 @@ def load(path: Path) -> ctypes.CDLL:
         ("h_set", ctypes.c_bool, [handle, ctypes.c_char_p, ctypes.c_int64]),
         ("h_run", None, [handle, ctypes.c_char_p, u64, handle]),
         ("h_events", handle, [handle, out]),
+        ("h_faults", handle, [handle, out]),
         ("h_text", handle, [handle, out]),
         ("h_dump", handle, [handle, u64, ctypes.c_int, out]),
         ("h_outstanding", handle, [handle, out]),
@@ -282,6 +330,23 @@ def load(path: Path) -> ctypes.CDLL:
     if list(sizes) != [_OP.size, _RESULT.size, _EVENT.size]:
         raise BadInput(f"{path} speaks another version of the harness interface: build it again")
     return lib
+
+
+@functools.cache
+def source_place(path: str, offset: int) -> str:
+    """Where an instruction of a library comes from: ``pgtable.c:1031, stage2_unmap_put_pte, inlined into
+    stage2_unmap_walker``; "" when it is not known (no debug information, no binutils)."""
+    if not offset or shutil.which("addr2line") is None:
+        return ""
+    done = subprocess.run(
+        ["addr2line", "-i", "-f", "-e", path, hex(offset)], capture_output=True, text=True, check=False
+    )
+    lines = done.stdout.split("\n")
+    functions, places = lines[0::2], lines[1::2]
+    if done.returncode or not places or places[0].startswith("?"):
+        return ""
+    line = Path(places[0].partition(" ")[0]).name
+    return ", inlined into ".join([f"{line}, {functions[0]}", *filter(None, functions[1:])])
 
 
 # ---- events ----------------------------------------------------------------------------------------------
@@ -433,10 +498,11 @@ class Harness:
         return results
 
     def _check(self, result: Result) -> None:
-        if result.flags & _CRASHED:
-            raise HarnessFault("the kernel's code followed a wild pointer; the table is of no use any more")
         if result.faults and self.check_faults:
-            raise HarnessFault("a page that is not allocated was used:\n" + self.text())
+            faults = self.faults()
+            if any(fault.kind is FaultKind.STORE_FULL for fault in faults):
+                raise StoreFull(f"{self.label}: {faults[0]}")
+            raise HarnessFault("\n".join([*(f"the kernel's code {fault}" for fault in faults), self.text()]))
         if result.flags & _UNSUPPORTED:
             raise Unsupported(f"{self.label} has no such function")
 
@@ -458,6 +524,11 @@ class Harness:
         """Everything the last run did, as raw events, ``call`` and ``ret`` included (``call`` without its
         text)."""
         return [_DECODE[e[0]](e) for e in _EVENT.iter_unpack(self._bytes(self._lib.h_events, _EVENT.size))]
+
+    def faults(self) -> list[Fault]:
+        """What the last run did that no correct code does, with the place in the kernel's source."""
+        found = list(_FAULT.iter_unpack(self._bytes(self._lib.h_faults, _FAULT.size)))
+        return [Fault(FaultKind(kind), pa, source_place(self._lib._name, place)) for kind, pa, place in found]
 
     def text(self) -> str:
         """The same in the text form of :mod:`inspector.events`, one event a line."""
