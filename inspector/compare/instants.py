@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector.capture.view import TableView, regime_name, table_views
-from inspector.codec import bulk, decode
-from inspector.compare.columns import LevelColumn, columns_of
+from inspector.codec.bulk import Flat, Words
 from inspector.snapshot import Capture, Host, Memslot, Mmu, PageState, Vm
-from inspector.tables import Range
+from inspector.tables import Range, Tree
+from inspector.tables.columns import Columns, columns_of
+from inspector.tables.intervals import runs
 
 LIMIT = 64
 """At most this many changed ranges of one table are shown."""
@@ -182,36 +184,21 @@ def _mmu_facts(old: Mmu, new: Mmu) -> Iterator[Change]:
 # --- mappings and table pages ---
 
 
-@dataclass(frozen=True)
-class _Leaves:
-    """The leaves of a tree in order of ``key``: input address with the level in its low bits."""
-
-    view: TableView | None
-    key: bulk.Words
-    raw: bulk.Words
-
-    def range(self, start: int, leaves: int) -> Range:
-        """The leaves from position ``start`` on."""
-        assert self.view is not None
-        key, raw = int(self.key[start]), int(self.raw[start])
-        level = key & 0xF
-        found = decode(raw, level, self.view.geometry, self.view.format)
-        return Range(key & ~0xF, leaves * found.size, found.output_address or 0, level, found, leaves)
-
-
-def _leaves_of(view: TableView | None) -> _Leaves:
-    keys, raws = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.uint64)]
-    for column in _columns(view):
-        at = np.flatnonzero(column.leaf)
-        keys.append(column.entry_ia(at) | np.uint64(column.level))
-        raws.append(column.raw[at])
-    key, raw = np.concatenate(keys), np.concatenate(raws)
+def _leaves(tree: Tree) -> tuple[Columns, Flat, Words]:
+    """A tree, its leaves in order of address, and their keys: input address with the level in the low bits."""
+    columns = columns_of(tree)
+    at = np.flatnonzero(columns.leaf)
+    key = columns.ia[at] | columns.level[at].astype(np.uint64)
     order = np.argsort(key, kind="stable")
-    return _Leaves(view, key[order], raw[order])
+    return columns, at[order], key[order]
 
 
-def _columns(view: TableView | None) -> Sequence[LevelColumn]:
-    return () if view is None else columns_of(view.tree, view.format)
+def _range(columns: Columns, at: int | None, leaves: int) -> Range | None:
+    """So many leaves from the one at position ``at`` on."""
+    if at is None:
+        return None
+    leaf = columns.decoded(at)
+    return Range(int(columns.ia[at]), leaves * leaf.size, leaf.output_address or 0, leaf.level, leaf, leaves)
 
 
 def _table_changes(before: Sequence[TableView], after: Sequence[TableView]) -> Iterator[TableChange]:
@@ -224,49 +211,35 @@ def _table_changes(before: Sequence[TableView], after: Sequence[TableView]) -> I
 
 
 def _table_change(before: TableView | None, after: TableView | None) -> TableChange:
-    old, new = _leaves_of(before), _leaves_of(after)
-    _, in_old, in_new = np.intersect1d(old.key, new.key, assume_unique=True, return_indices=True)
-    altered = old.raw[in_old] != new.raw[in_new]
-    removed, added = np.ones(len(old.key), dtype=bool), np.ones(len(new.key), dtype=bool)
-    removed[in_old], added[in_new] = False, False
-    gone, came = np.flatnonzero(removed), np.flatnonzero(added)
-    was, now = in_old[altered], in_new[altered]
-    runs = [(int(old.key[gone[first]]), 0, first, count) for first, count in _runs((old, gone))]
-    runs += [(int(old.key[was[first]]), 1, first, count) for first, count in _runs((old, was), (new, now))]
-    runs += [(int(new.key[came[first]]), 2, first, count) for first, count in _runs((new, came))]
-    runs.sort(key=lambda run: (run[0] & ~0xF, run[1], run[0]))
-    shown = []
-    for _, kind, first, count in runs[:LIMIT]:
-        if kind == 0:
-            shown.append(MappingChange(old.range(int(gone[first]), count), None))
-        elif kind == 2:
-            shown.append(MappingChange(None, new.range(int(came[first]), count)))
-        else:
-            shown.append(MappingChange(old.range(int(was[first]), count), new.range(int(now[first]), count)))
-    allocated, freed, counts = _pages(before, after)
     view = after or before
     assert view is not None
-    return TableChange(
-        view.regime, len(gone), len(came), len(was), tuple(shown), len(runs) - len(shown), allocated, freed, counts
-    )
+    nothing = Tree(view.geometry, view.format, view.root_pa, (), ())
+    old, old_at, old_key = _leaves(before.tree if before else nothing)
+    new, new_at, new_key = _leaves(after.tree if after else nothing)
+    _, in_old, in_new = np.intersect1d(old_key, new_key, assume_unique=True, return_indices=True)
+    altered = old.raw[old_at[in_old]] != new.raw[new_at[in_new]]
+    gone, came = np.delete(old_at, in_old), np.delete(new_at, in_new)
+    was, now = old_at[in_old[altered]], new_at[in_new[altered]]
+    merged: list[tuple[int, int, int | None, int | None, int]] = []
+    merged += [(int(old.ia[gone[n]]), 0, int(gone[n]), None, count) for n, count in _merged((old, gone))]
+    merged += [
+        (int(old.ia[was[n]]), 1, int(was[n]), int(now[n]), count) for n, count in _merged((old, was), (new, now))
+    ]
+    merged += [(int(new.ia[came[n]]), 2, None, int(came[n]), count) for n, count in _merged((new, came))]
+    merged.sort(key=lambda one: one[:2])
+    shown = tuple(MappingChange(_range(old, a, count), _range(new, b, count)) for _, _, a, b, count in merged[:LIMIT])
+    omitted = len(merged) - len(shown)
+    return TableChange(view.regime, len(gone), len(came), len(was), shown, omitted, *_pages(before, after))
 
 
-def _runs(*sides: tuple[_Leaves, NDArray[np.intp]]) -> Iterator[tuple[int, int]]:
-    """(first, count) of neighbours that go on in address and attributes, on every side."""
-    leaves, at = sides[0]
-    if not len(at) or leaves.view is None:
-        return
-    geometry = leaves.view.geometry
-    key = leaves.key[at]
-    level = (key & np.uint64(0xF)).astype(np.int64)
-    size = np.array([geometry.block_size(n) for n in range(4)], dtype=np.uint64)[level]
-    apart = np.diff(key) != size[:-1]
-    for one, places in sides:
-        raw = one.raw[places]
-        apart |= raw[1:] - raw[:-1] != size[:-1]
-    starts = np.concatenate((np.zeros(1, dtype=np.intp), np.flatnonzero(apart) + 1))
-    ends = np.append(starts[1:], len(at))
-    yield from zip(starts.tolist(), (ends - starts).tolist(), strict=True)
+def _merged(*sides: tuple[Columns, Flat]) -> Iterator[tuple[int, int]]:
+    """(first, count) of leaves that go on in address and attributes on every side."""
+    columns: list[tuple[NDArray[Any], NDArray[Any] | int]] = []
+    for side, at in sides:
+        size = side.size[at]
+        columns += [(side.ia[at], size), (side.raw[at], size), (side.level[at], 0)]
+    for start, end in zip(*runs(*columns), strict=True):
+        yield int(start), int(end - start)
 
 
 def _pages(

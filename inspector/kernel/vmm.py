@@ -12,6 +12,7 @@ from inspector.codec import Descriptor, Field, Format, Geometry, Kind, Regime, b
 from inspector.kernel.objects import Kernel
 from inspector.kernel.traits import present_invalid_bit11
 from inspector.snapshot import Backing, BackingState
+from inspector.tables.intervals import runs
 
 U64 = NDArray[np.uint64]
 
@@ -103,13 +104,9 @@ def _runs(leaves: _Leaves, geometry: Geometry, fmt: Format) -> list[Backing]:
     distinct = sorted(set(states))
     label = np.array([distinct.index(s) for s in states])[which]
     present = np.array([s[0] is BackingState.PRESENT for s in distinct])[label]
-    step = np.uint64(size)
-    follows = (leaves.va[1:] - leaves.va[:-1] == step) & (label[1:] == label[:-1])
-    follows &= (leaves.pa[1:] - leaves.pa[:-1] == step) | ~present[1:]
-    starts = np.concatenate(([0], np.nonzero(~follows)[0] + 1))
-    ends = np.concatenate((starts[1:], [len(leaves.va)]))
     result = []
-    for first, end in zip(starts.tolist(), ends.tolist(), strict=True):
+    joined = runs((leaves.va, size), (label, 0), (np.where(present, leaves.pa, leaves.va), size))
+    for first, end in zip(*(edge.tolist() for edge in joined), strict=True):
         state, readable, writable, special = distinct[label[first]]
         pa = int(leaves.pa[first]) if state is BackingState.PRESENT else None
         result.append(

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from inspector.codec import Descriptor, Format, Geometry, bulk, decoder
 from inspector.codec.bits import WORD
+from inspector.tables.intervals import runs
 from inspector.tables.rules import LevelRules, level_rules
 from inspector.tables.shapes import Entry, Level, Range, Tree
 from inspector.tables.walk import chunks
-
-_ZERO = np.zeros(1, dtype=np.intp)
 
 _Runs = tuple[bulk.Flat, bulk.Flat, bulk.Words]
 """start, count, first entry: see `bulk.Runs`."""
@@ -141,11 +140,8 @@ def _level_ranges(at: Level, rules: LevelRules) -> _Columns | None:
     pa = bulk.field(raw, address)
     size = leaves << np.uint64(shift)
     attributes = raw & np.uint64(WORD & ~address.mask)
-    apart = ia[:-1] + size[:-1] != ia[1:]
-    apart |= pa[:-1] + size[:-1] != pa[1:]
-    apart |= attributes[:-1] != attributes[1:]
-    if not apart.all():
-        keep = np.concatenate((_ZERO, np.flatnonzero(apart) + 1))
+    keep, _ = runs((ia, size), (pa, size), (attributes, 0))
+    if len(keep) < len(ia):
         size, leaves = np.add.reduceat(size, keep), np.add.reduceat(leaves, keep)
         ia, pa, raw = ia[keep], pa[keep], raw[keep]
     return ia, size, pa, np.full(ia.shape, at.level, dtype=np.int8), raw, leaves
