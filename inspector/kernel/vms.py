@@ -37,6 +37,11 @@ def _add(found: dict[int, _Found], kvm: int, way: str) -> _Found:
     return entry
 
 
+def _pointers_to(kernel: Kernel, function: str) -> frozenset[int | None]:
+    """What a pointer to ``function`` may hold: with clang's CFI of up to 6.0, its entry in a table of jumps."""
+    return frozenset((kernel.symbol(function), kernel.symbol(f"{function}.cfi_jt")))
+
+
 def find_vms(kernel: Kernel, notes: list[str]) -> dict[int, _Found]:
     """Addresses of every ``struct kvm``, with how each was found.
 
@@ -52,13 +57,12 @@ def find_vms(kernel: Kernel, notes: list[str]) -> dict[int, _Found]:
         except BadPointer as e:
             notes.append(f"vm_list cannot be followed to its end: {e}")
             head = None
-    vm_release = kernel.symbol("kvm_vm_release")
-    vcpu_release = kernel.symbol("kvm_vcpu_release")
+    vm_release, vcpu_release = _pointers_to(kernel, "kvm_vm_release"), _pointers_to(kernel, "kvm_vcpu_release")
     for file in open_files(kernel, notes):
-        if file.release == vm_release:
+        if file.release in vm_release:
             entry = _add(found, file.private_data, "files")
             entry.fd = file.fd if entry.fd is None else min(entry.fd, file.fd)
-        elif file.release == vcpu_release:
+        elif file.release in vcpu_release:
             try:
                 kvm = kernel.at("kvm_vcpu", file.private_data).u("kvm")
             except BadPointer as e:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_MAGIC = b"S2SYMS\x02\n"  # the digit changes with the layout, or the meaning, of anything in the file
+_MAGIC = b"S2SYMS\x03\n"  # the digit changes with the layout, or the meaning, of anything in the file
 _HEAD = struct.Struct("<8sII")
 
 

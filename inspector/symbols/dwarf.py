@@ -35,9 +35,10 @@ _FUNCTIONS = (
     "alloc_fdtable",
     "vmalloc",  # mm/vmalloc.c: vm_struct
     "vfree",
+    "sparse_init",  # mm/sparse.c: mem_section
     "__put_task_struct",  # kernel/fork.c: task_struct, mm_struct, thread_info
 )
-# Their files, for debug information without .debug_aranges (clang).
+# Their files, for debug information whose .debug_aranges is absent or has assembly alone (clang).
 _FILES = (
     "virt/kvm/kvm_main.c",
     "arch/arm64/kvm/mmu.c",
@@ -46,6 +47,7 @@ _FILES = (
     "arch/arm64/kvm/hyp/nvhe/mem_protect.c",
     "fs/file.c",
     "mm/vmalloc.c",
+    "mm/sparse.c",
     "kernel/fork.c",
 )
 _SECTIONS = (
@@ -57,6 +59,7 @@ _SECTIONS = (
     "debug_addr",
     "debug_str_offsets",
     "debug_rnglists",
+    "debug_loclists",
 )
 _REFERENCES = {
     "DW_TAG_pointer_type": btf.PTR,
@@ -68,6 +71,8 @@ _REFERENCES = {
 }
 _COMPOUNDS = {"DW_TAG_structure_type": btf.STRUCT, "DW_TAG_union_type": btf.UNION}
 _DEFINITIONS = frozenset((*_COMPOUNDS, "DW_TAG_enumeration_type", "DW_TAG_typedef"))
+# On a unit whose types are in a file of their own: DWARF 5 (7.3.2.2), and GNU's DWARF 4.
+_SPLIT = frozenset(("DW_AT_dwo_name", "DW_AT_GNU_dwo_name"))
 _DW_ATE_FLOAT = 4
 _DW_ATE_SIGNED = frozenset((5, 6))  # signed, signed_char
 _DW_OP_PLUS_UCONST = 0x23
@@ -86,28 +91,35 @@ class DwarfTypes:
             raise BadInput(f"{elf.path} has no DWARF debug information: give the vmlinux built with debug info")
         self._info = views["debug_info"]
         self._strings = views["debug_str"]
+        self._offsets = views["debug_str_offsets"]
         sections = {f"{name}_sec": _descriptor(name, view) for name, view in views.items()}
-        for absent in ("debug_frame", "eh_frame", "debug_loc", "debug_ranges", "debug_line", "debug_loclists"):
+        for absent in ("debug_frame", "eh_frame", "debug_loc", "debug_ranges", "debug_line"):
             sections[f"{absent}_sec"] = None
         for absent in ("debug_pubtypes", "debug_pubnames", "debug_sup", "gnu_debugaltlink", "debug_types"):
             sections[f"{absent}_sec"] = None
         config = DwarfConfig(little_endian=True, machine_arch="AArch64", default_address_size=8)
         self._dwarf: Any = DWARFInfo(config=config, **sections)
         self._starts: list[int] = []
+        self._bases: list[tuple[int, list[int]]] = []
 
     def kernel_units(self, table: SymbolTable) -> list[int]:
-        """Offsets in .debug_info of the units of `_FUNCTIONS` (of `_FILES` without .debug_aranges)."""
+        """Offsets in .debug_info of the units of `_FUNCTIONS`, or of `_FILES` where .debug_aranges has none of them.
+
+        Raises `BadInput` when these units only name the files that hold their types (split DWARF).
+        """
         with _damage(self._path):
             ranges = self._dwarf.get_aranges()
-            if ranges is None:
-                return list(self._named_units())
             found: dict[int, None] = {}
-            for name in _FUNCTIONS:
+            for name in _FUNCTIONS if ranges is not None else ():
                 for symbol in table.named(name)[:1]:
                     offset = ranges.cu_offset_at_addr(symbol.address)
                     if offset is not None:
                         found[offset] = None
-            return list(found)
+            units = list(found) or list(self._named_units())
+            for unit in units or self._unit_starts():
+                if not _SPLIT.isdisjoint(self._dwarf.get_CU_at(unit).get_top_DIE().attributes):
+                    raise BadInput(f"the types of {self._path} lie in .dwo files: switch CONFIG_DEBUG_INFO_SPLIT off")
+            return units
 
     def all_units(self) -> list[int]:
         """Offsets in .debug_info of every unit."""
@@ -115,7 +127,11 @@ class DwarfTypes:
             return list(self._unit_starts())
 
     def units_naming(self, name: str) -> Iterator[int]:
-        """Units that refer to the string ``name`` through .debug_str: any unit that defines such a type does."""
+        """Units that refer to the string ``name`` in .debug_str: any unit that defines such a type does.
+
+        A reference is the string's offset (DW_FORM_strp), or the number of a place in .debug_str_offsets that holds
+        it (DW_FORM_strx).
+        """
         pattern = name.encode("utf-8", "surrogateescape") + b"\0"
         if self._strings is None or len(pattern) <= 4:  # shorter than the reference: always stored in place
             return
@@ -123,14 +139,10 @@ class DwarfTypes:
         at = _find(self._strings, pattern, 0)
         while at >= 0:
             # Usually its own string, but the linker may have merged it into the tail of a longer one.
-            reference = at.to_bytes(4, "little")
-            hit = _find(self._info, reference, 0)
-            while hit >= 0:
-                unit, end = self._unit_around(hit)
+            for unit in self._units_holding(at.to_bytes(4, "little")):
                 if unit not in seen:
                     seen.add(unit)
                     yield unit
-                hit = _find(self._info, reference, end)
             at = _find(self._strings, pattern, at + 1)
 
     def convert(self, units: list[int]) -> bytes:
@@ -163,6 +175,33 @@ class DwarfTypes:
                     raise _Damaged("a unit has no length")
                 at += 4 + length
         return self._starts
+
+    def _units_holding(self, reference: bytes) -> Iterator[int]:
+        hit = _find(self._info, reference, 0)
+        while hit >= 0:
+            unit, end = self._unit_around(hit)
+            yield unit
+            hit = _find(self._info, reference, end)
+        if self._offsets is None:
+            return
+        hit = _find(self._offsets, reference, 0)
+        while hit >= 0:
+            bases = self._string_bases()
+            index = bisect_right(bases, hit, key=lambda base: base[0])
+            if hit % 4 == 0 and index:
+                yield from bases[index - 1][1]
+            hit = _find(self._offsets, reference, hit + 1)
+
+    def _string_bases(self) -> list[tuple[int, list[int]]]:
+        """Where in .debug_str_offsets the part of a unit begins, ascending, and the units whose part it is."""
+        if not self._bases:
+            found: dict[int, list[int]] = {}
+            for unit in self._unit_starts():
+                base = self._dwarf.get_CU_at(unit).get_top_DIE().attributes.get("DW_AT_str_offsets_base")
+                if base is not None:
+                    found.setdefault(base.value, []).append(unit)
+            self._bases = sorted(found.items())
+        return self._bases
 
     def _unit_around(self, at: int) -> tuple[int, int]:
         starts = self._unit_starts()

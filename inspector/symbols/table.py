@@ -5,6 +5,7 @@ Addresses are link-time virtual addresses; kinds are nm's letters (upper case: g
 
 from __future__ import annotations
 
+import re
 import struct
 from array import array
 from bisect import bisect_right
@@ -32,6 +33,11 @@ _NOISE = (
     "__ksymtab_",
 )
 _VENEER = "_veneer"
+# What a compiler appends to a static function or variable that it makes global, for another unit to use: it is still
+# the one its source names.  ThinLTO's hash (kernel/kallsyms.c: cleanup_symbol_name), its older form (Android's 5.4 to
+# 5.15), -funique-internal-linkage-names.  Other suffixes stay, for what has them is not the function: a clone for
+# certain arguments (.isra.0, .constprop.0), a piece of it (.part.0, .cold), an entry of CFI's jump table (.cfi_jt).
+_PROMOTED = re.compile(r"\.(?:__uniq\.[0-9]+(?:\.llvm\.[0-9a-f]+)?|llvm\.[0-9a-f]+|[0-9a-f]{32})(?=$|\.cfi_jt$)")
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class SymbolTable:
         """A table of ``symbols``, in any order; names that share an address keep the order of
         ``scripts/kallsyms.c`` (``compare_symbols``): weak ones last, then fewest leading underscores first.
         """
-        ordered = sorted(symbols, key=_order)
+        ordered = sorted(map(_as_in_source, symbols), key=_order)
         encoded = [symbol.name.encode("utf-8", "surrogateescape") for symbol in ordered]
         name_at, at = array("I"), 0
         for name in encoded:
@@ -136,6 +142,14 @@ class SymbolTable:
     def _name(self, index: int) -> bytes:
         start = self.name_at[index]
         return self.names[start : self.names.index(b"\0", start)]
+
+
+def _as_in_source(symbol: Symbol) -> Symbol:
+    """The symbol of a promoted static function or variable under its own name, and local."""
+    if "." not in symbol.name:
+        return symbol
+    name = _PROMOTED.sub("", symbol.name)
+    return symbol if name == symbol.name else Symbol(symbol.address, symbol.kind.lower(), name)
 
 
 def is_noise(name: str) -> bool:
