@@ -4,7 +4,7 @@ Every command that looks at a machine works on a `Capture`, which is loaded (``-
 `get_capture` and nowhere else; so both give the same output.
 
 Exit codes (`inspector.findings.ExitCode`): 0 clean; 1 findings; 2 usage, bad input, or a bug in this tool; 3 the target
-could not be reached, was lost, or the command was interrupted.
+could not be reached, was lost, or the command was interrupted; 125 nothing could be judged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import click
 
 import inspector
-from inspector.capture.view import TableView, table_views, vm_title
+from inspector.capture.view import TableView, not_viewed, table_views, vm_title
 from inspector.check import CATALOGUE, NOT_SHOWN, run_checks, selected
 from inspector.codec import REGISTERS, Format, Geometry, InvalidForm, Regime
 from inspector.codec import decode as decode_bits
@@ -157,7 +157,8 @@ class _Group(click.Group):
     cls=_Group,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 clean, 1 findings, 2 usage or bad input, 3 target not reached, lost, or interrupted. "
+    epilog="Exit codes: 0 clean, 1 findings, 2 usage or bad input, 3 target not reached, lost, or interrupted, "
+    "125 nothing could be judged (no VM, or no table that can be read: what 'git bisect run' skips). "
     "'inspector COMMAND --help' has examples.",
 )
 @click.version_option(inspector.__version__, prog_name="inspector")
@@ -470,7 +471,8 @@ def _ids(values: tuple[str, ...]) -> list[str]:
 
 @_command(
     "check",
-    epilog="Examples: inspector --from host.s2cap check --json | inspector check --only S3,R1 | inspector check --list",
+    epilog="Examples: inspector --from host.s2cap check --json | inspector check --only S3,R1 | inspector check --list"
+    ". Exit code 1: a rule is violated; 125: there was nothing that could be judged.",
 )
 @click.option("--list", "listing", is_flag=True, help="List the checks with the sources of their rules.")
 @click.option("--only", multiple=True, metavar="ID[,ID…]", help="Only these checks.")
@@ -496,6 +498,8 @@ def check(options: Options, listing: bool, only: tuple[str, ...], skip: tuple[st
     if not capture.vms:
         raise Untestable(_nothing_to_check(capture))
     found = run_checks(capture, _ids(only), _ids(skip))
+    if not any(one.severity is Severity.ERROR for one in found):
+        _require_a_table(capture)
     checked = {one.id: CATALOGUE[one.id].statement for one in chosen}
     options.emit(
         lambda: documents.check(found, checked, capture), lambda paint: text.findings(found, checked, capture, paint)
@@ -518,7 +522,8 @@ def _generation_option(function: F) -> F:
 @_command(
     "diff",
     epilog="Examples: inspector --connect :1234 diff --vm vm0 | inspector diff before.s2cap after.s2cap. "
-    "Exit code 1: something differs that nothing legal explains; between two captures: anything.",
+    "Exit code 1: something differs that nothing legal explains; between two captures: anything. "
+    "125: there was nothing that could be judged.",
 )
 @click.argument("captures", metavar="[BEFORE AFTER]", nargs=-1)
 @click.option("--vm", metavar="VM", help="Only this VM: its name (vm0), its number, or its VMM's pid.")
@@ -532,6 +537,8 @@ def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation
         raise Untestable(_nothing_to_check(capture))
     kernel = kernel_of(capture.host, generation)
     compared = list(compare_views(choose_views(capture, vm), kernel))
+    if not compared:
+        _require_a_table(capture)
     options.emit(
         lambda: difference.comparison_document(compared, kernel, capture),
         lambda paint: difference.comparison(compared, kernel, capture, paint),
@@ -589,6 +596,14 @@ def _with_generation(line: str, generation: str) -> str:
         return line
     kept = [word for word in words if not word.startswith("generation=")]
     return " ".join((*kept, f"generation={generation}")) + mark + comment
+
+
+def _require_a_table(capture: Capture) -> None:
+    """Raises `Untestable` with the reasons when not one guest table could be judged."""
+    if not any(table_views(capture)):
+        left_out = list(not_viewed(capture))
+        reasons = "; ".join(dict.fromkeys(reason for _, reason in left_out)) or "no VM has one"
+        raise Untestable(f"none of {count(len(left_out), 'guest table')} was judged: {reasons}")
 
 
 def _nothing_to_check(capture: Capture) -> str:

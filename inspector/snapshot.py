@@ -78,7 +78,8 @@ class CpuState:
     """One CPU's registers as the stub gave them; a register that QEMU lacks is absent.
 
     ``symbol`` is the kernel function at its PC, if any.
-    ``vttbr_live`` tells whether VTTBR_EL2 names the stage-2 in force (HCR_EL2.VM=1, TGE=0, not in a TLB helper).
+    ``vttbr_live`` tells whether VTTBR_EL2 names the stage-2 in force (HCR_EL2.VM=1, TGE=0, not in a TLB helper): a
+    guest's, or under protected mode the host's own.
     """
 
     index: int
@@ -86,6 +87,11 @@ class CpuState:
     running: Running
     symbol: str | None
     vttbr_live: bool
+
+    @property
+    def hosts_own_stage2(self) -> bool:
+        """True when the stage-2 in force is the one that a protected host runs under."""
+        return self.vttbr_live and self.running in (Running.HOST, Running.USER)
 
 
 @dataclass(frozen=True)

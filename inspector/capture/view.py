@@ -137,3 +137,17 @@ def table_views(capture: Capture) -> Iterator[TableView]:
         for number, mmu in enumerate(vm.mmus):
             if mmu.pgd_phys and mmu.unreadable is None and mmu.geometry is not None:
                 yield TableView(capture, vm, mmu, number, mmu.geometry, mmu.pgd_phys)
+
+
+def not_viewed(capture: Capture) -> Iterator[tuple[str, str]]:
+    """(table, reason) of every MMU that `table_views` leaves out, but for a shadow MMU that has no table."""
+    for vm in capture.vms:
+        for mmu in vm.mmus:
+            table = f"{regime_name(mmu)} of {vm_title(vm)}"
+            if mmu.unreadable is not None:
+                yield table, mmu.unreadable
+            elif not mmu.pgd_phys:
+                if mmu.kind is MmuKind.VM:
+                    yield table, "it has no table (yet, or any more)"
+            elif mmu.geometry is None:
+                yield table, f"its VTCR_EL2 {mmu.vtcr:#x} describes no table"

@@ -18,6 +18,9 @@ _VTCR = "kvm_get_vtcr"
 _LOAD = "__load_stage2"
 _DAMAGED = "the host's own record of the guest is damaged: nothing more of it is checked"
 
+_PS_48, _PS_52 = PS_BITS.index(48), PS_BITS.index(52)
+_LEAST_IPA_BITS = 32
+"""``ARM64_MIN_PARANGE_BITS``."""
 #: VTCR_EL2 fields that KVM writes (kernel.md 2.1, DDI 0487 D19.2 VTCR_EL2): T0SZ SL0 IRGN0 ORGN0 SH0 TG0 PS VS HA, RES1
 #: bit 31, DS.  HD (22) and SL2 (33) are never set.
 _VTCR_WRITTEN = (1 << 20) - 1 | 1 << 21 | 1 << 31 | 1 << 32
@@ -182,18 +185,36 @@ def _vtcr_disagreements(context: Context, mmu: Mmu) -> Iterator[tuple[str, str, 
         yield "no other bit", f"bits {odd:#x}", "KVM writes none of them (HD is bit 22, SL2 is bit 33)"
 
 
+def _pa_sizes(parange: int | None, lpa2: bool, page_size: int) -> set[int]:
+    """The values of VTCR_EL2.PS that KVM may write on these CPUs; a PARange that is not known is taken for 52 bits.
+
+    ``kvm_get_parange_max`` (6.12, 7.3; 6.1: ``ID_AA64MMFR0_EL1_PARANGE_MAX``): 52 bits with LPA2, and with 64K pages if
+    CONFIG_ARM64_PA_BITS_52 is set, which a capture does not tell; else 48.
+    """
+    limits = {_PS_52} if lpa2 else {_PS_48, _PS_52} if page_size == 1 << 16 else {_PS_48}
+    return {min(_PS_52 if parange is None else parange, limit) for limit in limits}
+
+
 def _vtcr_against_cpu(context: Context, value: int, ps: int) -> Iterator[tuple[str, str, str]]:
     host = context.capture.host
-    parange = host.features.get("parange")
-    if parange is not None and ps > parange:
-        yield f"PS at most {parange}", f"PS {ps}", "the CPUs have no larger physical addresses (PARange)"
+    parange, lpa2 = host.features.get("parange"), bool(value >> 32 & 1)
+    sizes = _pa_sizes(parange, lpa2, host.page_size)
     if ps >= len(PS_BITS):
         yield "PS 0 to 6", f"PS {ps}", "the value is reserved"
-    elif 64 - (value & 0x3F) > PS_BITS[ps]:
+    elif parange is not None and ps not in sizes:
         yield (
-            f"an IPA size of at most {PS_BITS[ps]} bits",
+            f"PS {' or '.join(map(str, sorted(sizes)))}",
+            f"PS {ps}",
+            f"it is the CPUs' PARange, {parange}, as far as this granule goes",
+        )
+    # kvm_set_ipa_limit, kvm_init_ipa_range (6.1: kvm_arm_setup_stage2): with 64K pages the limit is the CPUs' size even
+    # where the kernel, without CONFIG_ARM64_PA_BITS_52, keeps its own addresses and PS to 48 bits.
+    most = PS_BITS[max(sizes)]
+    if not _LEAST_IPA_BITS <= 64 - (value & 0x3F) <= most:
+        yield (
+            f"an IPA size of {_LEAST_IPA_BITS} to {most} bits",
             f"T0SZ {value & 0x3F}",
-            "KVM limits the IPA size to the PA size",
+            "KVM makes no VM with another: the most is the CPUs' PARange as far as this granule goes",
         )
     vmid16 = host.features.get("vmid16")
     if vmid16 is not None and bool(value >> 19 & 1) != bool(vmid16):

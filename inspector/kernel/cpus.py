@@ -62,7 +62,7 @@ def cpu_state(cpu: Cpu, kernel: Kernel | None, *, protected: bool = False) -> Cp
     """One CPU's registers with what they mean.
 
     A guest runs at EL1 or EL0 with HCR_EL2.VM=1 and TGE=0.  VTTBR_EL2 is live only where a
-    guest's stage-2 is in force (kernel.md 2.4).  A ``protected`` host runs under a stage-2 of its own, VMID 0
+    stage-2 is in force (kernel.md 2.4): a guest's, or the one that a ``protected`` host itself runs under, VMID 0
     (kernel.md 12.1).
     """
     r = cpu.registers
@@ -83,7 +83,7 @@ def cpu_state(cpu: Cpu, kernel: Kernel | None, *, protected: bool = False) -> Cp
         running = Running.GUEST
     else:
         running = Running.USER if level == 0 else Running.HOST
-    live = stage2 and running in (Running.GUEST, Running.WORLD_SWITCH)
+    live = stage2 and running not in (Running.HYP, Running.TLB_HELPER)
     return CpuState(cpu.index, dict(r), running, symbol, live)
 
 

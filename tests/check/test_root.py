@@ -157,8 +157,8 @@ def vtcr(value: int) -> World:
         (VTCR[48] ^ 1 << 31, "bit 31 set"),
         (VTCR[48] ^ 1 << 19, "VS 1"),
         (VTCR[48] | 3 << 16, "PS"),  # reserved 7
-        (VTCR[48] ^ 3 << 16, "PS at most 5"),  # 6: 52 bits on a CPU with 48
-        (VTCR[48] ^ 1 << 16, "at most 44 bits"),  # PS 44 bits with a 48-bit IPA
+        (VTCR[48] ^ 3 << 16, "PS 5"),  # 6: 52 bits on a CPU with 48
+        (VTCR[48] ^ 1 << 16, "PS 5"),  # 4: 44 bits on a CPU with 48
         (VTCR[48] | 1 << 22, "no other bit"),  # HD
         (VTCR[48] | 1 << 33, "no other bit"),  # SL2
         (VTCR[48] | 1 << 32, "DS 0"),  # on CPUs without FEAT_LPA2
@@ -219,6 +219,57 @@ def test_values_measured_on_real_kernels(value: int, ia_bits: int, features: dic
     guest = world.guest(vmid=1, ia_bits=ia_bits)
     guest.mmu_changes.update(vtcr=value, geometry=Geometry.from_vtcr(value))
     silent(world)
+
+
+#: RES1, HA, VS, SH0, ORGN0 and IRGN0 as VTCR_EL2_FLAGS has them; TG0 of each granule.
+_FLAGS, _TG0 = 0x8028_3500, {12: 0 << 14, 14: 2 << 14, 16: 1 << 14}
+
+
+def _vtcr_of(shift: int, ia_bits: int, ps: int, levels: int, *, ds: bool = False) -> int:
+    """A VTCR_EL2 by hand (DDI 0487 VTCR_EL2): SL0 counts levels from 2 with 4K pages, from 1 with the others."""
+    sl0 = levels - 2 if shift == 12 else levels - 1
+    return _FLAGS | _TG0[shift] | ps << 16 | sl0 << 6 | 64 - ia_bits | int(ds) << 32
+
+
+@pytest.mark.parametrize(
+    ("shift", "ia_bits", "ps", "levels", "lpa2", "parange", "wrong"),
+    [
+        # kvm_set_ipa_limit does not clip with 64K pages: 52 bits of IPA, PS by kvm_get_parange_max: 48 without
+        # CONFIG_ARM64_PA_BITS_52, 52 with it (6.12 and 7.3; 6.1 by ID_AA64MMFR0_EL1_PARANGE_MAX).
+        (16, 52, 5, 3, False, 6, None),
+        (16, 52, 6, 3, False, 6, None),
+        (16, 48, 5, 3, False, 5, None),
+        (16, 52, 5, 3, False, 5, "an IPA size of 32 to 48 bits"),
+        (16, 48, 4, 3, False, 6, "PS 5 or 6"),
+        (16, 48, 4, 3, False, 5, "PS 5"),
+        # 4K and 16K pages without LPA2 are clipped to 48 bits, both of them.
+        (12, 48, 5, 4, False, 6, None),
+        (12, 48, 6, 4, False, 6, "PS 5"),
+        (14, 48, 5, 3, False, 6, None),
+        (14, 52, 5, 4, False, 6, "an IPA size of 32 to 48 bits"),
+        # With LPA2 (kvm_lpa2_is_enabled) neither is.
+        (12, 52, 6, 4, True, 6, None),
+        (12, 48, 5, 4, True, 6, "PS 6"),
+        # A CPU with less limits both; kvm_init_ipa_range refuses fewer than ARM64_MIN_PARANGE_BITS, 32.
+        (12, 40, 2, 3, False, 2, None),
+        (12, 44, 2, 4, False, 2, "an IPA size of 32 to 40 bits"),
+        (12, 32, 5, 2, False, 5, None),
+        (12, 31, 5, 2, False, 5, "an IPA size of 32 to 48 bits"),
+    ],
+)
+def test_how_large_addresses_may_be(
+    shift: int, ia_bits: int, ps: int, levels: int, lpa2: bool, parange: int, wrong: str | None
+) -> None:
+    world = World()
+    world.features.update(parange=parange, lpa2=int(lpa2))
+    world.host_changes["page_size"] = 1 << shift
+    guest = world.guest(vmid=1)
+    value = _vtcr_of(shift, ia_bits, ps, levels, ds=lpa2)
+    guest.mmu_changes.update(
+        vtcr=value, ia_bits=ia_bits, start_level=4 - levels, pgd_phys=0, pgd_pa=guest.root, geometry=None
+    )
+    found = [(f.severity, f.expected) for f in run_checks(world.capture(), only=["S2"])]
+    assert found == ([] if wrong is None else [(Severity.ERROR, wrong)])
 
 
 def test_a_shadow_table_is_held_to_the_same_vtcr() -> None:

@@ -452,6 +452,41 @@ def test_no_vms(tmp_path: Path) -> None:
     assert "no VMs" in refused(invoke("--from", path, "check"), 125)
 
 
+WHY = "protected mode: the hypervisor owns this table"
+
+
+def unread(tmp_path: Path, *numbers: int) -> str:
+    """The good world, with the tables of VMs ``numbers`` out of reach."""
+    world = good_world()
+    for number in numbers:
+        world.guests[number].mmu_changes.update(unreadable=WHY, pgd_phys=0, pgd_pa=None, geometry=None)
+    if 0 in numbers:
+        world.cpus.pop(0)
+    return stored(tmp_path / "unread.s2cap", world)
+
+
+@pytest.mark.parametrize("command", ["check", "diff"])
+def test_nothing_judged_is_not_clean(tmp_path: Path, command: str) -> None:
+    said = refused(invoke("--from", unread(tmp_path, 0, 1, 2), command), 125)
+    assert "3 guest tables" in said and WHY in said
+    result = invoke("--from", unread(tmp_path, 0, 2), command)
+    assert result.exit_code == 0 and result.stdout.count(WHY) == 2
+
+
+def test_an_error_beside_nothing_judged_is_an_error(tmp_path: Path) -> None:
+    world = good_world()
+    world.cpus.clear()
+    for guest in world.guests:
+        guest.mmu_changes.update(unreadable=WHY, pgd_phys=0, pgd_pa=None, geometry=None)
+    world.guests[0].mmu_changes["damaged"] = True
+    assert invoke("--from", stored(tmp_path / "x", world), "check").exit_code == 1
+
+
+def test_the_exit_code_for_nothing_judged_is_in_the_help() -> None:
+    for command in ([], ["check"], ["diff"]):
+        assert "125" in invoke(*command, "--help").stdout
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -44,13 +44,13 @@ def test_what_runs(cpsr: int, hcr: int, vttbr: int, running: str, live: bool) ->
 def test_a_protected_host_runs_under_a_stage_2_of_its_own(e2h: int) -> None:
     """VMID 0 (kernel.md 12.1); with hVHE, E2H is set although the kernel is at EL1."""
     for cpsr, hcr, vttbr, expected in (
-        (EL1H, RW | VM | e2h, 0x5000_0000, ("host", False)),
-        (EL0, RW | VM | e2h, 0x5000_0000, ("user", False)),
-        (EL1H, RW | VM | e2h, GUEST_VTTBR, ("guest", True)),
+        (EL1H, RW | VM | e2h, 0x5000_0000, ("host", True, True)),
+        (EL0, RW | VM | e2h, 0x5000_0000, ("user", True, True)),
+        (EL1H, RW | VM | e2h, GUEST_VTTBR, ("guest", True, False)),
     ):
         cpu = Cpu(0, {"cpsr": cpsr, "HCR_EL2": hcr, "VTTBR_EL2": vttbr, "pc": 0})
         found = cpu_state(cpu, None, protected=True)
-        assert (found.running, found.vttbr_live) == expected
+        assert (found.running, found.vttbr_live, found.hosts_own_stage2) == expected
 
 
 def test_exception_level() -> None:
