@@ -27,13 +27,14 @@ import click
 import inspector
 from inspector.capture.view import TableView, not_viewed, table_views, vm_title
 from inspector.check import CATALOGUE, NOT_SHOWN, run_checks, selected
-from inspector.codec import REGISTERS, Format, Geometry, InvalidForm, Regime
+from inspector.codec import REGISTERS, Format, Geometry, InvalidForm, Regime, is_known, levels_of
 from inspector.codec import decode as decode_bits
 from inspector.compare import changes, compare_views, kernel_of
 from inspector.findings import BadInput, ExitCode, InspectorError, Severity, Untestable
 from inspector.model import GENERATIONS, ScriptError, StepResult, run_script
 from inspector.report import difference, documents, text
 from inspector.report.format import Painter, columns, count, size
+from inspector.report.sysregs import register_lines
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval, parse_number
 from inspector.snapshot import Capture, MmuKind, Mode, Scope
 from inspector.tables import reverse as reverse_tree
@@ -400,7 +401,8 @@ _GRANULES = {"4k": 12, "16k": 14, "64k": 16}
     "inspector decode --register vtcr_el2 0x802d3558",
 )
 @click.argument("value", metavar="VALUE")
-@click.option("--register", metavar="NAME", help="VALUE is this system register (vtcr_el2, vttbr_el2, hcr_el2 …).")
+@click.option("--register", metavar="NAME", help="VALUE is this system register (vtcr_el2, esr_el2, hpfar_el2 …).")
+@click.option("--e2h", is_flag=True, help="HCR_EL2.E2H was set (VHE, hVHE): tcr_el2, ttbr0_el2, cptr_el2 differ.")
 @click.option("--level", type=click.IntRange(-1, 3), help="The level of the table VALUE was read from.")
 @click.option("--granule", type=click.Choice(list(_GRANULES), case_sensitive=False), default="4k", help="Default: 4k.")
 @click.option("--fwb", is_flag=True, help="HCR_EL2.FWB was set.")
@@ -418,6 +420,7 @@ def decode(
     options: Options,
     value: str,
     register: str | None,
+    e2h: bool,
     level: int | None,
     granule: str,
     fwb: bool,
@@ -426,13 +429,20 @@ def decode(
     generation: str,
     regime: str,
 ) -> None:
-    """Decode a descriptor or a system register, offline."""
+    """Decode a descriptor or a system register, offline.
+
+    A register value that no CPU would have is data as well: what is doubtful of it is said, and the exit code is 0.
+    """
     number = parse_number(value, "value")
     if register is not None:
-        name = register.lower()
-        if name not in REGISTERS:
-            raise BadInput(f"'{register}' is not a register this tool knows: {', '.join(sorted(REGISTERS))}")
-        options.emit(lambda: documents.decode_named_register(name, number), lambda _: text.register(name, number))
+        name = register.lower().removesuffix("_e2h")
+        e2h = e2h or name != register.lower()
+        if not is_known(name):
+            known = ", ".join(sorted(one for one in REGISTERS if not one.endswith("_e2h")))
+            raise BadInput(f"'{register}' is not a register this tool knows: {known}")
+        options.emit(
+            lambda: documents.decode_named_register(name, number, e2h), lambda _: register_lines(name, number, e2h)
+        )
         return
     if level is None:
         raise BadInput("a descriptor is decoded by its level: give --level, or --register for a register")
@@ -440,6 +450,10 @@ def decode(
     bits = 52 if lpa2 or shift == 16 else 48
     geometry = Geometry.for_ipa(bits if lpa2 else 48, shift, bits, lpa2)
     kind = {"stage2": Regime.STAGE2, "hyp": Regime.HYP_STAGE1, "linux": Regime.LINUX_STAGE1}[regime]
+    levels = levels_of(shift, lpa2, kind is Regime.STAGE2)
+    if level not in levels:
+        lower = "" if lpa2 or levels == levels_of(shift, True) else f", and {levels[0] - 1} with --lpa2"
+        raise BadInput(f"there is no level {level}: a {granule.upper()} granule has levels {levels[0]} to 3{lower}")
     new = generation in ("6.12", "6.18", "7.3")
     fmt = Format(kind, fwb=fwb, xnx=xnx, invalid=_FORMS[generation], linux_612=new)
     found = decode_bits(number, level, geometry, fmt)

@@ -42,7 +42,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.codec import Geometry
-from inspector.codec.geometry import MAX_ROOT_PAGES, PS_BITS
+from inspector.codec.geometry import MAX_ROOT_PAGES
+from inspector.codec.registers import PS_BITS
 from inspector.findings import BadInput
 from inspector.snapshot import SCHEMA, Backing, BackingState, Capture, Memslot
 

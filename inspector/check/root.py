@@ -9,7 +9,7 @@ from inspector.capture.view import root_of
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, note, where_view, where_vm
 from inspector.check.live import live_cpus
-from inspector.codec.geometry import PS_BITS
+from inspector.codec.registers import PS_BITS
 from inspector.findings import Finding, Where
 from inspector.snapshot import Capture, Mmu, Mode, PageState
 

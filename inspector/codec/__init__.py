@@ -13,8 +13,22 @@ Any 64-bit value is data: `decode` never raises for one.
 from inspector.codec.bits import RES, Field, Layout, Part
 from inspector.codec.descriptor import Descriptor, decode, decoder, encode
 from inspector.codec.formats import Format, InvalidForm, Kind, Regime
-from inspector.codec.geometry import Geometry
-from inspector.codec.registers import REGISTERS, RegisterField, Vttbr, decode_register, encode_register, vttbr
+from inspector.codec.geometry import Geometry, levels_of
+from inspector.codec.meaning import describe as describe_register
+from inspector.codec.meaning import doubts
+from inspector.codec.registers import (
+    REGISTERS,
+    Register,
+    RegisterField,
+    Vttbr,
+    decode_register,
+    encode_register,
+    is_known,
+    register_layout,
+    table_address,
+    vmid_bits,
+    vttbr,
+)
 
 __all__ = [
     "REGISTERS",
@@ -28,12 +42,20 @@ __all__ = [
     "Layout",
     "Part",
     "Regime",
+    "Register",
     "RegisterField",
     "Vttbr",
     "decode",
     "decode_register",
     "decoder",
+    "describe_register",
+    "doubts",
     "encode",
     "encode_register",
+    "is_known",
+    "levels_of",
+    "register_layout",
+    "table_address",
+    "vmid_bits",
     "vttbr",
 ]

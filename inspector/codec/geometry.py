@@ -5,44 +5,93 @@ All of it is arithmetic on `granule_shift`, `ia_bits` and `start_level`; nothing
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inspector.codec.bits import mask
+from inspector.codec.registers import (
+    PS_BITS,
+    TG0_SHIFT,
+    TG1_SHIFT,
+    decode_register,
+    encode_register,
+)
 
 LAST_LEVEL = 3
 MAX_ROOT_PAGES = 16
 """Concatenated tables at the start level, at most (DDI 0487 D8.2)."""
 
-PS_BITS = (32, 36, 40, 42, 44, 48, 52)
-"""PARange, VTCR_EL2.PS, TCR_ELx.(I)PS: output address bits by field value (DDI 0487 D24.2; 7 needs FEAT_D128)."""
-
-TG0_SHIFT = {0: 12, 1: 16, 2: 14}
-"""VTCR_EL2.TG0 and TCR_ELx.TG0 to granule shift; 3 is reserved (TG1 is encoded differently)."""
-
-TG1_SHIFT = {1: 14, 2: 12, 3: 16}
-"""TCR_ELx.TG1 to granule shift; 0 is reserved."""
-
-VTCR_FIXED = 1 << 31 | 3 << 12 | 1 << 10 | 1 << 8
-"""RES1, SH0 inner shareable, ORGN0 and IRGN0 write-back: what every `kvm_get_vtcr` writes."""
+VTCR_FIXED = {"RES1": 1, "SH0": 3, "ORGN0": 1, "IRGN0": 1}
+"""Inner shareable, write-back walks, and the bit that is always one: what every `kvm_get_vtcr` writes."""
 
 
-def _get(word: int, hi: int, lo: int) -> int:
-    return (word & mask(hi, lo)) >> lo
+def levels_of(granule_shift: int, lpa2: bool, stage2: bool = True) -> range:
+    """The levels that tables of this granule can have (DDI 0487 D8.2): the first is the lowest there is.
+
+    4K has levels 0 to 3, and -1 with DS=1; 16K has 1 to 3, and 0 with DS=1 (stage 1 always); 64K has 1 to 3.
+    """
+    first = 1 if granule_shift == 16 else 0
+    if granule_shift == 12 and lpa2:
+        first = -1
+    elif granule_shift == 14 and stage2 and not lpa2:
+        first = 1
+    return range(first, LAST_LEVEL + 1)
 
 
-def _start_level_from_sl(granule_shift: int, sl0: int, sl2: int, ds: bool) -> int:
-    """VTCR_EL2.SL0 and SL2 to start level (DDI 0487 D24.2 VTCR_EL2, AArch64.S2StartLevel); ValueError if reserved."""
+def _start_level(granule_shift: int, sl0: int, sl2: int, ds: bool) -> int | None:
+    """VTCR_EL2.SL0 and SL2 to start level (AArch64.S2StartLevel); ``None`` when reserved."""
     if granule_shift == 12:
         if ds and sl2:
-            if sl0 != 0:
-                raise ValueError(f"VTCR_EL2: SL2=1 with SL0={sl0} is reserved for a 4K granule")
-            return -1
+            return None if sl0 else -1
         return (2, 1, 0, 3)[sl0]
-    if granule_shift == 16 and sl0 == 3:
-        raise ValueError("VTCR_EL2: SL0=3 is reserved for a 64K granule")
-    if granule_shift == 14 and sl0 == 3 and not ds:
-        raise ValueError("VTCR_EL2: SL0=3 (start level 0) with a 16K granule needs DS=1")
-    return 3 - sl0
+    return LAST_LEVEL - sl0 if LAST_LEVEL - sl0 in levels_of(granule_shift, ds) else None
+
+
+def _read_vtcr(vtcr: int) -> tuple[Geometry | None, list[str]]:
+    """The shape that a VTCR_EL2 describes, or why there is no such shape, a sentence for each reason."""
+    fields = decode_register("vtcr_el2", vtcr)
+    tg0, ps, sl0, sl2 = (fields[name] for name in ("TG0", "PS", "SL0", "SL2"))
+    problems = []
+    if ps >= len(PS_BITS):
+        problems.append(f"PS={ps} is reserved")
+    granule_shift = TG0_SHIFT.get(tg0)
+    ia_bits = 64 - fields["T0SZ"]
+    if ia_bits > 52:
+        problems.append(f"T0SZ={fields['T0SZ']} gives {ia_bits} input address bits, more than 52")
+    if granule_shift is None:
+        return None, [*problems, f"TG0={tg0} is reserved"]
+    lpa2 = bool(fields["DS"]) and granule_shift != 16
+    start = _start_level(granule_shift, sl0, sl2, lpa2)
+    if 48 < ia_bits <= 52 and not lpa2 and granule_shift != 16:
+        problems.append(f"T0SZ={fields['T0SZ']} gives {ia_bits} input address bits, which need DS=1 with this granule")
+    if start is None:
+        with_sl2 = f"SL2={sl2} with " if lpa2 and sl2 else ""
+        without_ds = "" if lpa2 else " without DS=1" if granule_shift == 14 else ""
+        problems.append(f"{with_sl2}SL0={sl0} is reserved for a {_granule(granule_shift)} granule{without_ds}")
+        return None, problems
+    stride = granule_shift - 3
+    smallest = (LAST_LEVEL - start) * stride + granule_shift + 1
+    if ia_bits <= 52 and not smallest <= ia_bits <= smallest + stride + 3:
+        problems.append(
+            f"start level {start} cannot resolve {ia_bits} input address bits: with this granule it takes "
+            f"{smallest} to {smallest + stride + 3}"
+        )
+    if problems:
+        return None, problems
+    root_pages = 1 << max(0, ia_bits - (smallest + stride - 1))
+    return Geometry(granule_shift, ia_bits, start, root_pages, PS_BITS[ps], lpa2), []
+
+
+def vtcr_problems(vtcr: int) -> list[str]:
+    """Why no table has the shape that this VTCR_EL2 describes, a sentence for each reason; empty when one has.
+
+    TG0=3, PS=7, reserved SL0 and SL2, a start level that cannot resolve T0SZ with at most 16 concatenated tables
+    (AArch64.S2InconsistentSL), more than 52 bits, and more than 48 without DS=1 or the 64K granule.
+    """
+    return _read_vtcr(vtcr)[1]
+
+
+def _granule(shift: int) -> str:
+    return f"{1 << shift - 10}K"
 
 
 @dataclass(frozen=True)
@@ -86,6 +135,15 @@ class Geometry:
         """The levels from the start level to 3."""
         return range(self.start_level, LAST_LEVEL + 1)
 
+    def describe(self) -> str:
+        """``40-bit IPA, 4K granule, 40-bit PA, starts at level 1 with 2 root tables``."""
+        lpa2 = ", LPA2" if self.lpa2 else ""
+        roots = f"{self.root_pages} root table{'' if self.root_pages == 1 else 's'}"
+        return (
+            f"{self.ia_bits}-bit IPA, {_granule(self.granule_shift)} granule, {self.pa_bits}-bit PA{lpa2}, "
+            f"starts at level {self.start_level} with {roots}"
+        )
+
     def level_shift(self, level: int) -> int:
         """log2 of the bytes covered by one entry at ``level`` (``ARM64_HW_PGTABLE_LEVEL_SHIFT``)."""
         return self.stride * (4 - level) + 3
@@ -125,33 +183,12 @@ class Geometry:
     def from_vtcr(cls, vtcr: int) -> Geometry:
         """The shape that a VTCR_EL2 value describes.
 
-        Raises ValueError where the architecture calls the value reserved or inconsistent: TG0=3, PS=7, a start level
-        that cannot resolve T0SZ with at most 16 concatenated tables (AArch64.S2InconsistentSL), more than 48 bits
-        without DS=1 or the 64K granule.
+        Raises ValueError, with the first of `vtcr_problems`, where there is none.
         """
-        tg0 = _get(vtcr, 15, 14)
-        if tg0 not in TG0_SHIFT:
-            raise ValueError("VTCR_EL2: TG0=3 is reserved")
-        granule_shift = TG0_SHIFT[tg0]
-        ps = _get(vtcr, 18, 16)
-        if ps >= len(PS_BITS):
-            raise ValueError(f"VTCR_EL2: PS={ps} is reserved")
-        lpa2 = bool(_get(vtcr, 32, 32)) and granule_shift != 16
-        ia_bits = 64 - _get(vtcr, 5, 0)
-        start_level = _start_level_from_sl(granule_shift, _get(vtcr, 7, 6), _get(vtcr, 33, 33), lpa2)
-        if ia_bits > 52:
-            raise ValueError(f"VTCR_EL2: T0SZ gives {ia_bits} input address bits, more than 52")
-        if ia_bits > 48 and not lpa2 and granule_shift != 16:
-            raise ValueError(f"VTCR_EL2: {ia_bits} input address bits need DS=1 with this granule")
-        stride = granule_shift - 3
-        smallest = (LAST_LEVEL - start_level) * stride + granule_shift + 1
-        if not smallest <= ia_bits <= smallest + stride - 1 + 4:
-            raise ValueError(
-                f"VTCR_EL2: start level {start_level} cannot resolve {ia_bits} input address bits: "
-                f"with this granule it takes {smallest} to {smallest + stride + 3}"
-            )
-        root_pages = 1 << max(0, ia_bits - (smallest + stride - 1))
-        return cls(granule_shift, ia_bits, start_level, root_pages, PS_BITS[ps], lpa2)
+        geometry, problems = _read_vtcr(vtcr)
+        if geometry is None:
+            raise ValueError(f"VTCR_EL2: {problems[0]}")
+        return geometry
 
     @classmethod
     def for_ipa(cls, ia_bits: int, granule_shift: int = 12, pa_bits: int = 48, lpa2: bool = False) -> Geometry:
@@ -181,32 +218,27 @@ class Geometry:
 
         Raises ValueError on reserved values.
         """
-        ips = _get(tcr, 34, 32)
-        if ips >= len(PS_BITS):
-            raise ValueError(f"TCR: IPS={ips} is reserved")
-        if upper:
-            va_bits, tg, shifts = 64 - _get(tcr, 21, 16), _get(tcr, 31, 30), TG1_SHIFT
-        else:
-            va_bits, tg, shifts = 64 - _get(tcr, 5, 0), _get(tcr, 15, 14), TG0_SHIFT
-        if tg not in shifts:
-            raise ValueError(f"TCR: TG{int(upper)}={tg} is reserved")
-        return cls._stage1(va_bits, shifts[tg], PS_BITS[ips], bool(_get(tcr, 59, 59)))
+        fields = decode_register("tcr_el1", tcr)
+        half, shifts = ("1", TG1_SHIFT) if upper else ("0", TG0_SHIFT)
+        return cls._stage1("TCR", fields, f"T{half}SZ", f"TG{half}", shifts, "IPS")
 
     @classmethod
     def from_tcr_el2(cls, tcr: int) -> Geometry:
         """The shape that TCR_EL2 with E2H=0 gives to the EL2 stage 1.  Raises ValueError on reserved values."""
-        ps, tg = _get(tcr, 18, 16), _get(tcr, 15, 14)
-        if ps >= len(PS_BITS):
-            raise ValueError(f"TCR_EL2: PS={ps} is reserved")
-        if tg not in TG0_SHIFT:
-            raise ValueError(f"TCR_EL2: TG0={tg} is reserved")
-        return cls._stage1(64 - _get(tcr, 5, 0), TG0_SHIFT[tg], PS_BITS[ps], bool(_get(tcr, 32, 32)))
+        return cls._stage1("TCR_EL2", decode_register("tcr_el2", tcr), "T0SZ", "TG0", TG0_SHIFT, "PS")
 
     @classmethod
-    def _stage1(cls, va_bits: int, granule_shift: int, pa_bits: int, ds: bool) -> Geometry:
+    def _stage1(
+        cls, name: str, fields: Mapping[str, int], tsz: str, tg: str, shifts: Mapping[int, int], ps: str
+    ) -> Geometry:
+        if fields[ps] >= len(PS_BITS):
+            raise ValueError(f"{name}: {ps}={fields[ps]} is reserved")
+        if fields[tg] not in shifts:
+            raise ValueError(f"{name}: {tg}={fields[tg]} is reserved")
+        va_bits = 64 - fields[tsz]
         if not 16 <= va_bits <= 52:
-            raise ValueError(f"TCR: {va_bits} bits of virtual address are outside 16..52")
-        return cls.for_stage1(va_bits, granule_shift, pa_bits, ds)
+            raise ValueError(f"{name}: {tsz}={fields[tsz]} gives {va_bits} bits of virtual address, outside 16 to 52")
+        return cls.for_stage1(va_bits, shifts[fields[tg]], PS_BITS[fields[ps]], bool(fields["DS"]))
 
     def to_vtcr(self, *, vmid16: bool, ha: bool) -> int:
         """The VTCR_EL2 that ``kvm_get_vtcr`` computes for this shape.
@@ -216,22 +248,26 @@ class Geometry:
         """
         if self.pa_bits not in PS_BITS:
             raise ValueError(f"no PS encoding for {self.pa_bits} output address bits")
-        base = 2 if self.granule_shift == 12 else 3
-        sl0 = base - self.start_level
-        sl2 = 0
-        if self.granule_shift == 12 and self.start_level in (-1, 3):
-            sl0, sl2 = (0, 1) if self.start_level == -1 else (3, 0)
-        if not 0 <= sl0 <= 3:
+        starts = {
+            _start_level(self.granule_shift, sl0, sl2, self.lpa2): (sl0, sl2)
+            for sl2 in (1, 0)
+            for sl0 in (3, 2, 1, 0)
+            if not sl2 or self.lpa2
+        }
+        if self.start_level not in starts:
             raise ValueError(f"no SL0 encoding for start level {self.start_level} with this granule")
-        tg0 = {shift: value for value, shift in TG0_SHIFT.items()}[self.granule_shift]
-        return (
-            VTCR_FIXED
-            | (64 - self.ia_bits)
-            | sl0 << 6
-            | tg0 << 14
-            | PS_BITS.index(self.pa_bits) << 16
-            | int(vmid16) << 19
-            | int(ha) << 21
-            | int(self.lpa2) << 32
-            | sl2 << 33
+        sl0, sl2 = starts[self.start_level]
+        return encode_register(
+            "vtcr_el2",
+            {
+                **VTCR_FIXED,
+                "T0SZ": 64 - self.ia_bits,
+                "SL0": sl0,
+                "SL2": sl2,
+                "TG0": {shift: value for value, shift in TG0_SHIFT.items()}[self.granule_shift],
+                "PS": PS_BITS.index(self.pa_bits),
+                "VS": int(vmid16),
+                "HA": int(ha),
+                "DS": int(self.lpa2),
+            },
         )

@@ -1,36 +1,36 @@
 """System registers as field tables.
 
-Names are the Arm ARM's, positions are those of DDI 0487 D24.2 (general system control registers).  ``tcr_el2_e2h`` is
-TCR_EL2 as it reads with HCR_EL2.E2H=1, where it has TCR_EL1's layout; with E2H=1 ``ttbr0_el2`` also carries an ASID.
+Names are the Arm ARM's, positions are those of DDI 0487 D24.2 (general system control registers).  A name in ``_e2h``
+is the layout that the register has with HCR_EL2.E2H=1: TCR_EL2 then has TCR_EL1's, CPTR_EL2 has CPACR_EL1's, and
+TTBR0_EL2 carries an ASID.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from inspector.codec.bits import RES, WORD, Layout, bits
+from inspector.codec.bits import RES, WORD, mask
+from inspector.codec.syndrome import ESR
+from inspector.codec.sysreg import RESERVED, Register, RegisterField, row
 
+PS_BITS = (32, 36, 40, 42, 44, 48, 52)
+"""PARange, VTCR_EL2.PS, TCR_ELx.(I)PS: output address bits by field value (DDI 0487 D24.2; 7 needs FEAT_D128)."""
 
-@dataclass(frozen=True)
-class RegisterField:
-    """A field ``[hi:lo]`` of a register: its name, what it says, and what its values mean (as far as listed)."""
+TG0_SHIFT = {0: 12, 1: 16, 2: 14}
+"""VTCR_EL2.TG0 and TCR_ELx.TG0 to granule shift; 3 is reserved (TG1 is encoded differently)."""
 
-    name: str
-    hi: int
-    lo: int
-    meaning: str = ""
-    values: Mapping[int, str] = field(default_factory=dict)
-
-    def describe(self, value: int) -> str:
-        """The value in words, e.g. ``48 bits``; empty when the value has none."""
-        return self.values.get(value, "")
+TG1_SHIFT = {1: 14, 2: 12, 3: 16}
+"""TCR_ELx.TG1 to granule shift; 0 is reserved."""
 
 
-_PS = {0: "32 bits", 1: "36 bits", 2: "40 bits", 3: "42 bits", 4: "44 bits", 5: "48 bits", 6: "52 bits", 7: "56 bits"}
-_TG0 = {0: "4K", 1: "64K", 2: "16K"}
-_TG1 = {1: "16K", 2: "4K", 3: "64K"}
-_SH = {0: "non-shareable", 2: "outer shareable", 3: "inner shareable"}
+def _granules(shifts: Mapping[int, int]) -> dict[int, str]:
+    return {value: f"{1 << shifts[value] - 10}K" if value in shifts else RESERVED for value in range(4)}
+
+
+_PS = {value: f"{bits} bits" for value, bits in enumerate((*PS_BITS, 56))}
+_TG0, _TG1 = _granules(TG0_SHIFT), _granules(TG1_SHIFT)
+_SH = {0: "non-shareable", 1: RESERVED, 2: "outer shareable", 3: "inner shareable"}
 _RGN = {0: "non-cacheable", 1: "write-back write-allocate", 2: "write-through", 3: "write-back no write-allocate"}
 _HAFDBS = {0: "none", 1: "access flag", 2: "access flag and dirty state", 3: "and table access flag", 4: "and HDBSS"}
 _TGRAN4 = {0: "supported", 1: "supported, 52 bits", 15: "not supported"}
@@ -40,317 +40,395 @@ _TGRAN4_2 = {0: "as stage 1", 1: "not supported", 2: "supported", 3: "supported,
 _TGRAN64_2 = {0: "as stage 1", 1: "not supported", 2: "supported"}
 
 
-def _f(
-    name: str, hi: int, lo: int | None = None, meaning: str = "", values: Mapping[int, str] | None = None
-) -> RegisterField:
-    return RegisterField(name, hi, hi if lo is None else lo, meaning, values or {})
-
-
 _TCR_EL1 = (
-    _f("T0SZ", 5, 0, "TTBR0 region: 64 minus VA bits"),
-    _f("EPD0", 7, meaning="no walks through TTBR0"),
-    _f("IRGN0", 9, 8, "inner cacheability of TTBR0 walks", _RGN),
-    _f("ORGN0", 11, 10, "outer cacheability of TTBR0 walks", _RGN),
-    _f("SH0", 13, 12, "shareability of TTBR0 walks", _SH),
-    _f("TG0", 15, 14, "TTBR0 granule", _TG0),
-    _f("T1SZ", 21, 16, "TTBR1 region: 64 minus VA bits"),
-    _f("A1", 22, meaning="ASID from TTBR1"),
-    _f("EPD1", 23, meaning="no walks through TTBR1"),
-    _f("IRGN1", 25, 24, "inner cacheability of TTBR1 walks", _RGN),
-    _f("ORGN1", 27, 26, "outer cacheability of TTBR1 walks", _RGN),
-    _f("SH1", 29, 28, "shareability of TTBR1 walks", _SH),
-    _f("TG1", 31, 30, "TTBR1 granule", _TG1),
-    _f("IPS", 34, 32, "output address size", _PS),
-    _f("AS", 36, meaning="16-bit ASID"),
-    _f("TBI0", 37, meaning="top byte ignored, TTBR0"),
-    _f("TBI1", 38, meaning="top byte ignored, TTBR1"),
-    _f("HA", 39, meaning="hardware access flag"),
-    _f("HD", 40, meaning="hardware dirty state"),
-    _f("HPD0", 41, meaning="no hierarchical permissions, TTBR0"),
-    _f("HPD1", 42, meaning="no hierarchical permissions, TTBR1"),
-    _f("HWU059", 43),
-    _f("HWU060", 44),
-    _f("HWU061", 45),
-    _f("HWU062", 46),
-    _f("HWU159", 47),
-    _f("HWU160", 48),
-    _f("HWU161", 49),
-    _f("HWU162", 50),
-    _f("TBID0", 51),
-    _f("TBID1", 52),
-    _f("NFD0", 53),
-    _f("NFD1", 54),
-    _f("E0PD0", 55),
-    _f("E0PD1", 56),
-    _f("TCMA0", 57),
-    _f("TCMA1", 58),
-    _f("DS", 59, meaning="52-bit descriptors (LPA2)"),
-    _f("MTX0", 60),
-    _f("MTX1", 61),
+    row("T0SZ", 5, 0, "TTBR0 region: 64 minus VA bits"),
+    row("EPD0", 7, meaning="no walks through TTBR0"),
+    row("IRGN0", 9, 8, "inner cacheability of TTBR0 walks", _RGN),
+    row("ORGN0", 11, 10, "outer cacheability of TTBR0 walks", _RGN),
+    row("SH0", 13, 12, "shareability of TTBR0 walks", _SH),
+    row("TG0", 15, 14, "TTBR0 granule", _TG0),
+    row("T1SZ", 21, 16, "TTBR1 region: 64 minus VA bits"),
+    row("A1", 22, meaning="ASID from TTBR1"),
+    row("EPD1", 23, meaning="no walks through TTBR1"),
+    row("IRGN1", 25, 24, "inner cacheability of TTBR1 walks", _RGN),
+    row("ORGN1", 27, 26, "outer cacheability of TTBR1 walks", _RGN),
+    row("SH1", 29, 28, "shareability of TTBR1 walks", _SH),
+    row("TG1", 31, 30, "TTBR1 granule", _TG1),
+    row("IPS", 34, 32, "output address size", _PS),
+    row("AS", 36, meaning="16-bit ASID"),
+    row("TBI0", 37, meaning="top byte ignored, TTBR0"),
+    row("TBI1", 38, meaning="top byte ignored, TTBR1"),
+    row("HA", 39, meaning="hardware access flag"),
+    row("HD", 40, meaning="hardware dirty state"),
+    row("HPD0", 41, meaning="no hierarchical permissions, TTBR0"),
+    row("HPD1", 42, meaning="no hierarchical permissions, TTBR1"),
+    row("HWU059", 43),
+    row("HWU060", 44),
+    row("HWU061", 45),
+    row("HWU062", 46),
+    row("HWU159", 47),
+    row("HWU160", 48),
+    row("HWU161", 49),
+    row("HWU162", 50),
+    row("TBID0", 51),
+    row("TBID1", 52),
+    row("NFD0", 53),
+    row("NFD1", 54),
+    row("E0PD0", 55),
+    row("E0PD1", 56),
+    row("TCMA0", 57),
+    row("TCMA1", 58),
+    row("DS", 59, meaning="52-bit descriptors (LPA2)"),
+    row("MTX0", 60),
+    row("MTX1", 61),
 )
 
-_TTBR_ASID = (
-    _f("CnP", 0, meaning="common not private"),
-    _f("BADDR", 47, 1, "table base address bits [47:1]"),
-    _f("ASID", 63, 48),
+_TTBR = (
+    row("CnP", 0, meaning="common not private"),
+    row("BADDR", 47, 1, "table base address bits [47:1]; with a 52-bit PA, [5:2] hold its bits [51:48]"),
 )
+_TTBR_ASID = (*_TTBR, row("ASID", 63, 48))
 
-REGISTERS: Mapping[str, tuple[RegisterField, ...]] = {
-    "vttbr_el2": (
-        _f("CnP", 0, meaning="common not private"),
-        _f("BADDR", 47, 1, "table base address bits [47:1]; with a 52-bit PA, [5:2] hold its bits [51:48]"),
-        _f("VMID", 63, 48),
+_ENABLED = {0: "trapped", 1: "trapped at EL0 with TGE=1", 2: "trapped", 3: "not trapped"}
+
+_E2H0, _E2H1 = "HCR_EL2.E2H=0", "HCR_EL2.E2H=1"
+
+REGISTERS: Mapping[str, Register] = {
+    "vttbr_el2": Register(
+        (
+            *_TTBR,
+            row("VMID", 63, 48),
+        ),
     ),
-    "vtcr_el2": (
-        _f("T0SZ", 5, 0, "64 minus IPA bits"),
-        _f("SL0", 7, 6, "start level"),
-        _f("IRGN0", 9, 8, "inner cacheability of walks", _RGN),
-        _f("ORGN0", 11, 10, "outer cacheability of walks", _RGN),
-        _f("SH0", 13, 12, "shareability of walks", _SH),
-        _f("TG0", 15, 14, "granule", _TG0),
-        _f("PS", 18, 16, "output address size", _PS),
-        _f("VS", 19, meaning="16-bit VMID"),
-        _f("HA", 21, meaning="hardware access flag"),
-        _f("HD", 22, meaning="hardware dirty state"),
-        _f("HWU59", 25),
-        _f("HWU60", 26),
-        _f("HWU61", 27),
-        _f("HWU62", 28),
-        _f("NSW", 29),
-        _f("NSA", 30),
-        _f("RES1", 31, meaning="always 1"),
-        _f("DS", 32, meaning="52-bit descriptors (LPA2)"),
-        _f("SL2", 33, meaning="start level -1 (4K, DS=1)"),
-        _f("AssuredOnly", 34),
-        _f("TL1", 35),
-        _f("S2PIE", 36, meaning="stage-2 permission indirection"),
-        _f("S2POE", 37, meaning="stage-2 permission overlay"),
-        _f("D128", 38, meaning="128-bit descriptors"),
-        _f("GCSH", 40),
-        _f("TL0", 41),
-        _f("HAFT", 44, meaning="hardware access flag in table entries"),
-        _f("HDBSS", 45, meaning="hardware dirty state tracking structure"),
+    "vtcr_el2": Register(
+        (
+            row("T0SZ", 5, 0, "64 minus IPA bits"),
+            row("SL0", 7, 6, "start level"),
+            row("IRGN0", 9, 8, "inner cacheability of walks", _RGN),
+            row("ORGN0", 11, 10, "outer cacheability of walks", _RGN),
+            row("SH0", 13, 12, "shareability of walks", _SH),
+            row("TG0", 15, 14, "granule", _TG0),
+            row("PS", 18, 16, "output address size", _PS),
+            row("VS", 19, meaning="16-bit VMID"),
+            row("HA", 21, meaning="hardware access flag"),
+            row("HD", 22, meaning="hardware dirty state"),
+            row("HWU59", 25),
+            row("HWU60", 26),
+            row("HWU61", 27),
+            row("HWU62", 28),
+            row("NSW", 29, needs="FEAT_SEL2"),
+            row("NSA", 30, needs="FEAT_SEL2"),
+            row("RES1", 31, meaning="always 1"),
+            row("DS", 32, meaning="52-bit descriptors (LPA2)"),
+            row("SL2", 33, meaning="start level -1 (4K, DS=1)"),
+            row("AssuredOnly", 34, needs="FEAT_THE"),
+            row("TL1", 35, needs="FEAT_THE"),
+            row("S2PIE", 36, meaning="stage-2 permission indirection", needs="FEAT_S2PIE"),
+            row("S2POE", 37, meaning="stage-2 permission overlay", needs="FEAT_S2POE"),
+            row("D128", 38, meaning="128-bit descriptors", needs="FEAT_D128"),
+            row("GCSH", 40, needs="FEAT_THE"),
+            row("TL0", 41, needs="FEAT_THE"),
+            row("HAFT", 44, meaning="hardware access flag in table entries", needs="FEAT_HAFT"),
+            row("HDBSS", 45, meaning="hardware dirty state tracking structure", needs="FEAT_HDBSS"),
+        ),
+        res1=1 << 31,
     ),
-    "hcr_el2": (
-        _f("VM", 0, meaning="stage 2 enabled"),
-        _f("SWIO", 1),
-        _f("PTW", 2),
-        _f("FMO", 3),
-        _f("IMO", 4),
-        _f("AMO", 5),
-        _f("VF", 6),
-        _f("VI", 7),
-        _f("VSE", 8),
-        _f("FB", 9, meaning="TLB maintenance is broadcast"),
-        _f("BSU", 11, 10, "barrier shareability upgrade"),
-        _f("DC", 12, meaning="default cacheable"),
-        _f("TWI", 13, meaning="trap WFI"),
-        _f("TWE", 14, meaning="trap WFE"),
-        _f("TID0", 15),
-        _f("TID1", 16),
-        _f("TID2", 17),
-        _f("TID3", 18),
-        _f("TSC", 19),
-        _f("TIDCP", 20),
-        _f("TACR", 21),
-        _f("TSW", 22, meaning="trap set/way cache maintenance"),
-        _f("TPCP", 23),
-        _f("TPU", 24),
-        _f("TTLB", 25, meaning="trap TLB maintenance"),
-        _f("TVM", 26, meaning="trap virtual memory controls"),
-        _f("TGE", 27, meaning="trap general exceptions: the host's EL0"),
-        _f("TDZ", 28),
-        _f("HCD", 29),
-        _f("TRVM", 30),
-        _f("RW", 31, meaning="EL1 is AArch64"),
-        _f("CD", 32),
-        _f("ID", 33),
-        _f("E2H", 34, meaning="EL2 host (VHE)"),
-        _f("TLOR", 35),
-        _f("TERR", 36),
-        _f("TEA", 37),
-        _f("MIOCNCE", 38),
-        _f("TME", 39),
-        _f("APK", 40),
-        _f("API", 41),
-        _f("NV", 42, meaning="nested virtualisation"),
-        _f("NV1", 43),
-        _f("AT", 44),
-        _f("NV2", 45),
-        _f("FWB", 46, meaning="stage-2 forced write-back"),
-        _f("FIEN", 47),
-        _f("GPF", 48),
-        _f("TID4", 49),
-        _f("TICAB", 50),
-        _f("AMVOFFEN", 51),
-        _f("TOCU", 52),
-        _f("EnSCXT", 53),
-        _f("TTLBIS", 54),
-        _f("TTLBOS", 55),
-        _f("ATA", 56, meaning="allocation tag access"),
-        _f("DCT", 57),
-        _f("TID5", 58),
-        _f("TWEDEn", 59),
-        _f("TWEDEL", 63, 60),
+    "hcr_el2": Register(
+        (
+            row("VM", 0, meaning="stage 2 enabled"),
+            row("SWIO", 1),
+            row("PTW", 2),
+            row("FMO", 3),
+            row("IMO", 4),
+            row("AMO", 5),
+            row("VF", 6),
+            row("VI", 7),
+            row("VSE", 8),
+            row("FB", 9, meaning="TLB maintenance is broadcast"),
+            row("BSU", 11, 10, "barrier shareability upgrade"),
+            row("DC", 12, meaning="default cacheable"),
+            row("TWI", 13, meaning="trap WFI"),
+            row("TWE", 14, meaning="trap WFE"),
+            row("TID0", 15),
+            row("TID1", 16),
+            row("TID2", 17),
+            row("TID3", 18),
+            row("TSC", 19),
+            row("TIDCP", 20),
+            row("TACR", 21),
+            row("TSW", 22, meaning="trap set/way cache maintenance"),
+            row("TPCP", 23),
+            row("TPU", 24),
+            row("TTLB", 25, meaning="trap TLB maintenance"),
+            row("TVM", 26, meaning="trap virtual memory controls"),
+            row("TGE", 27, meaning="trap general exceptions: the host's EL0"),
+            row("TDZ", 28),
+            row("HCD", 29),
+            row("TRVM", 30),
+            row("RW", 31, meaning="EL1 is AArch64"),
+            row("CD", 32),
+            row("ID", 33),
+            row("E2H", 34, meaning="EL2 host (VHE)"),
+            row("TLOR", 35),
+            row("TERR", 36),
+            row("TEA", 37),
+            row("MIOCNCE", 38),
+            row("TME", 39),
+            row("APK", 40),
+            row("API", 41),
+            row("NV", 42, meaning="nested virtualisation"),
+            row("NV1", 43),
+            row("AT", 44),
+            row("NV2", 45),
+            row("FWB", 46, meaning="stage-2 forced write-back"),
+            row("FIEN", 47),
+            row("GPF", 48),
+            row("TID4", 49),
+            row("TICAB", 50),
+            row("AMVOFFEN", 51),
+            row("TOCU", 52),
+            row("EnSCXT", 53),
+            row("TTLBIS", 54),
+            row("TTLBOS", 55),
+            row("ATA", 56, meaning="allocation tag access"),
+            row("DCT", 57),
+            row("TID5", 58),
+            row("TWEDEn", 59),
+            row("TWEDEL", 63, 60),
+        ),
     ),
-    "tcr_el1": _TCR_EL1,
-    "tcr_el2_e2h": _TCR_EL1,
-    "tcr_el2": (
-        _f("T0SZ", 5, 0, "64 minus VA bits"),
-        _f("IRGN0", 9, 8, "inner cacheability of walks", _RGN),
-        _f("ORGN0", 11, 10, "outer cacheability of walks", _RGN),
-        _f("SH0", 13, 12, "shareability of walks", _SH),
-        _f("TG0", 15, 14, "granule", _TG0),
-        _f("PS", 18, 16, "output address size", _PS),
-        _f("TBI", 20, meaning="top byte ignored"),
-        _f("HA", 21, meaning="hardware access flag"),
-        _f("HD", 22, meaning="hardware dirty state"),
-        _f("HPD", 24, meaning="no hierarchical permissions"),
-        _f("HWU59", 25),
-        _f("HWU60", 26),
-        _f("HWU61", 27),
-        _f("HWU62", 28),
-        _f("TBID", 29),
-        _f("TCMA", 30),
-        _f("DS", 32, meaning="52-bit descriptors (LPA2)"),
-        _f("MTX", 33),
+    "tcr_el1": Register(_TCR_EL1),
+    "tcr_el2_e2h": Register(_TCR_EL1, when=_E2H1),
+    "tcr_el2": Register(
+        (
+            row("T0SZ", 5, 0, "64 minus VA bits"),
+            row("IRGN0", 9, 8, "inner cacheability of walks", _RGN),
+            row("ORGN0", 11, 10, "outer cacheability of walks", _RGN),
+            row("SH0", 13, 12, "shareability of walks", _SH),
+            row("TG0", 15, 14, "granule", _TG0),
+            row("PS", 18, 16, "output address size", _PS),
+            row("TBI", 20, meaning="top byte ignored"),
+            row("HA", 21, meaning="hardware access flag"),
+            row("HD", 22, meaning="hardware dirty state"),
+            row("HPD", 24, meaning="no hierarchical permissions"),
+            row("HWU59", 25),
+            row("HWU60", 26),
+            row("HWU61", 27),
+            row("HWU62", 28),
+            row("TBID", 29),
+            row("TCMA", 30),
+            row("DS", 32, meaning="52-bit descriptors (LPA2)"),
+            row("MTX", 33),
+        ),
+        res1=1 << 31 | 1 << 23,
+        when=_E2H0,
     ),
-    "ttbr0_el1": _TTBR_ASID,
-    "ttbr1_el1": _TTBR_ASID,
-    "ttbr0_el2": _TTBR_ASID,
-    "ttbr1_el2": _TTBR_ASID,
-    "id_aa64mmfr0_el1": (
-        _f("PARange", 3, 0, "physical address size", _PS),
-        _f("ASIDBits", 7, 4, "ASID size", {0: "8 bits", 2: "16 bits"}),
-        _f("BigEnd", 11, 8),
-        _f("SNSMem", 15, 12),
-        _f("BigEndEL0", 19, 16),
-        _f("TGran16", 23, 20, "16K, stage 1", _TGRAN16),
-        _f("TGran64", 27, 24, "64K, stage 1", _TGRAN64),
-        _f("TGran4", 31, 28, "4K, stage 1", _TGRAN4),
-        _f("TGran16_2", 35, 32, "16K, stage 2", _TGRAN4_2),
-        _f("TGran64_2", 39, 36, "64K, stage 2", _TGRAN64_2),
-        _f("TGran4_2", 43, 40, "4K, stage 2", _TGRAN4_2),
-        _f("ExS", 47, 44),
-        _f("FGT", 59, 56),
-        _f("ECV", 63, 60),
+    "ttbr0_el1": Register(_TTBR_ASID),
+    "ttbr1_el1": Register(_TTBR_ASID),
+    "ttbr0_el2": Register(_TTBR, when=_E2H0),
+    "ttbr0_el2_e2h": Register(_TTBR_ASID, when=_E2H1),
+    "ttbr1_el2": Register(_TTBR_ASID),
+    "cptr_el2": Register(
+        (
+            row("TZ", 8, meaning="trap SVE"),
+            row("TFP", 10, meaning="trap SIMD and floating point"),
+            row("TSM", 12, meaning="trap SME"),
+            row("TTA", 20, meaning="trap trace registers"),
+            row("TAM", 30, meaning="trap activity monitors"),
+            row("TCPAC", 31, meaning="trap CPACR_EL1"),
+        ),
+        res1=1 << 13 | 1 << 9 | 0xFF,
+        when=_E2H0,
     ),
-    "id_aa64mmfr1_el1": (
-        _f("HAFDBS", 3, 0, "hardware access flag and dirty state", _HAFDBS),
-        _f("VMIDBits", 7, 4, "VMID size", {0: "8 bits", 2: "16 bits"}),
-        _f("VH", 11, 8, "virtualisation host extensions"),
-        _f("HPDS", 15, 12),
-        _f("LO", 19, 16),
-        _f("PAN", 23, 20),
-        _f("SpecSEI", 27, 24),
-        _f("XNX", 31, 28, "stage-2 two-bit XN"),
-        _f("TWED", 35, 32),
-        _f("ETS", 39, 36),
-        _f("HCX", 43, 40),
-        _f("AFP", 47, 44),
-        _f("nTLBPA", 51, 48),
-        _f("TIDCP1", 55, 52),
-        _f("CMOW", 59, 56),
-        _f("ECBHB", 63, 60),
+    "cptr_el2_e2h": Register(
+        (
+            row("ZEN", 17, 16, "SVE", _ENABLED),
+            row("FPEN", 21, 20, "SIMD and floating point", _ENABLED),
+            row("SMEN", 25, 24, "SME", _ENABLED),
+            row("TTA", 28, meaning="trap trace registers"),
+            row("E0POE", 29, meaning="POR_EL0 at EL0"),
+            row("TAM", 30, meaning="trap activity monitors"),
+            row("TCPAC", 31, meaning="trap CPACR_EL1"),
+        ),
+        when=_E2H1,
     ),
-    "id_aa64mmfr2_el1": (
-        _f("CnP", 3, 0, "common not private translations"),
-        _f("UAO", 7, 4),
-        _f("LSM", 11, 8),
-        _f("IESB", 15, 12),
-        _f("VARange", 19, 16, "virtual address size", {0: "48 bits", 1: "52 bits (64K)", 2: "56 bits"}),
-        _f("CCIDX", 23, 20),
-        _f("NV", 27, 24, "nested virtualisation"),
-        _f("ST", 31, 28, "small translation tables"),
-        _f("AT", 35, 32),
-        _f("IDS", 39, 36),
-        _f("FWB", 43, 40, "stage-2 forced write-back"),
-        _f("TTL", 51, 48, "TLBI level hint"),
-        _f("BBM", 55, 52, "break-before-make relaxation", {0: "level 0", 1: "level 1", 2: "level 2"}),
-        _f("EVT", 59, 56),
-        _f("E0PD", 63, 60),
+    "esr_el1": ESR,
+    "esr_el2": ESR,
+    "hpfar_el2": Register(
+        (row("FIPA", 47, 4, "the faulting IPA from bit 12 up"), row("NS", 63, meaning="non-secure IPA space"))
     ),
-    "id_aa64isar0_el1": (
-        _f("AES", 7, 4),
-        _f("SHA1", 11, 8),
-        _f("SHA2", 15, 12),
-        _f("CRC32", 19, 16),
-        _f("Atomic", 23, 20),
-        _f("TME", 27, 24),
-        _f("RDM", 31, 28),
-        _f("SHA3", 35, 32),
-        _f("SM3", 39, 36),
-        _f("SM4", 43, 40),
-        _f("DP", 47, 44),
-        _f("FHM", 51, 48),
-        _f("TS", 55, 52),
-        _f("TLB", 59, 56, "TLB maintenance", {0: "none", 1: "outer shareable", 2: "outer shareable and range"}),
-        _f("RNDR", 63, 60),
+    "id_aa64mmfr0_el1": Register(
+        (
+            row("PARange", 3, 0, "physical address size", _PS),
+            row("ASIDBits", 7, 4, "ASID size", {0: "8 bits", 2: "16 bits"}),
+            row("BigEnd", 11, 8),
+            row("SNSMem", 15, 12),
+            row("BigEndEL0", 19, 16),
+            row("TGran16", 23, 20, "16K, stage 1", _TGRAN16),
+            row("TGran64", 27, 24, "64K, stage 1", _TGRAN64),
+            row("TGran4", 31, 28, "4K, stage 1", _TGRAN4),
+            row("TGran16_2", 35, 32, "16K, stage 2", _TGRAN4_2),
+            row("TGran64_2", 39, 36, "64K, stage 2", _TGRAN64_2),
+            row("TGran4_2", 43, 40, "4K, stage 2", _TGRAN4_2),
+            row("ExS", 47, 44),
+            row("FGT", 59, 56),
+            row("ECV", 63, 60),
+        ),
+    ),
+    "id_aa64mmfr1_el1": Register(
+        (
+            row("HAFDBS", 3, 0, "hardware access flag and dirty state", _HAFDBS),
+            row("VMIDBits", 7, 4, "VMID size", {0: "8 bits", 2: "16 bits"}),
+            row("VH", 11, 8, "virtualisation host extensions"),
+            row("HPDS", 15, 12),
+            row("LO", 19, 16),
+            row("PAN", 23, 20),
+            row("SpecSEI", 27, 24),
+            row("XNX", 31, 28, "stage-2 two-bit XN"),
+            row("TWED", 35, 32),
+            row("ETS", 39, 36),
+            row("HCX", 43, 40),
+            row("AFP", 47, 44),
+            row("nTLBPA", 51, 48),
+            row("TIDCP1", 55, 52),
+            row("CMOW", 59, 56),
+            row("ECBHB", 63, 60),
+        ),
+    ),
+    "id_aa64mmfr2_el1": Register(
+        (
+            row("CnP", 3, 0, "common not private translations"),
+            row("UAO", 7, 4),
+            row("LSM", 11, 8),
+            row("IESB", 15, 12),
+            row("VARange", 19, 16, "virtual address size", {0: "48 bits", 1: "52 bits (64K)", 2: "56 bits"}),
+            row("CCIDX", 23, 20),
+            row("NV", 27, 24, "nested virtualisation"),
+            row("ST", 31, 28, "small translation tables"),
+            row("AT", 35, 32),
+            row("IDS", 39, 36),
+            row("FWB", 43, 40, "stage-2 forced write-back"),
+            row("TTL", 51, 48, "TLBI level hint"),
+            row("BBM", 55, 52, "break-before-make relaxation", {0: "level 0", 1: "level 1", 2: "level 2"}),
+            row("EVT", 59, 56),
+            row("E0PD", 63, 60),
+        ),
+    ),
+    "id_aa64isar0_el1": Register(
+        (
+            row("AES", 7, 4),
+            row("SHA1", 11, 8),
+            row("SHA2", 15, 12),
+            row("CRC32", 19, 16),
+            row("Atomic", 23, 20),
+            row("TME", 27, 24),
+            row("RDM", 31, 28),
+            row("SHA3", 35, 32),
+            row("SM3", 39, 36),
+            row("SM4", 43, 40),
+            row("DP", 47, 44),
+            row("FHM", 51, 48),
+            row("TS", 55, 52),
+            row("TLB", 59, 56, "TLB maintenance", {0: "none", 1: "outer shareable", 2: "outer shareable and range"}),
+            row("RNDR", 63, 60),
+        ),
     ),
 }
 """Every register known, by lower-case name."""
 
-_LAYOUTS: Mapping[str, Layout] = {
-    name: Layout(bits(row.name, row.hi, row.lo) for row in rows) for name, rows in REGISTERS.items()
-}
+
+def register_layout(name: str, e2h: bool = False) -> Register:
+    """The table of a register, by its name in either case; ValueError for one that is not known.
+
+    ``e2h`` is HCR_EL2.E2H, under which some registers of EL2 have another layout.  A name in ``_EL12`` is the EL1
+    register, as a VHE host names it.
+    """
+    key = name.lower()
+    key = key[:-1] if key.endswith("_el12") else key
+    found = REGISTERS.get(f"{key}_e2h" if e2h else key) or REGISTERS.get(key)
+    if found is None:
+        raise ValueError(f"unknown register {name!r}; known: {', '.join(sorted(REGISTERS))}")
+    return found
 
 
-def _layout(name: str) -> Layout:
-    try:
-        return _LAYOUTS[name.lower()]
-    except KeyError:
-        raise ValueError(f"unknown register {name!r}; known: {', '.join(sorted(REGISTERS))}") from None
+def is_known(name: str) -> bool:
+    """Whether there is a table for this register."""
+    key = name.lower()
+    return key in REGISTERS or (key.endswith("_el12") and key[:-1] in REGISTERS)
 
 
-def decode_register(name: str, value: int) -> Mapping[str, int]:
+def decode_register(name: str, value: int, e2h: bool = False) -> Mapping[str, int]:
     """Every field of the register by name, then ``res``: the bits without a name, in place.
 
-    Raises ValueError for an unknown register or a value that is not 64 bits wide.
+    ``e2h`` as in `register_layout`.  Raises ValueError for an unknown register or a value that is not 64 bits wide.
     """
     if not 0 <= value <= WORD:
         raise ValueError(f"{value:#x} is not a 64-bit value")
-    return _layout(name).decode(value)
+    return register_layout(name, e2h).decode(value)
 
 
-def encode_register(name: str, fields: Mapping[str, int]) -> int:
+def encode_register(name: str, fields: Mapping[str, int], e2h: bool = False) -> int:
     """The register's value; the inverse of `decode_register` (fields left out are 0).  ValueError as there."""
-    return _layout(name).encode(fields)
+    return register_layout(name, e2h).encode(fields)
+
+
+def table_address(register: int) -> int:
+    """The PA in BADDR of VTTBR_EL2 or TTBRn_ELx.
+
+    [5:2] hold PA[51:48] when the output size is 52 bits; otherwise a table of 64 bytes or more, as all of Linux's and
+    KVM's are, has zeros there: one reading serves both (DDI 0487 D24.2 VTTBR_EL2; ``phys_to_ttbr``).
+    """
+    return (register & mask(47, 6)) | (register >> 2 & 0xF) << 48
 
 
 @dataclass(frozen=True)
 class Vttbr:
-    """VTTBR_EL2: VMID, the PA of the (first) root table, and CnP.
-
-    ``pa52`` says that the table address has 52 bits (CONFIG_ARM64_PA_BITS_52): [5:2] of the register hold PA[51:48].
-    """
+    """VTTBR_EL2: VMID, the PA of the (first) root table, and CnP."""
 
     vmid: int
     baddr: int
     cnp: bool
 
     @classmethod
-    def decode(cls, value: int, pa52: bool = False) -> Vttbr:
+    def decode(cls, value: int) -> Vttbr:
         """Take a register value apart."""
         fields = decode_register("vttbr_el2", value)
-        baddr = fields["BADDR"] << 1
-        if pa52:
-            baddr = (baddr & ~0x3F) | (baddr >> 2 & 0xF) << 48
-        return cls(fields["VMID"], baddr, bool(fields["CnP"]))
+        return cls(fields["VMID"], table_address(value), bool(fields["CnP"]))
 
 
-def vttbr(baddr: int, vmid: int, cnp: bool, pa52: bool = False) -> int:
+def vttbr(baddr: int, vmid: int, cnp: bool) -> int:
     """The VTTBR_EL2 that ``kvm_get_vttbr`` computes.  ``baddr`` is a PA in bytes.
 
     Raises ValueError when the address has bits that the register cannot hold.
     """
-    address = baddr
-    if pa52:
-        address = (baddr & ((1 << 48) - 1)) | baddr >> 48 << 2
-        if baddr & 0x3F or baddr >> 52:
-            raise ValueError(f"table address {baddr:#x} is not 64-byte aligned or above 52 bits")
-    elif baddr & 1 or baddr >> 48:
-        raise ValueError(f"table address {baddr:#x} does not fit VTTBR_EL2 with 48-bit addresses")
+    if baddr & 0x3F or baddr >> 52:
+        raise ValueError(f"table address {baddr:#x} is not 64-byte aligned or above 52 bits")
+    address = (baddr & mask(47, 6)) | baddr >> 48 << 2
     return encode_register("vttbr_el2", {"CnP": int(cnp), "BADDR": address >> 1, "VMID": vmid})
 
 
-__all__ = ["REGISTERS", "RES", "RegisterField", "Vttbr", "decode_register", "encode_register", "vttbr"]
+def vmid_bits(vtcr: int) -> int:
+    """The bits of a VMID that a VTCR_EL2 puts in force: 16 with VS=1, else 8."""
+    return 16 if decode_register("vtcr_el2", vtcr)["VS"] else 8
+
+
+def faulting_ipa(hpfar: int) -> int:
+    """The IPA of the page that HPFAR_EL2 reports; the bits within the page are FAR_EL2's."""
+    return decode_register("hpfar_el2", hpfar)["FIPA"] << 12
+
+
+__all__ = [
+    "REGISTERS",
+    "RES",
+    "Register",
+    "RegisterField",
+    "Vttbr",
+    "decode_register",
+    "encode_register",
+    "faulting_ipa",
+    "is_known",
+    "register_layout",
+    "table_address",
+    "vmid_bits",
+    "vttbr",
+]

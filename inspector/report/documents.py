@@ -14,10 +14,10 @@ from typing import Any
 import inspector
 from inspector.capture.view import TableView, regime_name
 from inspector.check.catalogue import Invariant, Unseen
-from inspector.codec import REGISTERS, Descriptor, decode_register
+from inspector.codec import Descriptor, decode_register, is_known
 from inspector.compare.kernel import Kernel, kernel_of
 from inspector.findings import Finding, Severity, Where
-from inspector.report import text
+from inspector.report import sysregs, text
 from inspector.report.format import SHAREABILITY
 from inspector.report.leaves import ByPattern
 from inspector.report.window import Window
@@ -105,10 +105,11 @@ def registers(capture: Capture) -> Document:
     """`inspector registers`."""
     cpus = []
     for cpu in capture.host.cpus:
+        vhe = sysregs.e2h(cpu.registers)
         decoded = {
-            name: dict(decode_register(name, value))
+            name: dict(decode_register(name, value, vhe))
             for name, value in sorted(cpu.registers.items())
-            if name.lower() in REGISTERS
+            if is_known(name)
         }
         cpus.append(
             {
@@ -391,9 +392,9 @@ def decode_descriptor(found: Descriptor) -> Document:
     return envelope("decode", level=found.level, **_descriptor(found))
 
 
-def decode_named_register(name: str, value: int) -> Document:
+def decode_named_register(name: str, value: int, e2h: bool) -> Document:
     """`inspector decode --register NAME VALUE`."""
-    return envelope("decode", register=name.upper(), **_register(name, value))
+    return envelope("decode", **sysregs.register_facts(name, value, e2h))
 
 
 # --- capture, check ---

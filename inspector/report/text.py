@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from inspector.capture.view import TableView, regime_name, root_of, vm_title
-from inspector.codec import REGISTERS, Descriptor, decode_register
-from inspector.codec.registers import vttbr
+from inspector.capture.view import TableView, regime_name, vm_title
+from inspector.codec import Descriptor, table_address, vttbr
 from inspector.compare.kernel import kernel_of
 from inspector.findings import Finding, Severity, Where
 from inspector.report.format import (
@@ -28,6 +27,7 @@ from inspector.report.format import (
     size,
 )
 from inspector.report.leaves import ByPattern, attribute_mask
+from inspector.report.sysregs import e2h, register_text
 from inspector.report.window import Window
 from inspector.snapshot import Capture, CpuState, Memslot, Mmu, MmuKind, Mode, PageState, Vm
 from inspector.tables import Entry, Problem, RangeTable, Translation, entries, merged_ranges
@@ -41,28 +41,6 @@ def slot_flags(flags: int) -> str:
     """``log-dirty,read-only``; unknown bits by number; ``-`` for none."""
     names = [_SLOT_FLAGS.get(bit, f"bit{bit}") for bit in range(flags.bit_length()) if flags >> bit & 1]
     return ",".join(names) or "-"
-
-
-def register_text(name: str, value: int) -> str:
-    """``PS=5 (48 bits) VS=1 …``: the non-zero fields of a register by name."""
-    rows = {row.name: row for row in REGISTERS.get(name.lower(), ())}
-    if not rows:
-        return ""
-    parts = []
-    for field, number in decode_register(name, value).items():
-        if not number:
-            continue
-        if field == "BADDR":
-            parts.append(f"BADDR={address(_baddr(name, number))}")
-            continue
-        meaning = rows[field].describe(number) if field in rows else ""
-        parts.append(fields([(field, number)]) + (f" ({meaning})" if meaning else ""))
-    return " ".join(parts)
-
-
-def _baddr(name: str, field: int) -> int:
-    """The address in a BADDR field [47:1]."""
-    return root_of(field << 1) if name.lower() == "vttbr_el2" else field << 1
 
 
 # --- info, registers ---
@@ -105,7 +83,8 @@ def registers(capture: Capture, paint: Painter = PLAIN) -> Lines:
     for cpu in capture.host.cpus:
         live = "VTTBR_EL2 is in force" if cpu.vttbr_live else "VTTBR_EL2 is stale: no guest's stage-2 is in force"
         yield paint(f"CPU {cpu.index}: {_running(cpu)}; {live}", "bold")
-        rows = [(name, raw(value), register_text(name, value)) for name, value in sorted(cpu.registers.items())]
+        vhe = e2h(cpu.registers)
+        rows = [(name, raw(value), register_text(name, value, vhe)) for name, value in sorted(cpu.registers.items())]
         yield from columns(("", "", ""), rows, indent="  ")
 
 
@@ -114,14 +93,7 @@ def registers(capture: Capture, paint: Painter = PLAIN) -> Lines:
 
 def geometry_text(mmu: Mmu) -> str:
     """``40-bit IPA, 4K granule, level 1, 2 roots``."""
-    geometry = mmu.geometry
-    if geometry is None:
-        return "geometry unknown"
-    lpa2 = ", LPA2" if geometry.lpa2 else ""
-    return (
-        f"{geometry.ia_bits}-bit IPA, {size(geometry.granule)} granule, {geometry.pa_bits}-bit PA{lpa2}, "
-        f"starts at level {geometry.start_level} with {count(geometry.root_pages, 'root table')}"
-    )
+    return "geometry unknown" if mmu.geometry is None else mmu.geometry.describe()
 
 
 def _mmu(mmu: Mmu, vm: Vm, capture: Capture, paint: Painter) -> Lines:
@@ -130,7 +102,7 @@ def _mmu(mmu: Mmu, vm: Vm, capture: Capture, paint: Painter) -> Lines:
         yield f"    cannot be shown: {mmu.unreadable}"
         return
     yield f"    {geometry_text(mmu)}"
-    value = vttbr(mmu.pgd_phys, mmu.vmid or 0, False, pa52=bool(mmu.pgd_phys >> 48)) if _fits(mmu) else None
+    value = vttbr(mmu.pgd_phys, mmu.vmid or 0, False) if _fits(mmu) else None
     if value is not None:
         said = f"VMID={mmu.vmid or 0} BADDR={address(mmu.pgd_phys)} (as KVM computes it, CnP aside)"
         yield f"    VTTBR_EL2 {raw(value)}  {said}"
@@ -140,7 +112,7 @@ def _mmu(mmu: Mmu, vm: Vm, capture: Capture, paint: Painter) -> Lines:
         yield f"    for the guest's VTTBR_EL2 {raw(mmu.nested_vttbr)} VTCR_EL2 {raw(mmu.nested_vtcr or 0)}, {state}"
     for cpu in capture.host.cpus:
         held = cpu.registers.get("VTTBR_EL2")
-        if cpu.vttbr_live and held is not None and mmu.pgd_phys and root_of(held) == mmu.pgd_phys:
+        if cpu.vttbr_live and held is not None and mmu.pgd_phys and table_address(held) == mmu.pgd_phys:
             yield f"    in force on CPU {cpu.index}: VTTBR_EL2 {raw(held)}  {register_text('vttbr_el2', held)}"
 
 
@@ -395,22 +367,6 @@ def descriptor(found: Descriptor) -> Lines:
         source = found.layout.by_name[name].source if name in found.layout.by_name else "bits without a name"
         rows.append((name, f"{value:#x}", source))
     yield from columns(("field", "value", "source"), rows, right=(1,), indent="  ")
-
-
-def register(name: str, value: int) -> Lines:
-    """One register, decoded."""
-    yield f"{name.upper()} {raw(value)}"
-    by_name = {row.name: row for row in REGISTERS[name.lower()]}
-    rows = []
-    for field, number in decode_register(name, value).items():
-        row = by_name.get(field)
-        bits = "" if row is None else f"[{row.hi}]" if row.hi == row.lo else f"[{row.hi}:{row.lo}]"
-        words = (row.meaning, row.describe(number)) if row else ("bits without a name",)
-        said = ": ".join(word for word in words if word)
-        if field == "BADDR":
-            said = f"{address(_baddr(name, number))}: {said}" if said else address(_baddr(name, number))
-        rows.append((field, bits, f"{number:#x}", said))
-    yield from columns(("field", "bits", "value", "meaning"), rows, right=(1, 2), indent="  ")
 
 
 # --- findings ---

@@ -94,10 +94,13 @@ OFFLINE = [
     ("decode", "0x0040000048123fdb", "--level", "3", "--fwb"),
     ("decode", "0x400", "--level", "2"),
     ("decode", "0x1000000000000000", "--level", "2", "--format", "7.3", "--xnx"),
-    ("decode", "0x2", "--level", "-1", "--granule", "16K", "--lpa2"),
+    ("decode", "0x2", "--level", "-1", "--granule", "4K", "--lpa2"),
     ("decode", "0x0060000040000f13", "--level", "3", "--regime", "linux"),
     ("decode", "--register", "vtcr_el2", "0x802d3558"),
     ("decode", "--register", "VTTBR_EL2", "0x0001000048304001"),
+    ("decode", "--register", "esr_el2", "0x93c08006"),
+    ("decode", "--register", "tcr_el2", "0x095001f6b54c350c", "--e2h"),
+    ("decode", "--register", "vtcr_el2", "0x800080f22"),
 ]
 MACHINE_COMMANDS = ["info", "vms", "registers", "memslots", "dump", "walk 0", "reverse 0", "check", "capture x"]
 

@@ -97,7 +97,32 @@ REGISTERS: dict[str, tuple[Row, ...]] = {
     "ttbr0_el2": (
         ("CnP", 0, 0, "D24.2 TTBR0_EL2"),
         ("BADDR", 47, 1, "D24.2 TTBR0_EL2"),
-        ("ASID", 63, 48, "D24.2 TTBR0_EL2, E2H=1"),
+    ),
+    "ttbr0_el2_e2h": (
+        ("CnP", 0, 0, "D24.2 TTBR0_EL2"),
+        ("BADDR", 47, 1, "D24.2 TTBR0_EL2"),
+        ("ASID", 63, 48, "D24.2 TTBR0_EL2: E2H=1"),
+    ),
+    "cptr_el2": (
+        ("TZ", 8, 8, "D24.2 CPTR_EL2, E2H=0"),
+        ("TFP", 10, 10, "D24.2 CPTR_EL2, E2H=0"),
+        ("TSM", 12, 12, "D24.2 CPTR_EL2, E2H=0"),
+        ("TTA", 20, 20, "D24.2 CPTR_EL2, E2H=0"),
+        ("TAM", 30, 30, "D24.2 CPTR_EL2, E2H=0"),
+        ("TCPAC", 31, 31, "D24.2 CPTR_EL2, E2H=0"),
+    ),
+    "cptr_el2_e2h": (
+        ("ZEN", 17, 16, "D24.2 CPTR_EL2, E2H=1"),
+        ("FPEN", 21, 20, "D24.2 CPTR_EL2, E2H=1"),
+        ("SMEN", 25, 24, "D24.2 CPTR_EL2, E2H=1"),
+        ("TTA", 28, 28, "D24.2 CPTR_EL2, E2H=1"),
+        ("E0POE", 29, 29, "D24.2 CPTR_EL2, E2H=1"),
+        ("TAM", 30, 30, "D24.2 CPTR_EL2, E2H=1"),
+        ("TCPAC", 31, 31, "D24.2 CPTR_EL2, E2H=1"),
+    ),
+    "hpfar_el2": (
+        ("FIPA", 47, 4, "D24.2 HPFAR_EL2: IPA[55:12]; with fewer PA bits the upper ones are RES0"),
+        ("NS", 63, 63, "D24.2 HPFAR_EL2"),
     ),
     "ttbr1_el2": (
         ("CnP", 0, 0, "D24.2 TTBR1_EL2"),
@@ -327,3 +352,139 @@ REGISTERS: dict[str, tuple[Row, ...]] = {
         ("RNDR", 63, 60, "D24.2 ID_AA64ISAR0_EL1"),
     ),
 }
+
+RES1: dict[str, tuple[int, ...]] = {
+    "vtcr_el2": (31,),
+    "tcr_el2": (23, 31),
+    "cptr_el2": (0, 1, 2, 3, 4, 5, 6, 7, 9, 13),
+}
+"""Bits that are always one; CPTR_EL2's TZ, TSM and TFP are too where the CPU lacks what they trap."""
+
+_ISS2: Row = ("ISS2", 55, 32, "D24.2 ESR_EL2")
+_IL_EC: tuple[Row, ...] = (("IL", 25, 25, "D24.2 ESR_EL2"), ("EC", 31, 26, "D24.2 ESR_EL2"))
+
+# By exception class, from bit 0 up.
+ESR: dict[str, tuple[tuple[int, ...], tuple[Row, ...]]] = {
+    "an exception from an Instruction Abort": (
+        (0b100000, 0b100001),
+        (
+            ("IFSC", 5, 0, "D24.2 ESR_EL2"),
+            ("S1PTW", 7, 7, "D24.2 ESR_EL2"),
+            ("EA", 9, 9, "D24.2 ESR_EL2"),
+            ("FnV", 10, 10, "D24.2 ESR_EL2"),
+            ("SET", 12, 11, "D24.2 ESR_EL2"),
+            *_IL_EC,
+            _ISS2,
+        ),
+    ),
+    "an exception from a Data Abort": (
+        (0b100100, 0b100101),
+        (
+            ("DFSC", 5, 0, "D24.2 ESR_EL2"),
+            ("WnR", 6, 6, "D24.2 ESR_EL2"),
+            ("S1PTW", 7, 7, "D24.2 ESR_EL2"),
+            ("CM", 8, 8, "D24.2 ESR_EL2"),
+            ("EA", 9, 9, "D24.2 ESR_EL2"),
+            ("FnV", 10, 10, "D24.2 ESR_EL2"),
+            ("SET", 12, 11, "D24.2 ESR_EL2"),
+            ("VNCR", 13, 13, "D24.2 ESR_EL2"),
+            ("AR", 14, 14, "D24.2 ESR_EL2"),
+            ("SF", 15, 15, "D24.2 ESR_EL2"),
+            ("SRT", 20, 16, "D24.2 ESR_EL2"),
+            ("SSE", 21, 21, "D24.2 ESR_EL2"),
+            ("SAS", 23, 22, "D24.2 ESR_EL2"),
+            ("ISV", 24, 24, "D24.2 ESR_EL2"),
+            *_IL_EC,
+            ("Xs", 36, 32, "D24.2 ESR_EL2, ISS2"),
+            ("DirtyBit", 37, 37, "D24.2 ESR_EL2, ISS2"),
+            ("Overlay", 38, 38, "D24.2 ESR_EL2, ISS2"),
+            ("AssuredOnly", 39, 39, "D24.2 ESR_EL2, ISS2"),
+            ("GCS", 40, 40, "D24.2 ESR_EL2, ISS2"),
+            ("TagAccess", 41, 41, "D24.2 ESR_EL2, ISS2"),
+            ("TnD", 42, 42, "D24.2 ESR_EL2, ISS2"),
+            ("HDBSSF", 43, 43, "D24.2 ESR_EL2, ISS2"),
+        ),
+    ),
+    "an exception from HVC or SVC instruction execution; from SMC in AArch64 state": (
+        (0b010001, 0b010010, 0b010101, 0b010110, 0b010111),
+        (("imm16", 15, 0, "D24.2 ESR_EL2"), *_IL_EC, _ISS2),
+    ),
+    "a Breakpoint instruction": ((0b111100,), (("Comment", 15, 0, "D24.2 ESR_EL2"), *_IL_EC, _ISS2)),
+    "an exception from a WF* instruction": (
+        (0b000001,),
+        (
+            ("TI", 1, 0, "D24.2 ESR_EL2"),
+            ("RV", 2, 2, "D24.2 ESR_EL2"),
+            ("RN", 9, 5, "D24.2 ESR_EL2"),
+            ("COND", 23, 20, "D24.2 ESR_EL2"),
+            ("CV", 24, 24, "D24.2 ESR_EL2"),
+            *_IL_EC,
+            _ISS2,
+        ),
+    ),
+    "an exception from MSR, MRS, or System instruction execution in AArch64 state": (
+        (0b011000,),
+        (
+            ("Direction", 0, 0, "D24.2 ESR_EL2"),
+            ("CRm", 4, 1, "D24.2 ESR_EL2"),
+            ("Rt", 9, 5, "D24.2 ESR_EL2"),
+            ("CRn", 13, 10, "D24.2 ESR_EL2"),
+            ("Op1", 16, 14, "D24.2 ESR_EL2"),
+            ("Op2", 19, 17, "D24.2 ESR_EL2"),
+            ("Op0", 21, 20, "D24.2 ESR_EL2"),
+            *_IL_EC,
+            _ISS2,
+        ),
+    ),
+}
+ESR_OTHER: tuple[Row, ...] = (("ISS", 24, 0, "D24.2 ESR_EL2"), *_IL_EC, _ISS2)
+
+FAULT_STATUS = """
+000000 address size fault, level 0
+000001 address size fault, level 1
+000010 address size fault, level 2
+000011 address size fault, level 3
+000100 translation fault, level 0
+000101 translation fault, level 1
+000110 translation fault, level 2
+000111 translation fault, level 3
+001000 access flag fault, level 0
+001001 access flag fault, level 1
+001010 access flag fault, level 2
+001011 access flag fault, level 3
+001100 permission fault, level 0
+001101 permission fault, level 1
+001110 permission fault, level 2
+001111 permission fault, level 3
+010000 synchronous external abort
+010001 synchronous tag check fault
+010010 synchronous external abort on a table walk, level -2
+010011 synchronous external abort on a table walk, level -1
+010100 synchronous external abort on a table walk, level 0
+010101 synchronous external abort on a table walk, level 1
+010110 synchronous external abort on a table walk, level 2
+010111 synchronous external abort on a table walk, level 3
+011000 synchronous parity or ECC error
+011011 synchronous parity or ECC error on a table walk, level -1
+011100 synchronous parity or ECC error on a table walk, level 0
+011101 synchronous parity or ECC error on a table walk, level 1
+011110 synchronous parity or ECC error on a table walk, level 2
+011111 synchronous parity or ECC error on a table walk, level 3
+100001 alignment fault
+100010 granule protection fault on a table walk, level -2
+100011 granule protection fault on a table walk, level -1
+100100 granule protection fault on a table walk, level 0
+100101 granule protection fault on a table walk, level 1
+100110 granule protection fault on a table walk, level 2
+100111 granule protection fault on a table walk, level 3
+101000 granule protection fault
+101001 address size fault, level -1
+101010 translation fault, level -2
+101011 translation fault, level -1
+101100 address size fault, level -2
+110000 TLB conflict abort
+110001 unsupported atomic hardware update fault
+110100 implementation defined fault (lockdown)
+110101 implementation defined fault (unsupported exclusive or atomic)
+"""
+"""DFSC of a Data Abort, D24.2 ESR_EL2.  IFSC has them all but the tag check, alignment and the last two."""

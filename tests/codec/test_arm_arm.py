@@ -7,6 +7,7 @@ from hypothesis import given, settings
 
 from inspector.codec import REGISTERS, Format, Geometry, Kind, Regime, decode_register, encode_register
 from inspector.codec.layouts import layout
+from inspector.codec.syndrome import fault
 from tests.codec import arm_arm, pseudocode
 from tests.codec.strategies import words
 
@@ -169,19 +170,41 @@ def test_sh_gives_way_to_the_address_with_ds() -> None:
 
 @pytest.mark.parametrize("name", arm_arm.REGISTERS)
 def test_register_has_exactly_the_arm_fields(name: str) -> None:
-    found = [(row.name, row.hi, row.lo) for row in REGISTERS[name]]
+    found = [(row.name, row.hi, row.lo) for row in REGISTERS[name].rows(0)]
     assert found == [(field, hi, lo) for field, hi, lo, _ in arm_arm.REGISTERS[name]]
+    assert REGISTERS[name].res1 == sum(1 << bit for bit in arm_arm.RES1.get(name, ()))
 
 
 def test_every_register_is_transcribed() -> None:
-    assert set(REGISTERS) - {"tcr_el2_e2h"} == set(arm_arm.REGISTERS)
-    assert REGISTERS["tcr_el2_e2h"] == REGISTERS["tcr_el1"]
+    assert set(REGISTERS) - {"tcr_el2_e2h", "esr_el1", "esr_el2"} == set(arm_arm.REGISTERS)
+    assert [*REGISTERS["tcr_el2_e2h"].rows(0)] == [*REGISTERS["tcr_el1"].rows(0)]
+    assert REGISTERS["esr_el1"] is REGISTERS["esr_el2"]
+
+
+def _esr_rows(exception_class: int) -> tuple[arm_arm.Row, ...]:
+    return next((rows for classes, rows in arm_arm.ESR.values() if exception_class in classes), arm_arm.ESR_OTHER)
+
+
+@pytest.mark.parametrize("exception_class", range(64))
+def test_syndrome_has_exactly_the_arm_fields_of_its_class(exception_class: int) -> None:
+    found = [(row.name, row.hi, row.lo) for row in REGISTERS["esr_el2"].rows(exception_class << 26)]
+    assert found == [(field, hi, lo) for field, hi, lo, _ in _esr_rows(exception_class)]
+
+
+def test_fault_status_codes() -> None:
+    data = {int(line[:6], 2): line[7:] for line in arm_arm.FAULT_STATUS.split("\n") if line}
+    fetch = {code: text for code, text in data.items() if code not in (0b010001, 0b100001, 0b110100, 0b110101)}
+    for exception_class, expected in ((0x20, fetch), (0x21, fetch), (0x24, data), (0x25, data)):
+        found = {code: fault(exception_class << 26 | code) for code in range(64)}
+        assert {code: str(one) for code, one in found.items() if one is not None} == expected
+    assert fault(0x16 << 26 | 5) is None
 
 
 @settings(deadline=None)
 @given(word=words())
 def test_register_values_are_the_bits_and_nothing_is_lost(word: int) -> None:
-    for name, rows in arm_arm.REGISTERS.items():
+    tables = {**arm_arm.REGISTERS, "esr_el2": _esr_rows(pseudocode.bit_slice(word, 31, 26))}
+    for name, rows in tables.items():
         values = decode_register(name, word)
         for field, hi, lo, _ in rows:
             assert values[field] == pseudocode.bit_slice(word, hi, lo)
