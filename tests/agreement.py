@@ -29,11 +29,10 @@ def leaves(capture: Capture, vm: Vm) -> list[tuple[int, int, int]]:
 
 
 def disagreements(capture: Capture, told: truth.Truth) -> list[str]:
-    expected = truth.expected_leaves(told)
     wrong = []
-    for number, vm in told.vms.items():
-        got = leaves(capture, vm_of(capture, vm))
-        wrong += [f"VM {number}: {text}" for text in truth.differences(expected[number], got)]
+    for number, expected in truth.expected_leaves(told).items():
+        got = leaves(capture, vm_of(capture, told.vms[number]))
+        wrong += [f"VM {number}: {text}" for text in truth.differences(expected, got)]
     return wrong
 
 

@@ -124,6 +124,15 @@ def test_reports_are_collected() -> None:
     assert truth.events[-1]["scenario"] == "one"
 
 
+def test_of_a_vm_whose_guest_was_given_up_nothing_is_expected() -> None:
+    slots = [slot_line(0, PAGE), slot_line(0, PAGE, vm=1)]
+    why = "no answer within 20 s"
+    failed = line("guest_failed", vm=1, vcpu=0, ipa_bits=40, pc="0x0", why=why)
+    told = parse([BOOT, vm_line(0), vm_line(1), *slots, failed, line("truth", sequence=1), pages_line(0, 0x500)])
+    assert {number: vm.failed for number, vm in told.vms.items()} == {0: None, 1: why}
+    assert list(expected_leaves(told)) == [0]
+
+
 @pytest.mark.parametrize(
     ("bad", "says"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import signal
 import socket
 import struct
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.scenarios import SCENARIOS, Scenario
 from tests.live.machine import REPO, RUN_QEMU, Machine, MachineFailed, common_options, process_alive
 
 pytestmark = pytest.mark.live
@@ -275,6 +277,34 @@ def test_options_reach_the_host() -> None:
         command_line = Path(f"/proc/{machine.qemu_pid}/cmdline").read_text()
         assert "kvm-arm.mode=nvhe ignored=yes" in command_line
         assert machine.wait_for("ready")["scenario"] == "one"
+
+
+def test_help_lists_the_table_that_the_tests_read() -> None:
+    """C's preprocessor and our regular expression read scenarios.def alike."""
+    with Machine.start(scenario="nokvm") as machine:
+        told = [event for event in machine.command("help") if event["event"] == "help"]
+    assert [Scenario(e["scenario"], e["group"], e["steps"], e["help"]) for e in told] == list(SCENARIOS)
+    assert [s.name for s in SCENARIOS if s.group == "DEFAULT"][:2] == ["ipa", "backing"]
+
+
+def test_the_tour_ends_and_names_the_guest_that_could_not_run() -> None:
+    """One guest spins for ever: it is given up after ``patience`` seconds, and the verdict is on what is there."""
+    done = run_qemu("--kernel", default_kernel(), "--scenario", "stuck,patience=2")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"guests: 2 VMs, 1 guest could not run \(", done.stderr)
+    name = r"VM 1 \(40-bit IPA\), vCPU 0 at pc 0x[0-9a-f]+: no answer within 2 s"
+    assert re.search(rf"^ +{name}$", done.stderr, re.M)
+    assert re.fullmatch(rf"run_qemu.sh: a guest could not run: {name}", done.stderr.splitlines()[-1])
+    assert "0 errors, 0 notes in 2 VMs" in done.stdout
+
+
+def test_a_guest_that_was_given_up_is_left_alone_and_can_go() -> None:
+    with Machine.start(scenario="stuck,patience=2") as machine:
+        assert [event["vm"] for event in machine.named("guest_failed")] == [1]
+        for line in ("touch 0 0 w 0x40000000", "spin on", "spin off", "idle", "truth", "destroy 1", "end"):
+            assert machine.command(line, timeout=30)[-1]["ok"] is True, line
+        assert machine.command("touch 1 0 w 0x0", timeout=30)[-1]["ok"] is False
+        assert len(machine.named("guest_failed")) == 1
 
 
 def test_a_machine_that_dies_is_noticed() -> None:

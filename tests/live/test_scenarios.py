@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fixtures import truth
+from fixtures.scenarios import SCENARIOS, Scenario
 from inspector.capture.take import take
 from inspector.capture.view import table_views
 from inspector.check import run_checks
@@ -33,42 +34,6 @@ from tests.live.conftest import Cell
 from tests.live.machine import Event, Machine
 
 pytestmark = pytest.mark.live
-
-SCENARIOS = (
-    "log",
-    "manual",
-    "lazy",
-    "eager",
-    "drop",
-    "protect",
-    "cow",
-    "remap",
-    "ksm",
-    "age",
-    "slots",
-    "teardown",
-    "many",
-    "sparse",
-    "middle",
-)
-STEPS = {
-    "log": 5,
-    "manual": 3,
-    "lazy": 3,
-    "drop": 4,
-    "protect": 4,
-    "cow": 4,
-    "remap": 5,
-    "ksm": 3,
-    "age": 1,
-    "slots": 6,
-    "teardown": 2,
-    "many": 1,
-    "sparse": 2,
-    "middle": 0,
-    "eager": 0,
-}
-"""How many quiet moments each must have had at least, where the host can do it at all."""
 
 _ALL = (
     Cell(None, "max", 2),
@@ -101,7 +66,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
 
 def done(events: list[Event]) -> bool:
     """Whether the command was obeyed; an error that the exerciser met fails the test at once."""
-    errors = [event for event in events if event["event"] in ("error", "usage")]
+    errors = [event for event in events if event["event"] in ("error", "usage", "guest_failed")]
     assert not errors, errors
     return bool(events[-1]["ok"])
 
@@ -127,19 +92,22 @@ def aged_leaves(capture: Capture) -> int:
     )
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_every_step(host: Host, name: str) -> None:
+HISTORY = [scenario for scenario in SCENARIOS if scenario.group == "HISTORY"]
+
+
+@pytest.mark.parametrize("scenario", HISTORY, ids=lambda scenario: scenario.name)
+def test_every_step(host: Host, scenario: Scenario) -> None:
     steps = []
     with attached(host.machine.gdb_socket) as target:
         target.resume()
         host.machine.command("end")
-        for step, told in quiet_moments(host, name):
+        for step, told in quiet_moments(host, scenario.name):
             capture = settled(target, host.symbols)
             assert disagreements(capture, told) == [], step
             assert {(vm.pid, vm.fd) for vm in capture.vms} == {(vm.pid, vm.fd) for vm in told.vms.values()}, step
             assert run_checks(capture) == [], step
             steps.append(step)
-    assert len(steps) > STEPS[name], steps
+    assert len(steps) > scenario.steps, steps
 
 
 def settled(target: Target, symbols: Symbols) -> Capture:
