@@ -188,7 +188,10 @@ def _image_table(path: Path, data: bytes, text_offset: int, size: int) -> tuple[
     for name, address in extra.items():
         if (name, address) not in known:
             symbols.append(Symbol(address, "T" if name == "_text" else "D", name))
-    return SymbolTable.build(symbols), base.text, ("kallsyms", "ksymtab") if exported else ("kallsyms",)
+    sources: tuple[str, ...] = ("kallsyms", "ksymtab") if exported else ("kallsyms",)
+    if base.strays:
+        sources += (f"{base.strays} of {base.relocations} relocations disagree on its link address",)
+    return SymbolTable.build(symbols), base.text, sources
 
 
 def _address(path: Path, table: SymbolTable, name: str) -> int:

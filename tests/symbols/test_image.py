@@ -51,6 +51,30 @@ def test_kallsyms_in_every_layout(layout: str, link: str) -> None:
     assert found == [(entry.offset, entry.kind, entry.name) for entry in known]
 
 
+@pytest.mark.parametrize("strays", [1, 14])
+def test_strays_among_the_relocations_are_outvoted_and_told(tmp_path: Path, strays: int) -> None:
+    """Kernels of vendors have some: places behind the stored bytes, or words that hold something else."""
+    data = image(entries("6.12", "rela"), EXPORTS, types(), "6.12", link="rela")
+    count = len(entries("6.12", "rela")) + 1
+    for number in range(strays):
+        at = data.labels["rela"] + 24 * (100 + number)
+        struct.pack_into("<Q", data.bytes, at, LINK + (len(data.bytes) + 8 if number % 2 == 0 else 0x38))
+    path = tmp_path / "Image"
+    path.write_bytes(data.bytes)
+    symbols = open_symbols(image=path, cache_dir=tmp_path / "cache")
+    assert symbols.link_text == LINK
+    assert symbols.require("kvm_vm_release") == LINK + 0x20100
+    assert symbols.description.endswith(f", {strays} of {count} relocations disagree on its link address)")
+
+
+def test_relocations_that_fit_two_places_tell_nothing() -> None:
+    """Every word is zero here and 2 MiB further on."""
+    small = image(entries("6.12", "rela"), EXPORTS, None, "6.12", link="rela")
+    table = decode_kallsyms(bytes(small.bytes))
+    assert find_link_base(bytes(small.bytes), 0, table) is not None
+    assert find_link_base(bytes(small.bytes) + bytes(4 << 20), 0, table) is None
+
+
 def test_kallsyms_is_not_seen_where_there_is_none() -> None:
     data = bytes(image(FUNCTIONS, EXPORTS, None, "6.12", with_kallsyms=False).bytes)
     with pytest.raises(NoKallsyms):
