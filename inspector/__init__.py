@@ -1,7 +1,7 @@
 """kvm-stage2-inspector: the truth about KVM/arm64 stage-2 page tables, read live through gdb.
 
 The rooms and who may import whom: ``codec``, ``events`` and ``findings`` are the ground floor (standard library
-only); ``behaviours`` and ``tables`` stand on the codec; ``target`` and ``symbols`` reach the machine and its kernel's
+only); ``generations`` and ``tables`` stand on the codec; ``target`` and ``symbols`` reach the machine and its kernel's
 symbols; ``kernel`` gives typed views of the host kernel; ``capture`` freezes one instant; ``check`` judges captures;
 ``model`` is the kernel's page-table code in Python; ``compare`` holds captures against it and against each other;
 ``report`` prints; ``cli`` is the command line.

@@ -27,11 +27,12 @@ import click
 import inspector
 from inspector.capture.view import TableView, not_viewed, table_views, vm_title
 from inspector.check import CATALOGUE, NOT_SHOWN, run_checks, selected
-from inspector.codec import REGISTERS, Format, Geometry, InvalidForm, Regime, is_known, levels_of
+from inspector.codec import REGISTERS, Geometry, Regime, is_known, levels_of
 from inspector.codec import decode as decode_bits
-from inspector.compare import changes, compare_views, kernel_of
+from inspector.compare import changes, compare_views
 from inspector.findings import BadInput, ExitCode, InspectorError, Severity, Untestable
-from inspector.model import GENERATIONS, ScriptError, StepResult, run_script
+from inspector.generations import GENERATIONS, code_of
+from inspector.model import ScriptError, StepResult, run_script
 from inspector.report import difference, documents, text
 from inspector.report.format import Painter, columns, count, size
 from inspector.report.sysregs import register_lines
@@ -382,15 +383,6 @@ def reverse(options: Options, pa: str) -> None:
     options.emit(lambda: documents.reverse(address, found), lambda paint: text.reverse(address, found, paint))
 
 
-_FORMS = {
-    "5.10": InvalidForm.STALE,
-    "5.15": InvalidForm.OWNER,
-    "6.1": InvalidForm.OWNER,
-    "6.6": InvalidForm.LOCKED_BIT10,
-    "6.12": InvalidForm.LOCKED_BIT10,
-    "6.18": InvalidForm.LOCKED_BIT10,
-    "7.3": InvalidForm.TYPED,
-}
 _GRANULES = {"4k": 12, "16k": 14, "64k": 16}
 
 
@@ -411,7 +403,7 @@ _GRANULES = {"4k": 12, "16k": 14, "64k": 16}
 @click.option(
     "--format",
     "generation",
-    type=click.Choice(list(_FORMS)),
+    type=click.Choice(list(GENERATIONS)),
     default="6.12",
     help="The kernel that wrote the entry, which tells its invalid forms. Default: 6.12.",
 )
@@ -454,8 +446,7 @@ def decode(
     if level not in levels:
         lower = "" if lpa2 or levels == levels_of(shift, True) else f", and {levels[0] - 1} with --lpa2"
         raise BadInput(f"there is no level {level}: a {granule.upper()} granule has levels {levels[0]} to 3{lower}")
-    new = generation in ("6.12", "6.18", "7.3")
-    fmt = Format(kind, fwb=fwb, xnx=xnx, invalid=_FORMS[generation], linux_612=new)
+    fmt = replace(GENERATIONS[generation].format(kind, fwb=fwb), xnx=xnx)
     found = decode_bits(number, level, geometry, fmt)
     options.emit(lambda: documents.decode_descriptor(found), lambda _: text.descriptor(found))
 
@@ -549,7 +540,7 @@ def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation
     capture = get_capture(options, Scope.FULL)
     if not capture.vms:
         raise Untestable(_nothing_to_check(capture))
-    kernel = kernel_of(capture.host, generation)
+    kernel = code_of(capture.host, generation)
     compared = list(compare_views(choose_views(capture, vm), kernel))
     if not compared:
         _require_a_table(capture)

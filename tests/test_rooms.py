@@ -15,16 +15,16 @@ MAY = {
     "events": set(),
     "findings": set(),
     "snapshot": {"codec"},
-    "behaviours": {"codec"},
+    "generations": {"snapshot", "codec", "events"},
     "tables": {"codec"},
-    "model": {"codec", "events", "behaviours", "tables"},
+    "model": {"codec", "events", "generations", "tables"},
     "symbols": set(),
     "target": set(),
-    "kernel": {"snapshot", "target", "symbols", "tables", "behaviours", "codec"},
-    "capture": {"snapshot", "kernel", "tables", "codec", "behaviours", "target", "symbols"},
-    "compare": {"snapshot", "capture", "model", "tables", "behaviours", "codec", "events"},
-    "check": {"snapshot", "capture", "compare", "model", "tables", "behaviours", "codec"},
-    "report": {"snapshot", "check", "compare", "capture", "tables", "behaviours", "codec", "model", "events"},
+    "kernel": {"snapshot", "target", "symbols", "tables", "generations", "codec"},
+    "capture": {"snapshot", "kernel", "tables", "codec", "generations", "target", "symbols"},
+    "compare": {"snapshot", "capture", "model", "tables", "generations", "codec", "events"},
+    "check": {"snapshot", "capture", "compare", "model", "tables", "generations", "codec"},
+    "report": {"snapshot", "check", "compare", "capture", "tables", "generations", "codec", "model", "events"},
 }
 """Beside the findings, which every room may name."""
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import inspector
-from inspector.behaviours import stage2_format
 from inspector.codec import decode
+from inspector.generations import code_of
 from inspector.kernel.cpus import loaded_vcpus
 from inspector.kernel.host import describe, find_kernel
 from inspector.kernel.memory import StoppedMemory
@@ -51,7 +51,7 @@ def _trees(kernel: Kernel, host: Host, vms: Sequence[ReadVm]) -> list[Tree]:
             root = _root(mmu)
             if root is not None and mmu.geometry is not None:
                 memory = kernel.space.memory
-                trees.append(walk_tree(memory.read_many, root, mmu.geometry, stage2_format(host, mmu)))
+                trees.append(walk_tree(memory.read_many, root, mmu.geometry, code_of(host).format(host, mmu)))
     return trees
 
 

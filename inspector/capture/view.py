@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from inspector.behaviours import stage2_format
 from inspector.codec import Format, Geometry
+from inspector.generations import code_of
 from inspector.snapshot import Capture, CpuState, Host, Mmu, MmuKind, Running, Vm
 from inspector.tables import Tree, walk_tree
 
@@ -99,7 +99,7 @@ class TableView:
 
     @cached_property
     def format(self) -> Format:
-        return stage2_format(self.capture.host, self.mmu)
+        return code_of(self.capture.host).format(self.capture.host, self.mmu)
 
     @cached_property
     def tree(self) -> Tree:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from inspector.behaviours import software_bits_used
 from inspector.check.backing import Placed, inside, joined, touching
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, many, spans
@@ -14,6 +13,7 @@ from inspector.check.entries import Mask
 from inspector.check.ownership import Owned
 from inspector.codec import Descriptor
 from inspector.findings import Finding
+from inspector.generations import software_bits_used
 from inspector.snapshot import MmuKind
 
 _ATTR = "stage2_set_prot_attr"
@@ -67,14 +67,8 @@ def execution(context: Context) -> Iterator[Finding]:
 
 
 def _never_written(context: Context, owned: Owned) -> Mask:
-    """Memory types that this kernel writes in no guest's table.
-
-    kernel.md 1.3: NORMAL_NC is in 6.12 and not in 6.6; a capture made before its enumerator was looked for goes by the
-    structure that came with 6.12.
-    """
-    known, traits = {"normal", "device-nGnRE"}, context.capture.host.traits
-    if traits.get("prot_normal_nc", traits.get("mmu_vtcr")):
-        known.add("normal-nc")
+    """Memory types that this kernel writes in no guest's table (kernel.md 1.3)."""
+    known = {"normal", "device-nGnRE"} | ({"normal-nc"} if context.code.behaviours.normal_nc else set())
     return owned.entries.matching(lambda d: d.kind.is_leaf and d.memory_type not in known)
 
 
@@ -94,8 +88,7 @@ def _sound(placed: Placed) -> Mask:
 def memory_types(context: Context) -> Iterator[Finding]:
     host = context.capture.host
     ram = joined(host.ram)
-    # 6.17 and later map cacheable PFNMAP memory write-back, with FWB and DIC; 6.16 has pkvm_mappings.
-    any_cacheable = bool(host.traits.get("pkvm_mappings")) and bool(host.features.get("fwb"))
+    any_cacheable = context.code.behaviours.cacheable_pfnmap and bool(host.features.get("fwb"))
     for owned in context.owned:
         view, entries, wrong = owned.view, owned.entries, _never_written(context, owned)
         for span in spans(view, entries, wrong):

@@ -8,14 +8,13 @@ from functools import cached_property
 
 import numpy as np
 
-from inspector.behaviours import Counted, counted, invalid_form
 from inspector.capture.view import TableView, possible_walkers, regime_name, table_views, walk_in_progress
 from inspector.check.backing import Placed
 from inspector.check.entries import Entries, Mask
 from inspector.check.hostmem import HostMemory, host_memory
 from inspector.check.ownership import Owned, Pointer, ownership
-from inspector.codec import InvalidForm
 from inspector.findings import Finding, Severity, Where
+from inspector.generations import KernelCode, code_of
 from inspector.snapshot import Capture, CpuState, Mmu, MmuKind, Mode, Vm
 
 #: At most this many findings of one kind a table; the last one says how many more there are.
@@ -95,12 +94,9 @@ class Context:
         return self.capture.host.mode is Mode.PROTECTED
 
     @cached_property
-    def invalid_form(self) -> InvalidForm:
-        return invalid_form(self.capture.host.traits)
-
-    @cached_property
-    def counted(self) -> Counted:
-        return counted(self.capture.host.traits)
+    def code(self) -> KernelCode:
+        """The page-table code of the host's kernel."""
+        return code_of(self.capture.host)
 
     @cached_property
     def walkers(self) -> tuple[CpuState, ...]:

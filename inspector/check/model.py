@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error
-from inspector.compare import Difference, Side, compare_views, kernel_of
+from inspector.compare import Difference, Side, compare_views
 from inspector.findings import Finding, Severity
 
 #: Differences that are about equality with the model; a page that is free, shared or unreadable is S3's and S1's.
@@ -20,8 +20,8 @@ _KINDS = ("leaf", "table", "invalid", "extra", "count")
     "kvm_pgtable_stage2_map, compared operation by operation with the model",
 )
 def model_equality(context: Context) -> Iterator[Finding]:
-    kernel = kernel_of(context.capture.host)
-    if kernel.generation.assumed:
+    kernel = context.code
+    if kernel.assumed:
         return  # the model may be another kernel's: 'inspector diff' says that, and compares all the same
     for owned, compared in zip(context.owned, compare_views(context.views, kernel), strict=True):
         errors = [

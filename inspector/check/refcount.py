@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from inspector.behaviours import Counted
 from inspector.capture.view import TableView
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, note, where_view
 from inspector.check.entries import Entries, Mask
 from inspector.check.ownership import Owned
-from inspector.check.structure import LOCKED
 from inspector.findings import Finding
 from inspector.snapshot import PageState
 
@@ -58,10 +56,10 @@ def _counted(context: Context, owned: Owned) -> Iterator[tuple[int, int, int, in
     """
     entries = owned.entries
     valid = (entries.raw & np.uint64(1)) != 0
-    if context.counted is Counted.VALID:
+    if not context.code.behaviours.counts_nonzero:
         counted, odd = _per_page(entries, valid), {}
     else:
-        value = LOCKED.get(context.invalid_form)
+        value = context.code.behaviours.locked_value
         locked = entries.raw == np.uint64(value) if value else np.zeros_like(valid)
         counted, odd = _per_page(entries, ~locked), _per_page(entries, ~locked & ~valid)
     for table in (owned.view.tree.tables[number] for number in owned.tables.values()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.behaviours import ha_always
 from inspector.capture.view import root_of
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, error, note, where_view, where_vm
@@ -221,5 +220,5 @@ def _vtcr_against_cpu(context: Context, value: int, ps: int) -> Iterator[tuple[s
         yield f"VS {int(bool(vmid16))}", f"VS {value >> 19 & 1}", "it follows the CPUs' VMID size"
     if value >> 32 & 1 and host.features.get("lpa2") == 0:
         yield "DS 0", "DS 1", "these CPUs have no 52-bit descriptors with this granule (FEAT_LPA2)"
-    if ha_always(host.traits) and not value >> 21 & 1:
+    if context.code.behaviours.ha_always and not value >> 21 & 1:
         yield "HA 1", "HA 0", "this kernel generation always sets it"

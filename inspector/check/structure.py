@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from inspector.behaviours import xn_two_bits
 from inspector.capture.view import TableView
 from inspector.check.catalogue import invariant
 from inspector.check.context import Context, Span, error, error_or_note, many, note, spans, where_view
@@ -193,7 +192,7 @@ def _leaf_zero(context: Context, view: TableView) -> dict[int, str]:
     """Bits that must be zero in a leaf of ``view``, with their names."""
     zero = dict(_LEAF_ZERO)
     if not view.format.xnx:
-        zero[53] = "XN[0], without FEAT_XNX" if xn_two_bits(context.capture.host.traits) else ""
+        zero[53] = "XN[0], without FEAT_XNX" if context.code.behaviours.two_bit_xn else ""
     if not view.geometry.lpa2:
         zero |= {48: "", 49: ""}
     if view.geometry.granule_shift == 14:
@@ -249,8 +248,6 @@ def _zero_finding(span: Span, which: str) -> Finding:
 
 # --- S6: invalid entries ---
 
-#: The mark that a walker leaves in an entry while it holds it (kernel.md 1.6), by form of invalid entries.
-LOCKED = {InvalidForm.LOCKED_BIT10: 1 << 10, InvalidForm.TYPED: 1 << 60}
 _GUEST_POISONED = 3
 
 
@@ -261,10 +258,10 @@ _GUEST_POISONED = 3
     "kvm_set_invalid_pte, stage2_try_break_pte, enum kvm_invalid_pte_type",
 )
 def invalid_entries(context: Context) -> Iterator[Finding]:
-    form = context.invalid_form
+    form = context.code.behaviours.invalid
     if form is InvalidForm.STALE:
         return
-    locked = LOCKED.get(form)
+    locked = context.code.behaviours.locked_value
     for owned in context.owned:
         view, entries = owned.view, owned.entries
         invalid = (entries.raw & np.uint64(1)) == 0
@@ -297,7 +294,7 @@ def invalid_entries(context: Context) -> Iterator[Finding]:
 
 def _allowed_annotation(context: Context, entries: Entries) -> Mask:
     """Where an invalid entry is an annotation that pKVM puts into a guest's table (7.x: type POISONED)."""
-    if not context.protected or context.invalid_form is not InvalidForm.TYPED:
+    if not context.protected or context.code.behaviours.invalid is not InvalidForm.TYPED:
         return np.zeros(len(entries.raw), dtype=bool)
     poisoned: Mask = (entries.raw >> np.uint64(60)) == np.uint64(_GUEST_POISONED)
     return poisoned
@@ -313,7 +310,7 @@ def _allowed_annotation(context: Context, entries: Entries) -> Mask:
     "stage2_unmap_walker, kvm_pgtable_stage2_map",
 )
 def empty_tables(context: Context) -> Iterator[Finding]:
-    valid_only = context.invalid_form is InvalidForm.STALE
+    valid_only = context.code.behaviours.invalid is InvalidForm.STALE
     for owned in context.owned:
         view = owned.view
         roots = set(view.root_pages())

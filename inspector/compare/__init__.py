@@ -8,19 +8,16 @@ decided from captures; this room knows nothing of gdb, prints nothing, and is im
 from inspector.compare.difference import Difference, Side
 from inspector.compare.instants import Change, Changes, MappingChange, TableChange, VmChange, changes
 from inspector.compare.judge import Comparison, compare_views
-from inspector.compare.kernel import Kernel, kernel_of
 
 __all__ = [
     "Change",
     "Changes",
     "Comparison",
     "Difference",
-    "Kernel",
     "MappingChange",
     "Side",
     "TableChange",
     "VmChange",
     "changes",
     "compare_views",
-    "kernel_of",
 ]

@@ -8,8 +8,6 @@ from typing import Final
 
 from inspector.codec import Descriptor
 from inspector.findings import Severity, Where
-from inspector.model import ModelBehaviours
-from inspector.model.generations import MapScheme
 
 
 @dataclass(frozen=True)
@@ -54,25 +52,6 @@ _WHY: Final[Mapping[str, str]] = {
     "oa_res0": "the bits are RES0 in a block: the CPU ignores them or does not",
 }
 _STRAY: Final = "KVM never sets the bit: the entry was written by something else, or by a KVM that does more"
-
-
-def functions(behaviours: ModelBehaviours) -> Mapping[str, str]:
-    """The kernel function that writes what a difference is about, in this generation (kernel.md 4, 6, 15.2)."""
-    first = behaviours.map_scheme is MapScheme.ANCHOR_IN_PLACE
-    unlink = behaviours.map_scheme is MapScheme.UNLINK
-    return {
-        "attributes": "stage2_map_set_prot_attr" if first else "stage2_set_prot_attr",
-        "xn": "stage2_set_xn_attr" if behaviours.two_bit_xn else "stage2_set_prot_attr",
-        "leaf": "stage2_map_walker_try_leaf",
-        "table": "stage2_map_walk_leaf",
-        "table-entry": "kvm_init_table_pte" if unlink else "kvm_set_table_pte",
-        "invalid": "kvm_set_invalid_pte" if first else "kvm_clear_pte",
-        "locked": "stage2_try_break_pte",
-        "put": "stage2_unmap_walker",
-        "get": "stage2_make_pte" if unlink else "stage2_map_walker_try_leaf",
-        "age": "kvm_pgtable_stage2_test_clear_young" if behaviours.test_clear_young else "kvm_pgtable_stage2_mkold",
-        "split": "user_mem_abort",
-    }
 
 
 def _value(name: str, number: int) -> str:

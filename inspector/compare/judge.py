@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from inspector.capture.view import TableView, possible_walkers, table_views, walk_in_progress
 from inspector.codec import Descriptor, Format, bulk, decode
 from inspector.compare.columns import LevelColumn, Mask, columns_of
-from inspector.compare.difference import Difference, Side, functions, leaf_difference
-from inspector.compare.kernel import Kernel
+from inspector.compare.difference import Difference, Side, leaf_difference
+from inspector.compare.machine import format_of
 from inspector.compare.rebuild import Rebuilt, rebuild
 from inspector.findings import Severity, Where
+from inspector.generations import KernelCode, functions
 from inspector.snapshot import Backing, BackingState, MmuKind, Mode, PageState
 from inspector.tables import Problem, Tree
 
@@ -42,7 +43,7 @@ class Comparison:
     """
 
     view: TableView
-    kernel: Kernel
+    kernel: KernelCode
     leaves: int
     tables: int
     differences: tuple[Difference, ...]
@@ -70,7 +71,7 @@ class Comparison:
         return len(self.differences) - len(self.shown)
 
 
-def compare_views(views: Sequence[TableView], kernel: Kernel) -> Iterator[Comparison]:
+def compare_views(views: Sequence[TableView], kernel: KernelCode) -> Iterator[Comparison]:
     """Each table against what the model makes of its mappings.
 
     Raises `BadInput` when the generation asked for cannot have made such a table.
@@ -83,12 +84,12 @@ def compare_views(views: Sequence[TableView], kernel: Kernel) -> Iterator[Compar
 class _Judge:
     """The comparison of one table; `compare` is its only use."""
 
-    def __init__(self, view: TableView, kernel: Kernel, shared: Mapping[int, Sequence[str]]) -> None:
+    def __init__(self, view: TableView, kernel: KernelCode, shared: Mapping[int, Sequence[str]]) -> None:
         self.view = view
         self.shared = {pa: [title for title in titles if title != view.title] for pa, titles in shared.items()}
         self.contested = contested(view.tree, shared)
         self.kernel = kernel
-        self.format: Format = kernel.format(view)
+        self.format: Format = format_of(kernel, view)
         self.columns = columns_of(view.tree, self.format)
         self.model: Rebuilt = rebuild(view, kernel, self.columns)
         self.functions = functions(kernel.behaviours)

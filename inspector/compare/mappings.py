@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from inspector.capture.view import TableView
-from inspector.compare.kernel import Kernel
+from inspector.compare.machine import format_of
+from inspector.generations import KernelCode
 from inspector.model import Prot
 from inspector.model.attributes import MEMATTR_MASK, S2AP_R, S2AP_W, XN, XN_FIELD, Attributes
-from inspector.model.prot import SW_MASK, ProtLayout
+from inspector.model.prot import SW_MASK
 from inspector.snapshot import MmuKind
 
 _PX_UX: Final = {0b00: Prot.X, 0b01: Prot.UX, 0b10: Prot.NONE, 0b11: Prot.PX}
@@ -54,11 +55,11 @@ class Reading:
         return int(prot | memory) | (bits & SW_MASK if self.software else 0)
 
 
-def reading_of(view: TableView, kernel: Kernel, attributes: Attributes, software: bool) -> Reading:
+def reading_of(view: TableView, kernel: KernelCode, attributes: Attributes, software: bool) -> Reading:
     """How ``view``'s leaves are read."""
     kinds = [Prot.DEVICE]
-    if kernel.behaviours.prot_layout is not ProtLayout.SINGLE_X:
+    if kernel.behaviours.normal_nc:
         kinds.append(Prot.NORMAL_NC)
     memory = {attributes.of_prot(int(kind | Prot.R)) & MEMATTR_MASK: kind for kind in kinds}
     plain = view.mmu.kind is MmuKind.VM
-    return Reading(attributes, kernel.format(view).xnx, software, plain, plain, memory)
+    return Reading(attributes, format_of(kernel, view).xnx, software, plain, plain, memory)

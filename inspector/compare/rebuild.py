@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inspector.behaviours import software_bits_used
 from inspector.capture.view import TableView
 from inspector.codec import bulk
 from inspector.compare.columns import LevelColumn, Mask
-from inspector.compare.kernel import Kernel
+from inspector.compare.machine import machine_of
 from inspector.compare.mappings import Reading, reading_of
+from inspector.generations import KernelCode, software_bits_used
 from inspector.model import MemoryCache, Stage2
 
 _CACHE = 8
@@ -76,9 +76,9 @@ def _in_ranges(pa: bulk.Words, ranges: Sequence[tuple[int, int]]) -> Mask:
 class _Templates:
     """What the model's ``map`` writes for a permission and memory type at a level, with address 0."""
 
-    def __init__(self, view: TableView, kernel: Kernel) -> None:
+    def __init__(self, view: TableView, kernel: KernelCode) -> None:
         self._behaviours = kernel.behaviours
-        self._machine = kernel.machine(view)
+        self._machine = machine_of(kernel, view)
         self._geometry = view.geometry
         self._known: dict[tuple[int, int], int] = {}
 
@@ -95,9 +95,9 @@ class _Templates:
         return known
 
 
-def rebuild(view: TableView, kernel: Kernel, columns: Sequence[LevelColumn]) -> Rebuilt:
+def rebuild(view: TableView, kernel: KernelCode, columns: Sequence[LevelColumn]) -> Rebuilt:
     """The model's tree for the leaves of ``columns``, the levels of ``view``'s tree."""
-    pgt = Stage2(kernel.behaviours, kernel.machine(view), view.geometry)
+    pgt = Stage2(kernel.behaviours, machine_of(kernel, view), view.geometry)
     pgt.init()
     reading = reading_of(view, kernel, pgt.attributes, software_bits_used(view.capture.host, view.mmu))
     templates = _Templates(view, kernel)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.codec import Descriptor, Field, Format, Geometry, Kind, Regime, bulk, decode
+from inspector.generations import TRAITS
 from inspector.kernel.objects import Kernel
-from inspector.kernel.traits import present_invalid_bit11
+from inspector.kernel.traits import has_trait
 from inspector.snapshot import Backing, BackingState
 from inspector.tables.intervals import runs
 
@@ -145,6 +146,6 @@ def backing(kernel: Kernel, mm: int, ranges: Sequence[tuple[int, int]]) -> list[
     (-1 with 52 bits and 4K pages).  Raises `BadPointer` when the root is not mapped.
     """
     pgd = kernel.space.pa(kernel.space.u64(mm + kernel.member("mm_struct", "pgd").offset))
-    fmt = Format(regime=Regime.LINUX_STAGE1, linux_612=present_invalid_bit11(kernel.symbols))
+    fmt = Format(regime=Regime.LINUX_STAGE1, linux_612=has_trait(kernel.symbols, TRAITS["present_invalid_bit11"]))
     runs = sorted(_walk(kernel, pgd, ranges, fmt), key=lambda run: run.hva)
     return [tuple(_covered(runs, at, at + size)) for at, size in ranges]

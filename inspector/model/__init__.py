@@ -3,14 +3,15 @@
 It reproduces the observable behaviour of ``arch/arm64/kvm/hyp/pgtable.c``: every table entry, every reference
 count, every return code, and the order of stores, TLB invalidations, cache maintenance, references and allocations.
 It knows nothing of gdb, of captures or of symbols.  Kernel generations differ by named behaviours
-(:mod:`inspector.model.generations`), never by a version test.
+(:mod:`inspector.generations`), never by a version test.
 
 Reading order: ``pages`` (the store), ``walker``, ``attributes``, ``stage2`` (the operations, one module each:
 ``map``, ``unmap``, ``attrs``, ``split``, ``destroy``), ``hyp``, ``script``.
 """
 
-from inspector.model.generations import GENERATIONS, Machine, ModelBehaviours, generation
+from inspector.generations import GENERATIONS, Generation, generation
 from inspector.model.hyp import HypStage1
+from inspector.model.machine import Machine
 from inspector.model.pages import MemoryCache, PageStore
 from inspector.model.prot import Memory, Prot
 from inspector.model.script import ScriptError, StepResult, run_script
@@ -18,11 +19,11 @@ from inspector.model.stage2 import Stage2
 
 __all__ = [
     "GENERATIONS",
+    "Generation",
     "HypStage1",
     "Machine",
     "Memory",
     "MemoryCache",
-    "ModelBehaviours",
     "PageStore",
     "Prot",
     "ScriptError",

@@ -10,7 +10,8 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import Final
 
-from inspector.model.generations import FwbSource, Machine, ModelBehaviours
+from inspector.generations import Generation
+from inspector.model.machine import Machine
 from inspector.model.prot import SW_MASK, Prot
 
 MEMATTR_MASK: Final = 0xF << 2
@@ -51,9 +52,9 @@ class Attributes:
 
     __slots__ = ("_known", "_lpa2", "_two_bit_xn", "_use_as_s1", "_xnx", "behaviours", "fwb", "keep", "normal", "perms")
 
-    def __init__(self, behaviours: ModelBehaviours, machine: Machine, lpa2: bool) -> None:
+    def __init__(self, behaviours: Generation, machine: Machine, lpa2: bool) -> None:
         self.behaviours = behaviours
-        by_flag = behaviours.fwb_source is FwbSource.CPU_AND_FLAG
+        by_flag = behaviours.pgt_flags.bit("NOFWB") != 0
         self.fwb = machine.fwb and not (by_flag and machine.no_fwb)
         self._lpa2 = lpa2
         self._xnx = machine.xnx

@@ -12,8 +12,8 @@ from errno import EAGAIN, EINVAL
 from typing import TYPE_CHECKING, Final
 
 from inspector.events import CACHE, TLBI
+from inspector.generations import WalkFlags
 from inspector.model.attributes import AF, S2AP_R, S2AP_W, XN_FIELD
-from inspector.model.generations import WalkFlags
 from inspector.model.prot import SW_MASK, Prot
 from inspector.model.walker import HANDLE_FAULT, IGNORE_EAGAIN, LEAF, SHARED, U64, Pgtable
 

@@ -11,8 +11,8 @@ from errno import EINVAL, ENOMEM
 from typing import Final
 
 from inspector.events import TLBI, TTL_UNKNOWN
+from inspector.generations import TableTlbi
 from inspector.model import attrs
-from inspector.model.generations import TableTlbi
 from inspector.model.prot import SW_MASK, Prot
 from inspector.model.walker import LAST_LEVEL, LEAF, TABLE_POST, U64, Pgtable
 

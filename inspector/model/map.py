@@ -9,7 +9,7 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING, Final
 
-from inspector.model.generations import Annotation, MapScheme
+from inspector.generations import Annotation, MapScheme
 from inspector.model.map_anchor import MapAnchor
 from inspector.model.map_unlink import MapUnlink
 from inspector.model.pages import MemoryCache

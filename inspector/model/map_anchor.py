@@ -13,7 +13,7 @@ from errno import E2BIG, EAGAIN, EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
 from inspector.events import CACHE
-from inspector.model.generations import MapScheme
+from inspector.generations import MapScheme
 from inspector.model.pages import MemoryCache
 from inspector.model.unmap import clear_pte, invalidate
 from inspector.model.walker import LAST_LEVEL, TABLE_POST, TABLE_PRE, U64

@@ -11,7 +11,7 @@ from errno import E2BIG, EAGAIN, EINVAL, ENOMEM
 from typing import TYPE_CHECKING, Final
 
 from inspector.events import CACHE, GET, STORE, TLBI
-from inspector.model.generations import Annotation
+from inspector.generations import Annotation
 from inspector.model.pages import MemoryCache
 from inspector.model.prot import SW_MASK
 from inspector.model.walker import LAST_LEVEL, SHARED, SKIP_BBM_TLBI, SKIP_CMO, TABLE_PRE, U64

@@ -8,7 +8,9 @@ Facts: kernel_stage2 1.4; asm/kvm_pgtable.h of 6.1.192, 6.12.117, 7.3.4.
 from __future__ import annotations
 
 import enum
-from typing import Final, Protocol
+from typing import Final
+
+from inspector.generations import Generation, ProtLayout
 
 SW_MASK: Final = 0b1111 << 55
 """``KVM_PTE_LEAF_ATTR_HI_SW``: software bits travel in their PTE position, in every generation."""
@@ -37,22 +39,7 @@ class Memory(enum.Enum):
     NC = "nc"
 
 
-class ProtLayout(enum.Enum):
-    """Where a generation keeps its ``enum kvm_pgtable_prot`` bits."""
-
-    SINGLE_X = "X W R DEVICE from BIT(0)"
-    SINGLE_X_NC = "X W R DEVICE NORMAL_NC from BIT(0)"
-    SPLIT_X = "PX UX W R DEVICE NORMAL_NC from BIT(0)"
-
-
-class HasProtLayout(Protocol):
-    """Anything that names a layout: a set of behaviours."""
-
-    @property
-    def prot_layout(self) -> ProtLayout: ...
-
-
-def kernel_prot(prot: int, behaviours: HasProtLayout) -> int:
+def kernel_prot(prot: int, behaviours: Generation) -> int:
     """The kernel's own value for ``prot`` (software bits unchanged).
 
     Raises ``ValueError`` for what that kernel has no enumerator for: one execute bit alone before 7.3,

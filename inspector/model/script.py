@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from errno import errorcode
 from typing import Final
 
-from inspector.codec import Format, InvalidForm, Kind, Regime, decode
+from inspector.codec import Format, Kind, Regime, decode
 from inspector.events import CACHE, CASFAIL, STORE, TLBI, Event, PageNames, RawEvent, format_raw, to_event
-from inspector.model.generations import ModelBehaviours
+from inspector.generations import Generation
 from inspector.model.operations import Operation, ScriptError, format_operation, parse_operation
 from inspector.model.prot import SW_MASK, kernel_prot
 from inspector.model.session import NoSuchEntry, Outcome, Session, Setup, parse_setup
@@ -50,7 +50,7 @@ class StepResult:
     def result_text(self) -> str:
         """What the operation returned, in words."""
         if self.outcome is None or self.operation is None:
-            return "proven against the kernel's own code" if self.setup.behaviours.proven else "from facts only"
+            return self.setup.behaviours.standing
         ret, value, level = self.outcome
         if self.operation.name in _NO_RETURN_CODE:
             return f"entry {value:#x}"
@@ -75,25 +75,12 @@ class StepResult:
             yield f"  | {row}"
 
 
-def _invalid_form(behaviours: ModelBehaviours) -> InvalidForm:
-    if behaviours.stale_invalid:
-        return InvalidForm.STALE
-    if not behaviours.locked_mask:
-        return InvalidForm.OWNER
-    return InvalidForm.LOCKED_BIT10 if behaviours.locked_value == 1 << 10 else InvalidForm.TYPED
-
-
 def format_of(pgt: Pgtable) -> Format:
     """How the codec has to read this table's entries."""
     behaviours, machine = pgt.behaviours, pgt.machine
     if isinstance(pgt, Stage2):
-        return Format(
-            Regime.STAGE2,
-            fwb=pgt.attributes.fwb,
-            xnx=behaviours.two_bit_xn and machine.xnx,
-            invalid=_invalid_form(behaviours),
-        )
-    return Format(Regime.HYP_STAGE1, invalid=_invalid_form(behaviours), hvhe=machine.hvhe)
+        return behaviours.format(Regime.STAGE2, fwb=pgt.attributes.fwb, xnx=machine.xnx)
+    return behaviours.format(Regime.HYP_STAGE1, hvhe=machine.hvhe)
 
 
 def _size_text(size: int) -> str:
@@ -170,7 +157,7 @@ def _named(word: str, names: PageNames) -> str:
     return f"{key}={names.page(int(value, 16))}" if key == "page" else word
 
 
-def _check_prot(operation: Operation, behaviours: ModelBehaviours) -> None:
+def _check_prot(operation: Operation, behaviours: Generation) -> None:
     """Refuse what the generation has no enumerator for (``ValueError``)."""
     kernel_prot(operation.prot, behaviours)
     if operation.prot & SW_MASK and not behaviours.software_bits:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Final, NamedTuple
 
 from inspector.codec import Geometry
-from inspector.model.generations import GENERATIONS, Machine, ModelBehaviours, generation
+from inspector.generations import GENERATIONS, Generation, generation
 from inspector.model.hyp import HypStage1
+from inspector.model.machine import Machine
 from inspector.model.operations import LAST, Operation, ScriptError, number
 from inspector.model.pages import MemoryCache, PageStore
 from inspector.model.stage2 import Stage2
@@ -34,7 +35,7 @@ class Setup:
     machine: Machine = field(default_factory=Machine)
 
     @property
-    def behaviours(self) -> ModelBehaviours:
+    def behaviours(self) -> Generation:
         """The named generation."""
         return generation(self.generation)
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from errno import ENOMEM
 from typing import TYPE_CHECKING
 
+from inspector.generations import Generation
 from inspector.model import attrs, destroy, split, unmap
 from inspector.model import map as map_
 from inspector.model.attributes import Attributes
-from inspector.model.generations import Machine, ModelBehaviours
+from inspector.model.machine import Machine
 from inspector.model.pages import MemoryCache, PageStore
 from inspector.model.walker import Pgtable
 
@@ -31,7 +32,7 @@ class Stage2(Pgtable):
     __slots__ = ("attributes", "phys_limit")
 
     def __init__(
-        self, behaviours: ModelBehaviours, machine: Machine, geometry: Geometry, store: PageStore | None = None
+        self, behaviours: Generation, machine: Machine, geometry: Geometry, store: PageStore | None = None
     ) -> None:
         super().__init__(behaviours, machine, geometry, store)
         self.attributes = Attributes(behaviours, machine, self.lpa2)

@@ -10,7 +10,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from inspector.events import CACHE, STORE, TLBI, TTL_UNKNOWN
-from inspector.model.generations import TableTlbi
+from inspector.generations import TableTlbi
 from inspector.model.walker import LAST_LEVEL, LEAF, TABLE_POST
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from errno import EAGAIN, EINVAL, EPERM, ERANGE
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from inspector.events import BARRIER, CASFAIL, DEFER, GET, STORE, TLBI, WARN
-from inspector.model.generations import Eagain, Machine, ModelBehaviours
+from inspector.generations import Eagain, Generation
+from inspector.model.machine import Machine
 from inspector.model.pages import MemoryCache, PageStore
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Pgtable:
     )
 
     def __init__(
-        self, behaviours: ModelBehaviours, machine: Machine, geometry: Geometry, store: PageStore | None = None
+        self, behaviours: Generation, machine: Machine, geometry: Geometry, store: PageStore | None = None
     ) -> None:
         shift = geometry.granule_shift
         if geometry.lpa2 and not behaviours.lpa2:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from inspector.capture.view import regime_name, vm_title
 from inspector.codec import Descriptor
-from inspector.compare import Comparison, Difference, Kernel, Side
+from inspector.compare import Comparison, Difference, Side
 from inspector.compare.instants import Change, Changes, MappingChange, TableChange, VmChange
 from inspector.findings import Severity
+from inspector.generations import KernelCode
 from inspector.model import StepResult
 from inspector.report.documents import Document, behaviours, envelope, where
 from inspector.report.format import PLAIN, Painter, address, count, raw, size
@@ -67,7 +68,7 @@ def _side(sign: str, side: Side) -> str | None:
     return f"    {sign} {', '.join(parts)}" if parts else None
 
 
-def comparison(compared: Sequence[Comparison], kernel: Kernel, capture: Capture, paint: Painter = PLAIN) -> Lines:
+def comparison(compared: Sequence[Comparison], kernel: KernelCode, capture: Capture, paint: Painter = PLAIN) -> Lines:
     """Each table: identical, or what differs; then the verdict."""
     for one in compared:
         what = f"{count(one.leaves, 'leaf').replace('leafs', 'leaves')} in {count(one.tables, 'table')}"
@@ -119,7 +120,7 @@ def _difference(one: Difference) -> Document:
     }
 
 
-def comparison_document(compared: Sequence[Comparison], kernel: Kernel, capture: Capture) -> Document:
+def comparison_document(compared: Sequence[Comparison], kernel: KernelCode, capture: Capture) -> Document:
     """`inspector diff`."""
     return envelope(
         "diff",
@@ -297,7 +298,7 @@ def model_document(steps: Sequence[StepResult]) -> Document:
                 "comment": list(step.comment),
                 "operation": step.text,
                 "generation": step.setup.generation,
-                "proven": step.setup.behaviours.proven,
+                "proven": step.setup.behaviours.cross_checked,
                 "returns": step.result_text() if step.operation is not None else None,
                 "events": list(step.events),
                 "table": list(step.table),

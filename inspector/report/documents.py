@@ -15,8 +15,8 @@ import inspector
 from inspector.capture.view import TableView, regime_name
 from inspector.check.catalogue import Invariant, Unseen
 from inspector.codec import Descriptor, decode_register, is_known
-from inspector.compare.kernel import Kernel, kernel_of
 from inspector.findings import Finding, Severity, Where
+from inspector.generations import KernelCode, code_of
 from inspector.report import sysregs, text
 from inspector.report.format import SHAREABILITY
 from inspector.report.leaves import ByPattern
@@ -57,14 +57,14 @@ def _register(name: str, value: int) -> Document:
 # --- info, registers, vms, memslots ---
 
 
-def behaviours(kernel: Kernel) -> Document:
+def behaviours(kernel: KernelCode) -> Document:
     """Which model stands for a kernel, and how that is known."""
     return {
         "generation": kernel.label,
-        "how": kernel.generation.how,
-        "assumed": kernel.generation.assumed,
+        "how": kernel.how,
+        "assumed": kernel.assumed,
         "chosen": kernel.chosen,
-        "proven": kernel.proven,
+        "proven": kernel.cross_checked,
     }
 
 
@@ -88,7 +88,7 @@ def info(capture: Capture) -> Document:
             "ram": [[_hex(start), _hex(end)] for start, end in host.ram],
             "memory_backend": host.memory_backend,
             "notes": list(host.notes),
-            "behaviours": behaviours(kernel_of(host)),
+            "behaviours": behaviours(code_of(host)),
         },
         cpus=[
             {"index": cpu.index, "running": cpu.running, "symbol": cpu.symbol, "vttbr_live": cpu.vttbr_live}

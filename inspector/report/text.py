@@ -12,8 +12,8 @@ import numpy as np
 
 from inspector.capture.view import TableView, regime_name, vm_title
 from inspector.codec import Descriptor, table_address, vttbr
-from inspector.compare.kernel import kernel_of
 from inspector.findings import Finding, Severity, Where
+from inspector.generations import code_of
 from inspector.report.format import (
     PLAIN,
     SHAREABILITY,
@@ -62,7 +62,7 @@ def info(capture: Capture, paint: Painter = PLAIN) -> Lines:
         ("VA bits", str(host.va_bits)),
         ("features", " ".join(f"{name}={value}" for name, value in sorted(host.features.items())) or "-"),
         ("traits", " ".join(sorted(name for name, has in host.traits.items() if has)) or "-"),
-        ("behaviours", kernel_of(host).text),
+        ("behaviours", code_of(host).text),
         ("RAM", ", ".join(f"{address(a)}-{address(b)} ({size(b - a)})" for a, b in host.ram)),
         ("memory", f"read by {host.memory_backend}, machine stopped for {capture.stopped_seconds * 1000:.0f} ms"),
         ("CPUs", cpus),

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from inspector.capture.view import TableView, table_views
-from inspector.compare import Comparison, compare_views, kernel_of
+from inspector.compare import Comparison, compare_views
+from inspector.generations import code_of
 from inspector.snapshot import Capture, Scope
 from inspector.symbols import open_symbols
 from tests.live.conftest import take_from
@@ -39,7 +40,7 @@ def best(call: Callable[[], object], times: int) -> float:
 
 def compare(capture: Capture) -> list[Comparison]:
     """Everything that `inspector diff` does but reading and printing: walking the tables too."""
-    return list(compare_views(list(table_views(capture)), kernel_of(capture.host)))
+    return list(compare_views(list(table_views(capture)), code_of(capture.host)))
 
 
 def scattered(capture: Capture, view: TableView) -> Capture:

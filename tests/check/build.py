@@ -53,7 +53,7 @@ START_LEVEL = {32: 2, 36: 1, 40: 1, 44: 0, 48: 0}
 ROOT_PAGES = {32: 4, 36: 1, 40: 2, 44: 1, 48: 1}
 SHIFT = {0: 39, 1: 30, 2: 21, 3: 12}
 
-TRAITS_510: dict[str, bool] = {}
+TRAITS_510 = {"pgtable": True}
 TRAITS_61 = {"mm_ops": True}
 TRAITS_612 = {"mm_ops": True, "visit_ctx": True, "signed_level": True, "mmu_vtcr": True}
 TRAITS_73 = {**TRAITS_612, "invalid_pte_type": True, "xn_two_bits": True, "pkvm_mappings": True}

@@ -6,13 +6,12 @@ import re
 
 import pytest
 
-from inspector.behaviours import CATALOGUE as BEHAVIOURS
-from inspector.behaviours import Counted, counted, ha_always, invalid_form, stage2_format
 from inspector.check import CATALOGUE, NOT_SHOWN, run_checks, selected
-from inspector.codec import InvalidForm
+from inspector.codec import Format, InvalidForm
 from inspector.findings import BadInput, Severity
+from inspector.generations import code_of, recognise
 from inspector.snapshot import Scope
-from tests.check.build import TRAITS_61, TRAITS_73, TRAITS_510, TRAITS_612, World, good_world
+from tests.check.build import TRAITS_61, TRAITS_73, TRAITS_510, TRAITS_612, Guest, World, good_world
 
 SHOWN = {f"S{n}" for n in range(1, 10)} | {f"M{n}" for n in (*range(1, 10), 11)} | {"V1", "V2", "R1"}
 #: Every id of the list of invariants of the rules (S, R, M, V, B, P, C); M11 is ours.
@@ -74,24 +73,30 @@ def test_a_host_without_vms_is_clean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("traits", "form", "rule"),
+    ("traits", "form", "nonzero"),
     [
-        (TRAITS_510, InvalidForm.STALE, Counted.VALID),
-        (TRAITS_61, InvalidForm.OWNER, Counted.NONZERO),
-        (TRAITS_612, InvalidForm.LOCKED_BIT10, Counted.NONZERO),
-        (TRAITS_73, InvalidForm.TYPED, Counted.NONZERO),
+        (TRAITS_510, InvalidForm.STALE, False),
+        (TRAITS_61, InvalidForm.OWNER, True),
+        (TRAITS_612, InvalidForm.LOCKED_BIT10, True),
+        (TRAITS_73, InvalidForm.TYPED, True),
     ],
 )
-def test_generations_are_told_by_traits(traits: dict[str, bool], form: InvalidForm, rule: Counted) -> None:
+def test_generations_are_told_by_traits(traits: dict[str, bool], form: InvalidForm, nonzero: bool) -> None:
     """kernel.md 1.6 and 18: the columns 5.10, 6.1, 6.12 and 7.3."""
-    assert invalid_form(traits) is form
-    assert counted(traits) is rule
+    behaviours = recognise("unknown", traits).behaviours
+    assert behaviours.invalid is form
+    assert behaviours.counts_nonzero is nonzero
 
 
 def test_ha_is_constant_up_to_5_15_only() -> None:
-    assert ha_always(TRAITS_510)
-    assert ha_always({"mm_ops": True, "vmid_struct": True})
-    assert not ha_always(TRAITS_61)
+    assert recognise("unknown", TRAITS_510).behaviours.ha_always
+    assert recognise("unknown", {"mm_ops": True, "vmid_struct": True}).behaviours.ha_always
+    assert not recognise("unknown", TRAITS_61).behaviours.ha_always
+
+
+def format_of(world: World, guest: Guest) -> Format:
+    host = world.capture().host
+    return code_of(host).format(host, guest.mmu())
 
 
 @pytest.mark.parametrize(
@@ -109,7 +114,7 @@ def test_the_nofwb_flag_moved(traits: dict[str, bool], flags: int | None, fwb: b
     world = World(traits)
     guest = world.guest(vmid=1)
     guest.mmu_changes["pgt_flags"] = flags
-    assert stage2_format(world.capture().host, guest.mmu()).fwb is fwb
+    assert format_of(world, guest).fwb is fwb
 
 
 def test_two_xn_bits_need_the_kernel_and_the_cpu() -> None:
@@ -117,9 +122,4 @@ def test_two_xn_bits_need_the_kernel_and_the_cpu() -> None:
         world = World(traits)
         world.features["xnx"] = xnx
         guest = world.guest(vmid=1)
-        assert stage2_format(world.capture().host, guest.mmu()).xnx is two
-
-
-def test_every_behaviour_says_how_it_is_recognised() -> None:
-    assert len({b.name for b in BEHAVIOURS}) == len(BEHAVIOURS)
-    assert all(b.differs and b.since and b.recognised for b in BEHAVIOURS)
+        assert format_of(world, guest).xnx is two

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from inspector.capture.view import table_views
-from inspector.compare import Comparison, Difference, compare_views, kernel_of
+from inspector.compare import Comparison, Difference, compare_views
 from inspector.findings import BadInput, Severity
+from inspector.generations import code_of
 from inspector.snapshot import Backing, BackingState, Capture
 from tests.check.build import (
     AF,
@@ -49,7 +50,7 @@ def good(label: str = "6.12") -> World:
 
 def compared(subject: World | Capture, label: str | None = None) -> list[Comparison]:
     capture = subject.capture() if isinstance(subject, World) else subject
-    return list(compare_views(list(table_views(capture)), kernel_of(capture.host, label)))
+    return list(compare_views(list(table_views(capture)), code_of(capture.host, label)))
 
 
 def differences(subject: World | Capture) -> list[Difference]:
@@ -276,7 +277,7 @@ def test_a_table_of_another_guest() -> None:
         ("shared", ERROR, "vm0", mine),
         ("shared", ERROR, "vm2", theirs),
     ]
-    one = list(compare_views(list(table_views(world.capture()))[2:], kernel_of(world.capture().host)))
+    one = list(compare_views(list(table_views(world.capture()))[2:], code_of(world.capture().host)))
     assert [d.kind for d in one[0].differences] == ["shared"]  # the other guest counts though it is not compared
 
 
@@ -443,7 +444,7 @@ def test_another_generation_than_the_kernel() -> None:
     found = [d for one in compared(world, "6.12") for d in one.differences]
     assert [(d.kind, place(d)) for d in found] == [("leaf", (table, index))]
     with pytest.raises(BadInput, match=r"6\.13"):
-        kernel_of(world.capture().host, "6.13")
+        code_of(world.capture().host, "6.13")
 
 
 def test_device_attributes_are_what_the_table_says() -> None:

@@ -2,64 +2,107 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
-from inspector.behaviours import GENERATIONS, recognise, series_of
-from inspector.model import GENERATIONS as MODELLED
-from inspector.model import generation
-from tests.check.build import good_world
+from inspector.generations import GENERATIONS, TRAITS, Generation, recognise, series_of
+from inspector.generations.facts import FACTS
 
-_OLD = ["mm_ops"]
-_NEW = ["mm_ops", "visit_ctx"]
-
-
-@dataclass(frozen=True)
-class Facts:
-    release: str
-    traits: dict[str, bool] = field(default_factory=dict)
-
+_OLD = ["pgtable", "mm_ops"]
+_NEW = [*_OLD, "visit_ctx"]
+_LATER = [*_NEW, "signed_level", "mmu_vtcr", "nested_mmus", "prot_normal_nc", "present_invalid_bit11"]
 
 #: What kernel.md 0 and 13 say that each series has.
-TRAITS = {
-    "5.10": [],
+SERIES = {
+    "5.10": ["pgtable", "vmid_struct"],
     "5.15": [*_OLD, "vmid_struct"],
     "6.1": _OLD,
     "6.6": _NEW,
-    "6.12": [*_NEW, "signed_level", "mmu_vtcr", "nested_mmus"],
-    "6.18": [*_NEW, "signed_level", "mmu_vtcr", "nested_mmus", "pkvm_mappings"],
-    "7.3": [*_NEW, "signed_level", "mmu_vtcr", "nested_mmus", "pkvm_mappings", "invalid_pte_type", "xn_two_bits"],
+    "6.12": _LATER,
+    "6.18": [*_LATER, "pkvm_mappings"],
+    "7.3": [*_LATER, "pkvm_mappings", "xn_two_bits", "as_s1", "invalid_pte_type"],
 }
 
 
-def test_the_model_has_every_generation() -> None:
-    assert list(MODELLED) == list(GENERATIONS) == list(TRAITS)
+def facts(names: list[str]) -> dict[str, bool]:
+    return {name: name in names for name in TRAITS}
 
 
-@pytest.mark.parametrize("label", TRAITS)
+def test_every_generation_is_told_by_traits() -> None:
+    assert list(GENERATIONS) == list(SERIES)
+    for label, each in GENERATIONS.items():
+        assert each.label == label
+        assert {*each.has, *each.lacks} <= TRAITS.keys()
+
+
+@pytest.mark.parametrize("label", SERIES)
 def test_by_traits(label: str) -> None:
-    found = recognise(Facts(f"{label}.42-generic", dict.fromkeys(TRAITS[label], True)))
+    found = recognise(f"{label}.42-generic", facts(SERIES[label]))
     assert (found.label, found.assumed, found.as_read) == (label, False, True)
+    assert found.behaviours == GENERATIONS[label]
 
 
-@pytest.mark.parametrize(("release", "label"), [("6.9.1", "6.12"), ("6.4.0-rc1", "6.6"), ("6.19.3", "6.18")])
-def test_a_series_that_nobody_read_is_not_proven(release: str, label: str) -> None:
-    found = recognise(Facts(release, dict.fromkeys(TRAITS[label], True)))
-    assert (found.label, found.assumed, found.as_read) == (label, False, False)
+@pytest.mark.parametrize("label", SERIES)
+def test_look_alikes_are_alike(label: str) -> None:
+    """What traits cannot tell apart behaves in one way; there the kernel's series chooses the name."""
+    matching = [each for each in GENERATIONS.values() if each.matches(facts(SERIES[label]))]
+    assert {behaviours(each) for each in matching} == {behaviours(GENERATIONS[label])}
+
+
+def test_what_traits_tell_apart_behaves_in_another_way() -> None:
+    told = {(each.has, each.lacks) for each in GENERATIONS.values()}
+    assert len(told) == len({behaviours(each) for each in GENERATIONS.values()})
+
+
+def behaviours(each: Generation) -> tuple[object, ...]:
+    return tuple(getattr(each, name) for name in FACTS)
+
+
+@pytest.mark.parametrize(("release", "label", "like"), [("6.9.1", "6.12", "6.12"), ("6.4.0-rc1", "6.6", "6.6")])
+def test_a_series_that_nobody_read_is_not_cross_checked(release: str, label: str, like: str) -> None:
+    found = recognise(release, facts(SERIES[like]))
+    assert (found.label, found.assumed, found.as_read, found.cross_checked) == (label, False, False, False)
+    assert f"the kernel is a {found.series}" in found.text and found.text.endswith("not cross-checked")
+
+
+def test_6_8_has_signed_levels_and_no_normal_non_cacheable() -> None:
+    names = [name for name in SERIES["6.12"] if name != "prot_normal_nc"]
+    found = recognise("6.8.0", facts(names)).behaviours
+    assert found.lpa2 and not found.normal_nc
+    assert recognise("6.12.0", facts(SERIES["6.12"])).behaviours.normal_nc
+
+
+def test_old_capture_files_lack_the_newer_traits() -> None:
+    """A capture that 1.0 made: the traits of that time, none of those added since."""
+    of_that_time = {"pgtable", "as_s1"}
+    for label, names in SERIES.items():
+        old = {name: value for name, value in facts(names).items() if name not in of_that_time}
+        found = recognise(f"{label}.7", old)
+        assert (found.label, found.as_read) == (label, True)
+        assert found.assumed == (label == "5.10")  # nothing told it then but its release
 
 
 @pytest.mark.parametrize(
     ("release", "label"),
-    [("5.15.100", "5.15"), ("6.0.3", "5.15"), ("6.12.1", "6.12"), ("6.17.0", "6.12"), ("8.1", "7.3")],
+    [
+        ("5.4.1", "5.10"),
+        ("5.15.100", "5.15"),
+        ("6.0.3", "5.15"),
+        ("6.12.1", "6.12"),
+        ("6.17.0", "6.12"),
+        ("8.1", "7.3"),
+    ],
 )
 def test_by_release_when_types_are_unknown(release: str, label: str) -> None:
-    found = recognise(Facts(release))
+    found = recognise(release, {})
     assert (found.label, found.assumed) == (label, True) and str(found.series) in found.how
 
 
 def test_nothing_known() -> None:
-    found = recognise(Facts("unknown"))
+    found = recognise("unknown", {})
     assert found.assumed and found.label == "7.3" and not found.as_read
 
 
@@ -69,19 +112,14 @@ def test_series() -> None:
     assert series_of("unknown") is None
 
 
-def test_the_same_facts_as_the_checks() -> None:
-    from inspector.compare import kernel_of
-
-    for label, names in TRAITS.items():
-        world = good_world(dict.fromkeys(names, True))
-        world.host_changes = {"release": f"{label}.1"}
-        kernel = kernel_of(world.capture().host)
-        read = generation(label)
-        ours = kernel.behaviours
-        assert (ours.locked_mask, ours.locked_value, ours.two_bit_xn, ours.counts_nonzero, ours.lpa2) == (
-            read.locked_mask,
-            read.locked_value,
-            read.two_bit_xn,
-            read.counts_nonzero,
-            read.lpa2,
-        )
+def test_every_behaviour_has_its_source() -> None:
+    """A commit that is named is named whole; the section is one of docs/kernel.md."""
+    about = {"label", "source", "cross_checked", "has", "lacks"}
+    assert FACTS.keys() == {field.name for field in dataclasses.fields(Generation)} - about
+    page = (Path(__file__).parents[2] / "docs" / "kernel.md").read_text()
+    sections = set(re.findall(r"^#+ (\d+(?:\.\d+\w?)?)\.? ", page, re.M))
+    for name, fact in FACTS.items():
+        assert fact.section in sections, name
+        assert re.fullmatch(r"\d\.\d+", fact.release), name
+        assert (fact.commit is None) == (fact.subject is None), name
+        assert fact.commit is None or re.fullmatch(r"[0-9a-f]{12}", fact.commit), name

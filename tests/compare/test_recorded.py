@@ -11,10 +11,12 @@ import pytest
 from inspector.capture.file import load
 from inspector.capture.view import TableView, table_views
 from inspector.codec import Kind
-from inspector.compare import Difference, changes, compare_views, kernel_of
+from inspector.compare import Difference, changes, compare_views
 from inspector.compare.columns import columns_of
+from inspector.compare.machine import machine_of
 from inspector.compare.rebuild import rebuild
 from inspector.findings import Severity
+from inspector.generations import code_of
 from inspector.model import MemoryCache, Prot, Stage2
 from inspector.snapshot import Capture, PageInfo
 from inspector.tables import Entry, entries
@@ -32,7 +34,7 @@ def capture(request: pytest.FixtureRequest) -> Capture:
 
 def differences(capture: Capture) -> list[Difference]:
     views = list(table_views(capture))
-    return [d for one in compare_views(views, kernel_of(capture.host)) for d in one.differences]
+    return [d for one in compare_views(views, code_of(capture.host)) for d in one.differences]
 
 
 def test_nothing_differs(capture: Capture) -> None:
@@ -40,16 +42,16 @@ def test_nothing_differs(capture: Capture) -> None:
     assert len(list(table_views(capture))) == len(capture.vms) >= 7
 
 
-def test_the_kernel_is_recognised_and_proven(capture: Capture) -> None:
-    kernel = kernel_of(capture.host)
+def test_the_kernel_is_recognised_and_cross_checked(capture: Capture) -> None:
+    kernel = code_of(capture.host)
     assert capture.host.release.startswith(kernel.label + ".")
-    assert kernel.proven and not kernel.generation.assumed
+    assert kernel.cross_checked and not kernel.assumed
 
 
 def mapped_one_by_one(view: TableView) -> Stage2:
     """Every leaf mapped by a call of its own, with what the codec says of it."""
-    kernel = kernel_of(view.capture.host)
-    pgt = Stage2(kernel.behaviours, kernel.machine(view), view.geometry)
+    kernel = code_of(view.capture.host)
+    pgt = Stage2(kernel.behaviours, machine_of(kernel, view), view.geometry)
     assert pgt.init() == 0
     for entry in entries(view.tree):
         leaf = entry.descriptor
@@ -63,7 +65,7 @@ def mapped_one_by_one(view: TableView) -> Stage2:
 
 def test_the_fast_rebuild_is_the_slow_one(capture: Capture) -> None:
     for view in table_views(capture):
-        kernel = kernel_of(capture.host)
+        kernel = code_of(capture.host)
         fast = rebuild(view, kernel, columns_of(view.tree, view.format)).pgt
         slow = mapped_one_by_one(view)
         tables = list(fast.tables())
@@ -135,7 +137,7 @@ def test_any_data_is_survived(capture: Capture, seed: int) -> None:
         pages[pa] = chance.choice((bytes(page), chance.randbytes(len(page))))
     spoiled = replace(capture, pages=pages)
     for label in (None, "5.10", "6.18"):
-        kernel = kernel_of(capture.host, label)
+        kernel = code_of(capture.host, label)
         views = [view for view in table_views(spoiled) if kernel.behaviours.lpa2 or not view.geometry.lpa2]
         results = list(compare_views(views, kernel))
         assert label is not None or any(one.errors for one in results)

@@ -9,8 +9,9 @@ import pytest
 
 from inspector.capture.view import TableView, table_views
 from inspector.codec import Kind
-from inspector.compare import Difference, compare_views, kernel_of
+from inspector.compare import Difference, compare_views
 from inspector.findings import Severity
+from inspector.generations import code_of
 from inspector.snapshot import Capture
 from inspector.symbols import Symbols, open_symbols
 from inspector.tables import Entry, entries
@@ -23,13 +24,13 @@ pytestmark = pytest.mark.live
 
 def differences(capture: Capture) -> list[Difference]:
     views = list(table_views(capture))
-    return [d for one in compare_views(views, kernel_of(capture.host)) for d in one.differences]
+    return [d for one in compare_views(views, code_of(capture.host)) for d in one.differences]
 
 
 def test_every_table_is_the_models(booted: Booted) -> None:
     capture = booted.capture()
-    kernel = kernel_of(capture.host)
-    assert kernel.proven and capture.host.release.startswith(kernel.label + ".")
+    kernel = code_of(capture.host)
+    assert kernel.cross_checked and capture.host.release.startswith(kernel.label + ".")
     assert len(list(table_views(capture))) == len(capture.vms) >= 4
     assert [d for d in differences(capture) if d.severity is Severity.ERROR] == []
 

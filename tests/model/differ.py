@@ -16,7 +16,7 @@ import numpy as np
 
 from inspector.events import PUT, RawEvent, format_raw
 from inspector.findings import BadInput
-from inspector.model.generations import ModelBehaviours
+from inspector.generations import Generation
 from inspector.model.operations import LAST, Operation, format_operation, parse_operation
 from inspector.model.prot import kernel_prot
 from inspector.model.session import NoSuchEntry, Session, Setup, parse_setup
@@ -225,7 +225,7 @@ def _first_difference(ours: list[RawEvent], theirs: list[RawEvent]) -> tuple[str
     return _lines(ours[start : at + 4]), _lines(theirs[start : at + 4])
 
 
-def _is_known(operation: Operation, behaviours: ModelBehaviours, faults: list[h.Fault]) -> bool:
+def _is_known(operation: Operation, behaviours: Generation, faults: list[h.Fault]) -> bool:
     """The generation is known for just these faults: create_unlinked's double put of 6.6.9 (kernel.md 8)."""
     return (
         behaviours.unlinked_double_put

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from inspector.events import CASFAIL, RawEvent
+from inspector.generations import GENERATIONS, Annotation, Generation, MapScheme, ProtLayout, WalkFlags
 from inspector.model.attributes import AF
-from inspector.model.generations import GENERATIONS, Annotation, Machine, MapScheme, ModelBehaviours, WalkFlags
+from inspector.model.machine import Machine
 from inspector.model.operations import LAST, PLENTY, Operation
-from inspector.model.prot import Prot, ProtLayout
+from inspector.model.prot import Prot
 from inspector.model.session import GRANULES, Session, Setup
 from inspector.model.stage2 import Stage2
 from inspector.model.walker import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
@@ -64,7 +65,7 @@ class Generator:
         self.rng = rng
         self.session = session
         self.setup = session.setup
-        self.behaviours: ModelBehaviours = _TRUE[session.setup.generation]
+        self.behaviours: Generation = _TRUE[session.setup.generation]
         self.hyp = hyp
         shift = GRANULES[self.setup.granule]
         self.page = 1 << shift

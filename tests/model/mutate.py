@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inspector.model import generations
+from inspector.generations import GENERATIONS
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Flip:
-    """One field of ``ModelBehaviours`` of ``label`` set to ``value``."""
+    """One field of ``Generation`` of ``label`` set to ``value``."""
 
     field: str
     value: Any
@@ -80,7 +80,7 @@ def applied(mutation: Mutation) -> Iterator[None]:
 @contextlib.contextmanager
 def flipped(flip: Flip) -> Iterator[None]:
     """The generation with one behaviour changed."""
-    known = generations.GENERATIONS
+    known = GENERATIONS
     original = known[flip.label]
     known[flip.label] = dataclasses.replace(original, **{flip.field: flip.value})
     try:

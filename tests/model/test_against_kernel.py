@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inspector.findings import BadInput
-from inspector.model.generations import GENERATIONS
+from inspector.generations import GENERATIONS
 from inspector.model.operations import Operation, parse_operation
 from inspector.model.prot import Prot
 from inspector.model.session import Setup, parse_setup

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.harness.build import NEEDED, PGTABLE, unpack
-from inspector.model import generations
+from inspector import generations
 from tests.model import harness
 from tests.model.campaign import main, run
 from tests.model.differ import What, run_lines
