@@ -10,7 +10,9 @@ from inspector.findings import BadInput, InspectorError, TargetLost
 from inspector.target import host_process, qemu
 from inspector.target.address import parse_address
 from inspector.target.api import Cpu, RamRange
+from inspector.target.deadline import Deadline
 from inspector.target.gdb_memory import BulkFiles, GdbMemory, MiMemory, PhysicalMode, load_script, lost
+from inspector.target.guardian import Guardian
 from inspector.target.machine import Attachment, Machine
 from inspector.target.mi import GdbError, MiSession, find_gdb
 from inspector.target.process_memory import ProcessDenied, ProcessMemory, ProcessReader
@@ -38,7 +40,8 @@ def open_target(
 
     ``connection``: ``HOST:PORT``, ``:PORT`` or a unix socket's path.  ``memory``: the backend, ``auto`` takes
     the fastest that works.  ``gdb``: a name or path, else gdb-multiarch or a gdb that knows AArch64.
-    ``timeout``: seconds for one answer.  ``progress`` is told each step.  ``leave``: the state to leave the
+    ``timeout``: seconds for one answer, whatever arrives meanwhile; attaching takes at most three times that.
+    ``progress`` is told each step.  ``leave``: the state to leave the
     machine in; as found cannot be told apart in one case, see `inspector.target.stub.Found`.
 
     Raises `BadInput` (no gdb, unusable address, a backend forced that is impossible) and `TargetLost`
@@ -50,17 +53,21 @@ def open_target(
     address = parse_address(connection)
     path = find_gdb(gdb)
     tell(f"looking at the gdbstub at {address}")
-    files = BulkFiles()
+    deadline = Deadline.after(3 * timeout)
+    files, guardian = BulkFiles(), Guardian(address)
     try:
-        found = look(address, timeout)
+        found = look(address, timeout, deadline, guardian)
     except BaseException:
         files.close()
+        guardian.release()
         raise
     run = found.running if leave == "as-found" else leave == "running"
-    attachment = Attachment(address, found, run, files)
+    guardian.expect(run=run)
+    attachment = Attachment(address, found, run, files, guardian)
     try:
         tell(f"attaching {path}")
-        attachment.session = session = MiSession(path, timeout=timeout, pass_fds=files.fds)
+        attachment.session = session = MiSession(path, timeout=timeout, pass_fds=files.fds, deadline=deadline)
+        guardian.expect(gdb=session.pid)
         _connect(session, str(address), attachment)
         if load_script(session, "leave_as_found.py"):
             session.console(f"python stage2_leave_as_found({found.physical_mode}, {run})")
@@ -76,6 +83,7 @@ def open_target(
             description=f"gdbstub at {where}, memory by {backend.name}",
         )
         _require_el2(machine.cpus(), str(address))
+        session.deadline = None
         return machine
     except GdbError as error:
         gone = attachment.session and lost(attachment.session)
@@ -121,6 +129,8 @@ def _ram(session: MiSession) -> tuple[RamRange, ...]:
     ram = qemu.system_ram(qemu.parse_flat_views(session.monitor("info mtree -f")))
     if not ram:
         raise TargetLost("QEMU's monitor names no RAM (info mtree -f): is it system emulation, QEMU 4.1 or newer?")
+    if trouble := qemu.impossible_ram(ram):
+        raise TargetLost(f"QEMU's monitor names RAM that no machine has (info mtree -f): {trouble}")
     return ram
 
 
@@ -130,6 +140,7 @@ def _backend(
     """The memory backend, and whether it needs physical mode."""
     mode = PhysicalMode(session)
     attachment.mode_touched = True
+    attachment.guardian.expect(physical_mode=attachment.found.physical_mode)
     mode.set(1)
     why = None
     if wanted != "gdb":

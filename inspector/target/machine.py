@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inspector.findings import InspectorError, TargetLost
+from inspector.printable import SHORT, printable
 from inspector.target import host_process, registers, rsp
 from inspector.target.address import Address
 from inspector.target.api import Cpu
 from inspector.target.gdb_memory import BulkFiles, MiMemory, PhysicalMode, lost
+from inspector.target.guardian import Guardian
 from inspector.target.mi import GdbError, MiSession
 from inspector.target.process_memory import ProcessMemory
 from inspector.target.signals import signals_wait
@@ -19,6 +21,7 @@ from inspector.target.stub import Found
 
 # Putting back takes milliseconds; these bound it when gdb or QEMU hang.
 _CLEANUP_TIMEOUT = 5.0
+_MAX_CPUS = 512  # QEMU's hw/arm/virt.c: max_cpus
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Attachment:
     found: Found
     run: bool
     files: BulkFiles
+    guardian: Guardian
     session: MiSession | None = None
     connected: bool = False
     mode_touched: bool = False
@@ -55,6 +59,7 @@ class Attachment:
                 mode = self.found.physical_mode if self.mode_touched else None
                 rsp.put_back(self.address, physical_mode=mode, run=self.run, timeout=_CLEANUP_TIMEOUT)
             self.files.close()
+            self.guardian.release()
 
     def _through_gdb(self, session: MiSession) -> None:
         # An exception may have cut a command short: only after its answer can gdb be asked again.
@@ -137,9 +142,17 @@ class Machine:
         try:
             numbers = self._register_numbers(session)
             threads = session.command("-thread-info").payload["threads"]
+            if len(threads) > _MAX_CPUS:
+                raise TargetLost(
+                    f"the stub shows {len(threads)} CPUs, and QEMU has at most {_MAX_CPUS}: it is not QEMU's"
+                )
             cpus = [self._cpu(session, thread, numbers) for thread in threads]
         except GdbError as error:
             raise lost(session) or TargetLost(f"gdb cannot read the registers: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise TargetLost(
+                f"gdb's answer about the registers is not understood: {printable(str(error), SHORT)}"
+            ) from error
         return sorted(cpus, key=lambda cpu: cpu.index)
 
     def stop(self) -> None:
@@ -194,5 +207,5 @@ class Machine:
             for name, number in numbers.items()
             if re.fullmatch(r"0x[0-9a-f]+", values.get(number, ""))
         }
-        match = re.match(r"CPU#(\d+)", thread.get("details", ""))
+        match = re.match(r"CPU#([0-9]{1,4})\b", thread.get("details", ""))
         return Cpu(int(match[1]) if match else int(thread["id"].rpartition(".")[2]) - 1, present)

@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from typing import Any
 from pygdbmi.gdbmiparser import parse_response
 
 from inspector.findings import BadInput, InspectorError, TargetLost
+from inspector.printable import SHORT, printable
+from inspector.target.deadline import Deadline
 
 GDB_NAMES = ("gdb-multiarch", "gdb", "aarch64-linux-gnu-gdb")
 
@@ -45,6 +46,8 @@ _SETTINGS = (
     "code-cache off",
 )
 _STDERR_KEPT = 40
+_MAX_LINE = 64 << 20  # characters; the longest is a read of 4 MiB in hexadecimal digits
+_MAX_TEXT = 16 << 20  # characters that one command may print; QEMU's longest monitor text has some 100 KB
 
 
 class GdbError(InspectorError):
@@ -70,6 +73,14 @@ class _Pending:
     console: list[str] = field(default_factory=list)
     target: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, stream: list[str], text: str) -> None:
+        """Raises `TargetLost` when a command prints without end."""
+        self.size += len(text)
+        if self.size > _MAX_TEXT:
+            raise TargetLost(f"a command to gdb printed more than {_MAX_TEXT >> 20} MiB: the stub is not QEMU's")
+        stream.append(text)
 
 
 def find_gdb(gdb: str | None = None) -> str:
@@ -99,11 +110,16 @@ def _knows_aarch64(path: str) -> bool:
 class MiSession:
     """One gdb child.  It runs in a session of its own, so the terminal's Ctrl-C reaches us and not it."""
 
-    def __init__(self, gdb: str, *, timeout: float = 10.0, pass_fds: Sequence[int] = ()) -> None:
-        """Starts ``gdb`` (a path).  ``timeout`` is the default for one command, in seconds."""
+    def __init__(
+        self, gdb: str, *, timeout: float = 10.0, pass_fds: Sequence[int] = (), deadline: Deadline | None = None
+    ) -> None:
+        """Starts ``gdb`` (a path).  ``timeout`` is the default for one command, in seconds; ``deadline``, while it is
+        set, is for all of them."""
         self.timeout = timeout
+        self.deadline = deadline
         self._token = 0
-        self._buffer = b""
+        self._buffer = bytearray()
+        self._searched = 0
         self._dead: str | None = None
         self._pending = _Pending()
         self._events: deque[dict[str, Any]] = deque(maxlen=1000)
@@ -173,7 +189,7 @@ class MiSession:
 
     def wait_event(self, wanted: Callable[[dict[str, Any]], bool], timeout: float | None = None) -> dict[str, Any]:
         """The first queued or coming asynchronous record that is ``wanted``; those before are dropped."""
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        deadline = self._until(timeout)
         while True:
             while self._events:
                 event = self._events.popleft()
@@ -216,10 +232,15 @@ class MiSession:
 
     # -- reading and writing
 
+    def _until(self, timeout: float | None) -> Deadline:
+        """The deadline of what is asked now."""
+        seconds = self.timeout if timeout is None else timeout
+        return self.deadline.within(seconds) if self.deadline else Deadline.after(seconds)
+
     def _command(self, text: str, timeout: float | None, raw: object) -> tuple[Reply, str]:
         if "\n" in text:
             raise ValueError("one command is one line")
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        deadline = self._until(timeout)
         self._token += 1
         token = str(self._token)
         self._pending = pending = _Pending()
@@ -232,11 +253,12 @@ class MiSession:
                 continue
             if raw is _RAW and line.startswith(prefix + b"done"):
                 return _EMPTY, line.decode("ascii", "replace")
-            record = parse_response(line.decode(errors="replace"))
+            record = parse_record(line)
             result = record["message"]
             payload = record["payload"] or {}
             if result == "error":
-                raise GdbError(str(payload.get("msg", "gdb gave no reason")))
+                # gdb quotes what the stub sent, whole.
+                raise GdbError(printable(" ".join(str(payload.get("msg", "gdb gave no reason")).split()), SHORT))
             if result == "running":
                 self.running = True
             console, target, log = ("".join(part) for part in (pending.console, pending.target, pending.log))
@@ -246,14 +268,14 @@ class MiSession:
         """A record that is not the result waited for: a stream, an event, an abandoned command's result."""
         if not line or line.startswith(b"(gdb)"):
             return
-        record = parse_response(line.decode(errors="replace"))
+        record = parse_record(line)
         kind, payload = record["type"], record["payload"]
         if kind == "console":
-            self._pending.console.append(payload)
+            self._pending.add(self._pending.console, payload)
         elif kind == "target":
-            self._pending.target.append(payload)
+            self._pending.add(self._pending.target, payload)
         elif kind == "log":
-            self._pending.log.append(payload)
+            self._pending.add(self._pending.log, payload)
         elif kind == "notify":
             if record["message"] == "stopped":
                 self.running = False
@@ -264,29 +286,36 @@ class MiSession:
                 self.running = True
             self._events.append(record)
 
-    def _write(self, data: bytes, deadline: float) -> None:
+    def _write(self, data: bytes, deadline: Deadline) -> None:
         while data:
             if self._dead:
                 raise TargetLost(self._dead)
             try:
                 data = data[os.write(self._in, data) :]
             except BlockingIOError:
-                if not select.select([], [self._in], [], max(0.0, deadline - time.monotonic()))[1]:
+                if not select.select([], [self._in], [], deadline.left)[1]:
                     raise TargetLost("gdb does not take commands any more; attach again") from None
             except (OSError, ValueError):
                 self._lost()
 
-    def _read_line(self, deadline: float, what: str) -> bytes:
+    def _read_line(self, deadline: Deadline, what: str) -> bytes:
+        """The next line.  A stream of lines does not put the deadline off."""
         while True:
-            line, newline, rest = self._buffer.partition(b"\n")
-            if newline:
-                self._buffer = rest
+            if deadline.passed:
+                raise TargetLost(f"{what} did not come in time; is the machine still there?")
+            end = self._buffer.find(b"\n", self._searched)
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                self._searched = 0
                 return line.rstrip(b"\r")
+            self._searched = len(self._buffer)
             if self._dead:
                 raise TargetLost(self._dead)
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._out], [], [], left)[0]:
-                raise TargetLost(f"waited in vain for {what}; is the machine still there?")
+            if len(self._buffer) > _MAX_LINE:
+                raise TargetLost("gdb printed a line without end; attach again")
+            if not select.select([self._out], [], [], deadline.left)[0]:
+                continue
             try:
                 data = os.read(self._out, 1 << 20)
             except (OSError, ValueError):
@@ -314,6 +343,17 @@ class MiSession:
 _RAW = object()
 _EMPTY = Reply("done", {}, "", "", "")
 _NEEDS_ESCAPE = re.compile(r'[\\"]')
+
+
+def parse_record(line: bytes) -> dict[str, Any]:
+    """One output record of gdb/MI as pygdbmi reads it.  Raises `TargetLost` for a line that is none."""
+    try:
+        record: dict[str, Any] = parse_response(line.decode(errors="replace"))
+    except (AssertionError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise TargetLost(f"gdb printed something that is not MI: {printable(repr(line[:80]))}") from error
+    if record["type"] in ("console", "target", "log") and not isinstance(record["payload"], str):
+        record["payload"] = ""
+    return record
 
 
 def quote(text: str) -> str:

@@ -5,6 +5,7 @@ Each parser shows the sample it was written for and the QEMU version that printe
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ def parse_version(text: str) -> str | None:
 
     7.2.22Debian 1:7.2+dfsg-7+deb12u18+b3
     """
-    match = re.match(r"\s*(\d+\.\d+(?:\.\d+)?)", text)
+    match = re.match(r"\s*([0-9]{1,4}\.[0-9]{1,4}(?:\.[0-9]{1,4})?)(?![0-9])", text)
     return match[1] if match else None
 
 
@@ -104,6 +105,24 @@ def system_ram(views: Sequence[FlatView]) -> tuple[RamRange, ...]:
         if "memory" in view.spaces:
             return tuple(sorted(view.ram, key=lambda one: one.start))
     return ()
+
+
+_PA_BITS = 52
+"""Architectural limit without FEAT_D128 (DDI 0487 D8.1); QEMU emulates none beyond."""
+_MAX_RANGES = 4096
+
+
+def impossible_ram(ram: Sequence[RamRange]) -> str | None:
+    """Why ``ram`` (ascending) cannot be a machine's, in words; ``None`` when it can."""
+    if len(ram) > _MAX_RANGES:
+        return f"{len(ram)} ranges"
+    for one in ram:
+        if not one.start < one.end <= 1 << _PA_BITS:
+            return f"{one.start:#x} to {one.end:#x}, beyond {_PA_BITS} bits or backwards"
+    for one, after in itertools.pairwise(ram):
+        if one.end > after.start:
+            return f"two ranges that overlap at {after.start:#x}"
+    return None
 
 
 def parse_gpa2hva(text: str) -> int | None:

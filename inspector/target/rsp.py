@@ -15,8 +15,11 @@ from types import TracebackType
 
 from inspector.findings import InspectorError
 from inspector.target.address import Address
+from inspector.target.deadline import Deadline
 
 _MAX_PACKET = 1 << 20
+_MAX_OBJECT = 4 << 20  # bytes of one answer in several packets; QEMU's longest, a target description, has 60 KB
+_MAX_STOP_REPLIES = 16  # QEMU sends one
 
 
 class NotAStub(InspectorError):
@@ -24,7 +27,7 @@ class NotAStub(InspectorError):
 
 
 class NoAnswer(InspectorError):
-    """The other side was silent until the deadline."""
+    """The other side did not complete its answer by the deadline."""
 
 
 class Closed(InspectorError):
@@ -37,15 +40,22 @@ def frame(payload: bytes) -> bytes:
 
 
 class RspClient:
-    """One connection.  Connecting stops a running machine (QEMU: ``vm_stop`` on CHR_EVENT_OPENED)."""
+    """One connection.  Connecting stops a running machine (QEMU: ``vm_stop`` on CHR_EVENT_OPENED).
 
-    def __init__(self, address: Address, timeout: float) -> None:
-        """Raises `OSError` when nothing listens."""
-        self._socket = address.connect(timeout)
+    Every question has one deadline for the whole of its answer, however many packets that takes.
+    """
+
+    def __init__(self, address: Address, timeout: float, deadline: Deadline | None = None) -> None:
+        """``timeout``: seconds for one question; ``deadline``: for all.  Raises `OSError` when nothing listens."""
+        self._overall = deadline
         self._timeout = timeout
-        self._buffer = b""
+        self._until = self._begin()
+        self._socket = address.connect(self._until.left or 0.001)
+        self._buffer = bytearray()
         self.stop_replies: list[bytes] = []
         """Stop replies that came unasked, oldest first."""
+        self.answers = 0
+        """Packets received."""
 
     def __enter__(self) -> RspClient:
         return self
@@ -64,82 +74,107 @@ class RspClient:
         with contextlib.suppress(OSError):
             self._socket.close()
 
-    def send(self, payload: bytes) -> None:
-        try:
-            self._socket.sendall(frame(payload))
-        except OSError as error:
-            raise Closed("it closed the connection") from error
-
-    def receive(self) -> bytes:
-        """The payload of the next packet, acknowledged.  Raises `NotAStub`, `NoAnswer` or `Closed`."""
-        deadline = time.monotonic() + self._timeout
-        while True:
-            packet = self._take_packet()
-            if packet is not None:
-                with contextlib.suppress(OSError):
-                    self._socket.sendall(b"+")
-                return packet
-            self._fill(deadline)
-
     def request(self, payload: bytes) -> bytes:
-        """The answer to ``payload``; stop replies that QEMU had sent before go to `stop_replies`."""
-        self.send(payload)
-        while True:
-            answer = self.receive()
-            if re.match(rb"[TS][0-9a-f]{2}", answer) and payload != b"?":
-                self.stop_replies.append(answer)
-                continue
-            return answer
+        """The answer to ``payload``; stop replies that QEMU had sent before go to `stop_replies`.
+
+        Raises `NotAStub`, `NoAnswer` or `Closed`, as all questions do.
+        """
+        self._until = self._begin()
+        return self._ask(payload)
 
     def monitor(self, command: str) -> str:
         """The output of a QEMU monitor command (``qRcmd``)."""
-        self.send(b"qRcmd," + command.encode().hex().encode())
-        output = b""
+        self._until = self._begin()
+        self._send(b"qRcmd," + command.encode().hex().encode())
+        output = bytearray()
         while True:
-            answer = self.receive()
+            answer = self._receive()
             if answer == b"OK" or answer == b"" or re.fullmatch(rb"E[0-9a-f]{2}", answer):
                 return output.decode(errors="replace")
             if answer.startswith(b"O"):
-                output += bytes.fromhex(answer[1:].decode("ascii", "replace"))
+                if not re.fullmatch(rb"O(?:[0-9a-fA-F]{2})*", answer):
+                    raise NotAStub(f"its console output {answer[:24]!r} is not hexadecimal")
+                output += bytes.fromhex(answer[1:].decode("ascii"))
+                if len(output) > _MAX_OBJECT:
+                    raise NotAStub(f"its answer to the monitor command '{command}' has no end")
 
     def read_object(self, kind: str, annex: str) -> bytes:
         """A whole ``qXfer`` object, such as the target description ``features`` / ``target.xml``."""
-        data = b""
-        while True:
-            request = f"qXfer:{kind}:read:{annex}:{len(data):x},7f0"
-            answer = self.request(request.encode())
+        self._until = self._begin()
+        data = bytearray()
+        while len(data) <= _MAX_OBJECT:
+            answer = self._ask(f"qXfer:{kind}:read:{annex}:{len(data):x},7f0".encode())
             if answer[:1] not in (b"m", b"l"):
-                return data
+                return bytes(data)
             data += _unescape(answer[1:])
             if answer[:1] == b"l":
-                return data
+                return bytes(data)
+            if len(answer) == 1:
+                break  # more to come, it says, and sends nothing
+        raise NotAStub(f"its {annex} has no end")
+
+    def _begin(self) -> Deadline:
+        """The deadline of a question that is asked now."""
+        return self._overall.within(self._timeout) if self._overall else Deadline.after(self._timeout)
+
+    def _ask(self, payload: bytes) -> bytes:
+        self._send(payload)
+        while True:
+            answer = self._receive()
+            if re.match(rb"[TS][0-9a-f]{2}", answer) and payload != b"?":
+                self.stop_replies.append(answer)
+                if len(self.stop_replies) > _MAX_STOP_REPLIES:
+                    raise NotAStub("it sends stop replies without end")
+                continue
+            return answer
+
+    def _send(self, payload: bytes) -> None:
+        try:
+            self._socket.settimeout(self._until.left or 0.001)
+            self._socket.sendall(frame(payload))
+        except TimeoutError as error:
+            raise NoAnswer("it does not take what it is sent") from error
+        except OSError as error:
+            raise Closed("it closed the connection") from error
+
+    def _receive(self) -> bytes:
+        """The payload of the next packet, acknowledged."""
+        while True:
+            if self._until.passed:
+                raise NoAnswer("it did not complete its answer in time")
+            packet = self._take_packet()
+            if packet is not None:
+                self.answers += 1
+                with contextlib.suppress(OSError):
+                    self._socket.sendall(b"+")
+                return packet
+            self._fill()
 
     def _take_packet(self) -> bytes | None:
-        self._buffer = self._buffer.lstrip(b"+-")
-        if not self._buffer:
+        buffer = self._buffer
+        acknowledgements = len(buffer) - len(buffer.lstrip(b"+-"))
+        del buffer[:acknowledgements]
+        if not buffer:
             return None
-        if self._buffer[:1] != b"$":
-            raise NotAStub(f"it sent {self._buffer[:24]!r}")
-        end = self._buffer.find(b"#")
-        if end < 0 or len(self._buffer) < end + 3:
-            if len(self._buffer) > _MAX_PACKET:
+        if buffer[:1] != b"$":
+            raise NotAStub(f"it sent {bytes(buffer[:24])!r}")
+        end = buffer.find(b"#")
+        if end < 0 or len(buffer) < end + 3:
+            if len(buffer) > _MAX_PACKET:
                 raise NotAStub("it sent a packet without end")
             return None
-        payload, check = self._buffer[1:end], self._buffer[end + 1 : end + 3]
-        self._buffer = self._buffer[end + 3 :]
+        payload, check = bytes(buffer[1:end]), bytes(buffer[end + 1 : end + 3])
+        del buffer[: end + 3]
         if check.lower() != b"%02x" % (sum(payload) & 0xFF):
             raise NotAStub(f"its packet {payload[:24]!r} has a wrong checksum")
         return payload
 
-    def _fill(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise NoAnswer("it did not answer")
-        self._socket.settimeout(left)
+    def _fill(self) -> None:
         try:
+            self._socket.settimeout(self._until.left or 0.001)
             data = self._socket.recv(65536)
         except TimeoutError as error:
-            raise NoAnswer("it did not answer") from error
+            raise NoAnswer("it did not complete its answer in time") from error
         except OSError as error:
             raise Closed("it closed the connection") from error
         if not data:
@@ -158,10 +193,10 @@ def put_back(address: Address, *, physical_mode: int | None, run: bool, timeout:
     Retries until ``timeout`` seconds have passed, because QEMU takes a new client only after it has seen the
     old one go.  True when it was done; never raises on a stub that is gone.
     """
-    deadline = time.monotonic() + timeout
-    while (left := deadline - time.monotonic()) > 0:
+    deadline = Deadline.after(timeout)
+    while not deadline.passed:
         try:
-            client = RspClient(address, left)
+            client = RspClient(address, timeout, deadline)
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:

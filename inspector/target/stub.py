@@ -12,8 +12,11 @@ import time
 from dataclasses import dataclass
 
 from inspector.findings import TargetLost
+from inspector.printable import SHORT, printable
 from inspector.target import host_process, qemu
 from inspector.target.address import Address
+from inspector.target.deadline import Deadline
+from inspector.target.guardian import Guardian
 from inspector.target.host_process import Listener
 from inspector.target.rsp import Closed, NoAnswer, NotAStub, RspClient, put_back
 
@@ -44,8 +47,10 @@ class Found:
     pid: int | None
 
 
-def look(address: Address, timeout: float) -> Found:
+def look(address: Address, timeout: float, deadline: Deadline, guardian: Guardian) -> Found:
     """Connect, ask, and close without detaching: the machine is then stopped.
+
+    ``timeout``: seconds for one question; ``deadline``: for all.  ``guardian`` is told what to undo beforehand.
 
     Raises `TargetLost` with one sentence for each way in which it is not a usable stub; the machine is then
     left as it was found.
@@ -55,8 +60,9 @@ def look(address: Address, timeout: float) -> Found:
     stirs = local and there is not None and host_process.stirs(there.pid, _QUIET)
     # What to restore when the look ends early, before QEMU has told more.
     ran = stirs
+    guardian.expect(connected=True, run=stirs or not local)
     try:
-        client = RspClient(address, timeout)
+        client = RspClient(address, timeout, deadline)
     except OSError as error:
         raise TargetLost(_cannot_connect(address, error)) from error
     try:
@@ -79,10 +85,11 @@ def look(address: Address, timeout: float) -> Found:
                 ran = told or (silent and status == "paused" and (stirs or not local))
                 if architecture != "aarch64":
                     raise TargetLost(_not_aarch64(address, architecture))
+                guardian.expect(run=ran)
                 return Found(ran, _physical_mode(address, client), status, version, _peer(client))
             except NoAnswer as error:
                 ran = bool(client.stop_replies)
-                raise TargetLost(_silent(address)) from error
+                raise TargetLost(_silent(address, client.answers)) from error
             except (NotAStub, Closed) as error:
                 ran = False
                 raise TargetLost(
@@ -103,7 +110,7 @@ def _architecture(client: RspClient, supported: bytes) -> str | None:
 
 def _not_aarch64(address: Address, architecture: str | None) -> str:
     return (
-        f"the CPU at {address} is {architecture or 'of an unknown architecture'}, not AArch64: "
+        f"the CPU at {address} is {printable(architecture or 'of an unknown architecture', SHORT)}, not AArch64: "
         "attach to a qemu-system-aarch64 with a 64-bit CPU"
     )
 
@@ -151,8 +158,10 @@ def _require_free(address: Address) -> Listener | None:
     return there
 
 
-def _silent(address: Address) -> str:
+def _silent(address: Address, answers: int) -> str:
     """QEMU takes one client at a time; a second one connects (the kernel's queue) and is never answered."""
+    if answers:
+        return f"the stub at {address} answers, but its answer does not end in time: it hangs, or it is not QEMU's"
     there = host_process.listener(address)
     if there is not None and not host_process.is_qemu(there.pid):
         name = " ".join(host_process.command_line(there.pid)[:1]) or "a process"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from pygdbmi.gdbcontroller import GdbController
 
-from inspector.target import open_target
+from inspector.target.connect import open_target
 from inspector.target.gdb_memory import MiMemory
 from inspector.target.mi import find_gdb
 from tests.target.conftest import CODE, Qemu, qemu_starter

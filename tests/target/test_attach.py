@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inspector.findings import TargetLost
-from inspector.target import attached, open_target
+from inspector.target.connect import attached, open_target
 from tests.target.conftest import COUNTER, Qemu, Starter, children_of, eventually, gdb_children
 
 pytestmark = pytest.mark.live

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from inspector.findings import BadInput, ExitCode, InspectorError, TargetLost
-from inspector.target import attached, open_target
+from inspector.target.connect import attached, open_target
 from tests.target.conftest import DROP_TO_EL1, Qemu, Starter, eventually, free_port, raw_connect, raw_request
 
 pytestmark = pytest.mark.live

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from inspector.findings import TargetLost
-from inspector.target import Interrupted, attached, open_target
-from inspector.target.signals import signals_raise, signals_wait
+from inspector.target.connect import attached, open_target
+from inspector.target.signals import Interrupted, signals_raise, signals_wait
 from tests.target.conftest import CODE, Qemu, Starter, eventually
 
 pytestmark = pytest.mark.live
@@ -94,7 +94,7 @@ def test_gdb_is_killed_while_the_machine_runs(counting: Qemu) -> None:
 
 def test_gdb_is_stopped_and_does_not_answer(counting: Qemu) -> None:
     with (
-        pytest.raises(TargetLost, match="waited in vain"),
+        pytest.raises(TargetLost, match="did not come in time"),
         attached(counting.stub, memory="gdb", timeout=2) as machine,
     ):
         os.kill(machine.session.pid, signal.SIGSTOP)
@@ -104,7 +104,8 @@ def test_gdb_is_stopped_and_does_not_answer(counting: Qemu) -> None:
 
 READER = """
 import sys
-from inspector.target import Interrupted, attached
+from inspector.target.connect import attached
+from inspector.target.signals import Interrupted
 try:
     with attached(sys.argv[1], memory=sys.argv[2]) as machine:
         print(machine.session.pid, flush=True)
@@ -200,7 +201,9 @@ def test_a_signal_at_any_moment_of_attaching(counting: Qemu, after: float) -> No
 
 
 def test_open_without_close_is_put_back_when_the_process_ends(counting: Qemu) -> None:
-    script = "import sys\nfrom inspector.target import open_target\nkeep = open_target(sys.argv[1], memory='gdb')\n"
+    script = (
+        "import sys\nfrom inspector.target.connect import open_target\nkeep = open_target(sys.argv[1], memory='gdb')\n"
+    )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", script, counting.stub], check=True, cwd=root)
     counting.assert_as_found()

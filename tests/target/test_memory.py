@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from inspector.findings import BadInput, ExitCode
-from inspector.target import Target, UnreadableMemory, open_target
-from inspector.target.api import RamRange
+from inspector.target.api import RamRange, Target, UnreadableMemory
+from inspector.target.connect import open_target
 from inspector.target.gdb_memory import MiMemory, PhysicalMode
 from inspector.target.process_memory import ProcessDenied, ProcessMemory, ProcessReader
 from inspector.target.ranges import RamMap
