@@ -169,12 +169,13 @@ class MiSession:
 
         Raises `GdbError` on ``^error``, `TargetLost` when gdb dies or does not answer in time.
         """
-        reply, _ = self._command(text, timeout, None)
+        reply, _ = self._command(text, text.split()[0], timeout, None)
         return reply
 
     def console(self, text: str, *, timeout: float | None = None) -> Reply:
         """A command of gdb's command line."""
-        return self.command(f"-interpreter-exec console {quote(text)}", timeout=timeout)
+        reply, _ = self._command(f"-interpreter-exec console {quote(text)}", f"'{text}'", timeout, None)
+        return reply
 
     def monitor(self, text: str, *, timeout: float | None = None) -> str:
         """The output of a command of QEMU's monitor."""
@@ -184,7 +185,7 @@ class MiSession:
     def raw_result(self, text: str, *, timeout: float | None = None) -> str:
         """As `command`, but the unparsed result record: for answers of many kilobytes of hex digits, on which
         a general parser takes longer than the read."""
-        _, line = self._command(text, timeout, _RAW)
+        _, line = self._command(text, text.split()[0], timeout, _RAW)
         return line
 
     def wait_event(self, wanted: Callable[[dict[str, Any]], bool], timeout: float | None = None) -> dict[str, Any]:
@@ -237,7 +238,8 @@ class MiSession:
         seconds = self.timeout if timeout is None else timeout
         return self.deadline.within(seconds) if self.deadline else Deadline.after(seconds)
 
-    def _command(self, text: str, timeout: float | None, raw: object) -> tuple[Reply, str]:
+    def _command(self, text: str, called: str, timeout: float | None, raw: object) -> tuple[Reply, str]:
+        """The answer to ``text``, which is ``called`` so when it does not come."""
         if "\n" in text:
             raise ValueError("one command is one line")
         deadline = self._until(timeout)
@@ -247,7 +249,7 @@ class MiSession:
         self._write(f"{token}{text}\n".encode(), deadline)
         prefix = (token + "^").encode()
         while True:
-            line = self._read_line(deadline, f"gdb's answer to {text.split()[0]}")
+            line = self._read_line(deadline, f"the answer to {called}")
             if not line.startswith(prefix):
                 self._handle(line)
                 continue

@@ -51,7 +51,7 @@ class FlatView:
 
 
 _RANGE = re.compile(
-    r"^\s+(?P<start>[0-9a-f]{16})-(?P<last>[0-9a-f]{16}) \(prio -?\d+, (?P<type>[\w-]+)\): (?P<name>.*?)\s*$"
+    r"^\s+(?P<start>[0-9a-f]{16})-(?P<last>[0-9a-f]{16}) \(prio -?\d+, (?P<type>[\w-]+)\): (?P<name>.*)$"
 )
 _SPACE = re.compile(r'^ AS "(?P<name>[^"]*)"')
 
@@ -88,7 +88,7 @@ def parse_flat_views(text: str) -> list[FlatView]:
         elif space := _SPACE.match(line):
             spaces.append(space["name"])
         elif (match := _RANGE.match(line)) and match["type"] in ("ram", "nv-ram"):
-            name = re.sub(r" @[0-9a-f]{16}.*$", "", match["name"])
+            name = re.sub(r" @[0-9a-f]{16}.*$", "", match["name"]).strip()
             ram.append(RamRange(int(match["start"], 16), int(match["last"], 16) + 1, name))
     finish()
     return views
