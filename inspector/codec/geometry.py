@@ -271,3 +271,16 @@ class Geometry:
                 "DS": int(self.lpa2),
             },
         )
+
+
+__all__ = [
+    "LAST_LEVEL",
+    "MAX_ROOT_PAGES",
+    "PS_BITS",
+    "TG0_SHIFT",
+    "TG1_SHIFT",
+    "VTCR_FIXED",
+    "Geometry",
+    "levels_of",
+    "vtcr_problems",
+]

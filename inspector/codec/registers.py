@@ -372,6 +372,11 @@ def encode_register(name: str, fields: Mapping[str, int], e2h: bool = False) -> 
     return register_layout(name, e2h).encode(fields)
 
 
+def has_e2h(registers: Mapping[str, int]) -> bool:
+    """HCR_EL2.E2H of a CPU, by its registers' upper-case names; False where they do not show HCR_EL2."""
+    return bool(decode_register("hcr_el2", registers.get("HCR_EL2", 0))["E2H"])
+
+
 def table_address(register: int) -> int:
     """The PA in BADDR of VTTBR_EL2 or TTBRn_ELx.
 
@@ -426,6 +431,7 @@ __all__ = [
     "decode_register",
     "encode_register",
     "faulting_ipa",
+    "has_e2h",
     "is_known",
     "register_layout",
     "table_address",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from inspector.codec import Vttbr, decode_register
 from inspector.kernel.insn import accessed_address
 from inspector.kernel.objects import Kernel
-from inspector.kernel.registers import HCR_E2H, HCR_TGE, HCR_VM, exception_level
 from inspector.kernel.space import BadPointer
 from inspector.snapshot import CpuState, Running
 from inspector.symbols.api import Symbols
 from inspector.target.api import Cpu
+from inspector.target.registers import exception_level
 
 _ACCESSOR_BYTES = 64
 # The TLB invalidation helpers, which load another VM's VTTBR for a moment (arch/arm64/kvm/hyp/vhe/tlb.c; 6.12+ adds
@@ -66,20 +67,19 @@ def cpu_state(cpu: Cpu, kernel: Kernel | None, *, protected: bool = False) -> Cp
     (kernel.md 12.1).
     """
     r = cpu.registers
-    hcr = r.get("HCR_EL2", 0)
-    stage2 = bool(hcr & HCR_VM) and not hcr & HCR_TGE
-    level = exception_level(r)
-    vhe = bool(hcr & HCR_E2H)
+    hcr = decode_register("hcr_el2", r.get("HCR_EL2", 0))
+    stage2 = bool(hcr["VM"]) and not hcr["TGE"]
+    level = exception_level(r["cpsr"]) if "cpsr" in r else None
     symbol = None
     if kernel is not None and "pc" in r:
         symbol = _symbol(r, kernel.symbols, kernel.space.slide, kernel.space.in_image(r["pc"]))
     if level == 2 and symbol is not None and symbol.startswith(_TLB_HELPERS):
         running = Running.TLB_HELPER
-    elif level == 2 and not vhe:
+    elif level == 2 and not hcr["E2H"]:
         running = Running.HYP
     elif level == 2:
         running = Running.WORLD_SWITCH if stage2 else Running.HOST
-    elif stage2 and not (protected and not r.get("VTTBR_EL2", 0) >> 48):
+    elif stage2 and not (protected and not Vttbr.decode(r.get("VTTBR_EL2", 0)).vmid):
         running = Running.GUEST
     else:
         running = Running.USER if level == 0 else Running.HOST

@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 
 from inspector.kernel.cpus import cpu_states
+from inspector.kernel.features import features
 from inspector.kernel.locate import Progress, locate
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.mode import kvm_mode
 from inspector.kernel.objects import Kernel
-from inspector.kernel.registers import features
 from inspector.kernel.traits import traits
 from inspector.snapshot import Host, Mode
 from inspector.symbols.api import Symbols

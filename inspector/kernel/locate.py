@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from inspector.codec import decode_register, has_e2h, table_address
 from inspector.findings import BadInput, TargetLost
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.space import BadPointer, KernelSpace, stage1_geometry
@@ -22,8 +23,6 @@ _MIN_KIMG_ALIGN = 2 << 20  # Documentation/arch/arm64/booting.rst; MIN_KIMG_ALIG
 _EFI_KIMG_ALIGN = 64 << 10  # EFI_KIMG_ALIGN of a relocatable kernel, arch/arm64/include/asm/efi.h
 _COMMON_VA_BITS = (48, 52, 47, 42, 39, 36)
 _POSSIBLE_VA_BITS = range(25, 53)  # DDI 0487 D8.2: T1SZ 12 to 39 without FEAT_TTST
-_HCR_E2H = 1 << 34
-_TTBR_BADDR = 0x0000_FFFF_FFFF_F000
 _VMCOREINFO_START = b"OSRELEASE="
 
 Progress = Callable[[str], None]
@@ -116,9 +115,9 @@ def _va_bits(cpus: Sequence[Cpu]) -> Iterator[int]:
     """Candidates, likeliest first: T1SZ of every TCR that may be the host's, then the sizes Linux can have."""
     seen: set[int] = set()
     for cpu in cpus:
-        names = ("TCR_EL2", "TCR_EL1") if cpu.registers.get("HCR_EL2", 0) & _HCR_E2H else ("TCR_EL1",)
+        names = ("TCR_EL2", "TCR_EL1") if has_e2h(cpu.registers) else ("TCR_EL1",)
         for name in names:
-            bits = 64 - ((cpu.registers.get(name, 0) >> 16) & 0x3F)
+            bits = 64 - decode_register(name, cpu.registers.get(name, 0), e2h=True)["T1SZ"]
             if bits not in seen and bits in _POSSIBLE_VA_BITS:  # TCR_EL1 may be a guest's, or never written
                 seen.add(bits)
                 yield bits
@@ -139,7 +138,7 @@ def _roots(symbols: Symbols, cpus: Sequence[Cpu], image_pa: int, page_shift: int
         for name in ("TTBR1_EL2", "TTBR1_EL1"):
             ttbr = cpu.registers.get(name)
             if ttbr is not None:
-                baddr = ttbr & _TTBR_BADDR & -page
+                baddr = table_address(ttbr) & -page
                 yield baddr
                 yield baddr + 2 * page
 

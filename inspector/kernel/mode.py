@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from inspector.codec import has_e2h, table_address
 from inspector.kernel.cpus import accessor_variable
 from inspector.kernel.objects import Kernel
-from inspector.kernel.registers import HCR_E2H
 from inspector.kernel.space import BadPointer
 from inspector.snapshot import Mode
 from inspector.target.api import Cpu
@@ -28,14 +28,15 @@ def kvm_mode(kernel: Kernel, cpus: Sequence[Cpu]) -> Mode:
     if initialised is not None and not _byte(kernel, initialised):
         return Mode.NONE
     protected = selected is not None and selected == kernel.symbols.enumerator("kvm_mode", "KVM_MODE_PROTECTED")
-    e2h = any(cpu.registers.get("HCR_EL2", 0) & HCR_E2H for cpu in cpus)
+    e2h = any(has_e2h(cpu.registers) for cpu in cpus)
     if protected:
         return Mode.PROTECTED
     if not e2h:
         return Mode.NVHE
     # hVHE sets E2H at EL2 while the kernel stays at EL1; a VHE kernel has its tables in TTBR1_EL2.
     root = kernel.space.root_pa
-    at_el2 = any(cpu.registers.get("TTBR1_EL2", 0) & 0xFFFF_FFFF_F000 == root for cpu in cpus)
+    page = kernel.space.geometry.granule
+    at_el2 = any(table_address(cpu.registers.get("TTBR1_EL2", 0)) & -page == root for cpu in cpus)
     return Mode.VHE if at_el2 else Mode.HVHE
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import inspector
 from inspector.capture.view import TableView, regime_name
 from inspector.check.catalogue import Invariant, Unseen
-from inspector.codec import Descriptor, decode_register, is_known
+from inspector.codec import Descriptor, decode_register, has_e2h, is_known
 from inspector.findings import Finding, Severity, Where
 from inspector.generations import KernelCode, code_of
 from inspector.report import sysregs, text
@@ -105,7 +105,7 @@ def registers(capture: Capture) -> Document:
     """`inspector registers`."""
     cpus = []
     for cpu in capture.host.cpus:
-        vhe = sysregs.e2h(cpu.registers)
+        vhe = has_e2h(cpu.registers)
         decoded = {
             name: dict(decode_register(name, value, vhe))
             for name, value in sorted(cpu.registers.items())

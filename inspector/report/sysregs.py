@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from inspector.codec import (
@@ -18,11 +18,6 @@ from inspector.report.format import address, columns, fields, raw
 
 _SAID_FIRST = ("esr_el1", "esr_el2", "esr_el12", "hpfar_el2")
 """Registers whose fields say little by themselves."""
-
-
-def e2h(registers: Mapping[str, int]) -> bool:
-    """HCR_EL2.E2H of a CPU, which gives some of EL2's registers their other layout; False where it is not known."""
-    return bool(decode_register("hcr_el2", registers.get("HCR_EL2", 0))["E2H"])
 
 
 def register_text(name: str, value: int, e2h: bool = False) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from inspector.capture.view import TableView, regime_name, vm_title
-from inspector.codec import Descriptor, table_address, vttbr
+from inspector.codec import Descriptor, has_e2h, table_address, vttbr
 from inspector.findings import Finding, Severity, Where
 from inspector.generations import code_of
 from inspector.report.format import (
@@ -27,7 +27,7 @@ from inspector.report.format import (
     size,
 )
 from inspector.report.leaves import ByPattern, attribute_mask
-from inspector.report.sysregs import e2h, register_text
+from inspector.report.sysregs import register_text
 from inspector.report.window import Window
 from inspector.snapshot import Capture, CpuState, Memslot, Mmu, MmuKind, Mode, PageState, Vm
 from inspector.tables import Entry, Problem, RangeTable, Translation, entries, merged_ranges
@@ -83,7 +83,7 @@ def registers(capture: Capture, paint: Painter = PLAIN) -> Lines:
     for cpu in capture.host.cpus:
         live = "VTTBR_EL2 is in force" if cpu.vttbr_live else "VTTBR_EL2 is stale: no guest's stage-2 is in force"
         yield paint(f"CPU {cpu.index}: {_running(cpu)}; {live}", "bold")
-        vhe = e2h(cpu.registers)
+        vhe = has_e2h(cpu.registers)
         rows = [(name, raw(value), register_text(name, value, vhe)) for name, value in sorted(cpu.registers.items())]
         yield from columns(("", "", ""), rows, indent="  ")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inspector.kernel.cpus import cpu_state
-from inspector.kernel.registers import exception_level, features
+from inspector.kernel.features import features
 from inspector.target.api import Cpu
 
 VM, TGE, E2H, RW = 1 << 0, 1 << 27, 1 << 34, 1 << 31
@@ -51,11 +51,6 @@ def test_a_protected_host_runs_under_a_stage_2_of_its_own(e2h: int) -> None:
         cpu = Cpu(0, {"cpsr": cpsr, "HCR_EL2": hcr, "VTTBR_EL2": vttbr, "pc": 0})
         found = cpu_state(cpu, None, protected=True)
         assert (found.running, found.vttbr_live, found.hosts_own_stage2) == expected
-
-
-def test_exception_level() -> None:
-    assert [exception_level({"cpsr": m}) for m in (EL0, EL1H, EL2H, 0b1101)] == [0, 1, 2, 3]
-    assert exception_level({}) is None
 
 
 # ID registers of QEMU 7.2's models, by field (DDI 0487 D24.2): qemu.md, "CPU models".
