@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import struct
-import subprocess
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from inspector.findings import BadInput
+from inspector.symbols.packing import bound, unpack
 from inspector.symbols.table import Symbol, is_noise
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -33,7 +32,7 @@ _SHN_UNDEF, _SHN_LORESERVE, _SHN_ABS = 0, 0xFF00, 0xFFF1
 _STT_SECTION, _STT_FILE, _STT_TLS = 3, 4, 6
 _STB_LOCAL, _STB_WEAK = 0, 2
 _STT_OBJECT = 1
-_ZLIB, _ZSTD = 1, 2
+_METHODS = {1: "zlib", 2: "zstd"}  # ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD
 _NT_GNU_BUILD_ID = 3
 
 
@@ -112,7 +111,7 @@ class Elf:
             data = self.raw(old)
             if bytes(data[:4]) != b"ZLIB" or len(data) < 12:
                 raise BadInput(f"{self.path} is damaged: its section {old.name} has no ZLIB header")
-            return self._inflate(old, data[12:], int.from_bytes(data[4:12], "big"))
+            return self._unpack(old, data[12:], "zlib", int.from_bytes(data[4:12], "big"))
         data = self.raw(section)
         if section.type == _SHT_NOBITS:
             return None
@@ -121,10 +120,8 @@ class Elf:
         if len(data) < _CHDR.size:
             raise BadInput(f"{self.path} is damaged: its section {name} is shorter than its compression header")
         kind, _, size, _ = _CHDR.unpack_from(data)
-        if kind == _ZLIB:
-            return self._inflate(section, data[_CHDR.size :], size)
-        if kind == _ZSTD:
-            return self._unzstd(section, data[_CHDR.size :])
+        if kind in _METHODS:
+            return self._unpack(section, data[_CHDR.size :], _METHODS[kind], size)
         raise BadInput(f"{self.path}: section {name} is compressed in an unknown way ({kind})")
 
     def build_id(self) -> str | None:
@@ -223,24 +220,14 @@ class Elf:
             sections.append(Section(name, kind, flags, address, offset, length, link))
         return sections
 
-    def _inflate(self, section: Section, data: memoryview, size: int) -> memoryview:
-        stream = zlib.decompressobj()
-        try:
-            plain = stream.decompress(data, max(size, 1))
-        except zlib.error as error:
-            raise BadInput(f"{self.path} is damaged: section {section.name}: {error}") from error
+    def _unpack(self, section: Section, data: memoryview, method: str, size: int) -> memoryview:
+        what = f"section {section.name} of {self.path}"
+        if size > bound(len(data)):
+            raise BadInput(f"{what} is damaged: {len(data)} bytes do not unpack to the {size} that it states")
+        plain = unpack(what, data, method, size)
         if len(plain) != size:
-            raise BadInput(f"{self.path} is damaged: section {section.name} does not unpack to {size} bytes")
+            raise BadInput(f"{what} is damaged: it does not unpack to the {size} bytes that it states")
         return memoryview(plain)
-
-    def _unzstd(self, section: Section, data: memoryview) -> memoryview:
-        try:
-            done = subprocess.run(["zstd", "-dcq"], input=data, capture_output=True, check=False)
-        except FileNotFoundError as error:
-            raise BadInput(f"{self.path} has zstd-compressed debug sections: install the zstd program") from error
-        if done.returncode != 0:
-            raise BadInput(f"{self.path} is damaged: section {section.name} does not unpack")
-        return memoryview(done.stdout)
 
 
 def _letter(section: Section) -> str:

@@ -12,9 +12,10 @@ from inspector.findings import BadInput
 from inspector.symbols import cache
 from inspector.symbols.btf import BadBtf, Btf, find_btf
 from inspector.symbols.elf import Elf
-from inspector.symbols.image import Image, is_plain_image, open_image, read_file
+from inspector.symbols.image import Image, is_plain_image, open_image
 from inspector.symbols.kernel import Found, KernelSymbols
 from inspector.symbols.notes import image_banner, image_build_id
+from inspector.symbols.packing import read_file
 from inspector.symbols.table import Symbol, SymbolTable, is_noise
 
 Progress = Callable[[str], None]

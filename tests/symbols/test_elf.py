@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,3 +148,20 @@ def test_every_truncation_is_refused(path: Path, tmp_path: Path) -> None:
         path.write_bytes(content[:size])
         with pytest.raises(BadInput):
             open_symbols(vmlinux=path, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("kind", "pack"), [(1, zlib.compress), (2, None)], ids=["zlib", "zstd"])
+@pytest.mark.parametrize("stated", [8 << 30, 1 << 20], ids=["as it is", "less"])
+def test_a_section_that_unpacks_to_gigabytes(
+    tmp_path: Path, kind: int, pack: Callable[[bytes], bytes] | None, stated: int
+) -> None:
+    """Elf64_Chdr states the size: what no such section can have, or what the data goes beyond, is refused unread."""
+    zeros = bytes(64 << 20)
+    data = pack(zeros) if pack else subprocess.run(["zstd", "-qc"], input=zeros, capture_output=True, check=True).stdout
+    info = Section(".debug_info", struct.pack("<IIQQ", kind, 0, stated, 8) + data, flags=0x800)
+    path = tmp_path / "bomb"
+    path.write_bytes(vmlinux(info, Section(".debug_abbrev", bytes(4))))
+    with pytest.raises(
+        BadInput, match=r"do not unpack to the \d+ that it states|unpacks to more than the 1048576 bytes"
+    ):
+        open_symbols(vmlinux=path, cache_dir=tmp_path / "cache")

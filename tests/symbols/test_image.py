@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspector.findings import BadInput
-from inspector.symbols import open_symbols
+from inspector.symbols import open_symbols, packing
 from inspector.symbols.image import open_image
 from inspector.symbols.kallsyms import NoKallsyms, decode_kallsyms
 from inspector.symbols.ksymtab import decode_ksymtab
@@ -101,8 +101,58 @@ def plain() -> bytes:
     return bytes(image(entries("6.12"), EXPORTS, types(), "6.12").bytes)
 
 
+def packed(data: bytes, *command: str) -> bytes:
+    assert shutil.which(command[0]), f"install {command[0]}"
+    return subprocess.run(command, input=data, capture_output=True, check=True).stdout
+
+
 def zstd(data: bytes) -> bytes:
-    return subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True).stdout
+    return packed(data, "zstd", "-qc")
+
+
+#: As the kernel packs them (scripts/Makefile.lib, arch/arm64/boot/Makefile: Image.lz4, Image.xz, …); then by others.
+PACKINGS = {
+    "Image.bz2": ("bzip2", "-9"),
+    "Image.lz4": ("lz4", "-l", "-9", "-", "-"),
+    "Image.lzma": ("xz", "--format=lzma", "-9"),
+    "Image.xz": ("xz", "--check=crc32", "--lzma2=dict=32MiB"),
+    "Image.zst": ("zstd", "-q", "-19"),
+    "lz4 frame": ("lz4", "-q", "-", "-"),
+    "xz with CRC-64": ("xz", "-9"),
+}
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_an_image_in_every_compression(plain: bytes, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(packed(plain, *PACKINGS[name]))
+    assert open_image(path).data == plain
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(BadInput, match=r"is damaged|is cut short"):
+        open_image(path)
+
+
+@pytest.mark.parametrize(("compression", "command"), [("none", ()), ("gzip", ("gzip", "-n")), ("bzip2", ("bzip2",))])
+def test_a_uimage(plain: bytes, tmp_path: Path, compression: str, command: tuple[str, ...]) -> None:
+    payload = tmp_path / "payload"
+    payload.write_bytes(packed(plain, *command) if command else plain)
+    path = tmp_path / "uImage"
+    make = ["mkimage", "-A", "arm64", "-O", "linux", "-T", "kernel", "-C", compression, "-a", "0x80080000"]
+    assert shutil.which("mkimage"), "install u-boot-tools"
+    subprocess.run([*make, "-d", str(payload), str(path)], check=True, capture_output=True)
+    assert open_image(path).data == plain
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BadInput, match="cut short"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("command", [("gzip",), ("xz",), ("bzip2",), ("zstd", "-q")])
+def test_a_small_file_does_not_unpack_to_a_huge_one(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """These pack zeros a thousand times smaller and more; `packing.bound` is 256 times the file's size and 1 MiB."""
+    path = tmp_path / "Image"
+    path.write_bytes(packed(bytes(32 << 20), *command))
+    with pytest.raises(BadInput, match=f"unpacks to more than the {packing.bound(path.stat().st_size)} bytes"):
+        open_image(path)
 
 
 def test_an_image_however_packed_answers_alike(plain: bytes, tmp_path: Path) -> None:
@@ -112,7 +162,7 @@ def test_an_image_however_packed_answers_alike(plain: bytes, tmp_path: Path) -> 
         "Image.gz": packed_gzip(plain),
         "vmlinuz.efi": zboot(packed_gzip(plain), b"gzip"),
         "zstd.efi": zboot(zstd(plain), b"zstd22"),
-        "Image.zst": zstd(plain),
+        "lz4.efi": zboot(packed(plain, *PACKINGS["Image.lz4"]), b"lz4"),
     }
     for name, content in packings.items():
         path = tmp_path / name
@@ -165,16 +215,20 @@ def test_zstd_that_is_not_installed(plain: bytes, tmp_path: Path, monkeypatch: p
     ("content", "message"),
     [
         (b"", "is not an arm64 kernel Image"),
-        (b"MZ" + bytes(4094), "is not an arm64 kernel Image"),
+        (bytes(4096), "is not an arm64 kernel Image"),
+        (b"MZ" + bytes(4094), "is an EFI executable but not an arm64 kernel Image"),
+        (b"\xd0\x0d\xfe\xed" + bytes(100), "is a FIT image"),
+        (b"ANDROID!" + bytes(100), "is an Android boot image"),
+        (b"\x89LZO\0\r\n\x1a\n" + bytes(100), "lzop"),
         (b"\x7fELF" + bytes(100), "--vmlinux"),
-        (b"\x1f\x8b" + bytes(100), "damaged gzip"),
+        (b"\x1f\x8b" + bytes(100), "damaged: its gzip data"),
         (packed_gzip(bytes(5000))[:-9], "cut short"),
         (packed_gzip(bytes(5000)), "is not an arm64 kernel Image"),
         (b"MZ\0\0zimg" + bytes(20), "EFI zboot header"),
         (zboot(bytes(100), b"gzip")[:-1], "cut short"),
         (zboot(bytes(100), b"rot13"), "packed with 'rot13'"),
         (zboot(lzma.compress(bytes(5000)), b"xzkern")[:-9], "cut short"),
-        (zboot(b"no xz at all" * 9, b"xzkern"), "damaged xz"),
+        (zboot(b"no xz at all" * 9, b"xzkern"), "damaged: its xz data"),
         (zboot(bytes(100), b"zstd"), "damaged: zstd says"),
         (bytes(0x38) + b"ARM\x64" + bytes(4), "damaged Image header"),
         (bytes(8) + struct.pack("<QQQ", 0, 4096, 1) + bytes(24) + b"ARM\x64" + bytes(4), "big-endian"),
