@@ -29,7 +29,9 @@ MAY = {
 }
 """Beside the findings, which every room may name."""
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in {"cli.py"})
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in {"cli.py", "options.py"}
+)
 
 
 def room(path: Path) -> str:

@@ -1,4 +1,38 @@
-"""Shows captures and findings: as text for people, as JSON for programs.
+"""Captures and verdicts as text for people and as JSON for programs.
 
-Knows what to say and how, and decides nothing: tables come from `inspector.capture.view`, verdicts are findings.
+One module a subject: it holds the shape of the JSON, and two functions that make a report: ``document`` gives the
+JSON, ``lines`` the text.  None prints.  In the text a title names the regime, then comes what is in it; a raw
+descriptor always stands beside its decoding, with the table address and index it was read from.
 """
+
+from inspector.report import (
+    capture,
+    changes,
+    check,
+    decode,
+    diff,
+    dump,
+    host,
+    memslots,
+    model,
+    reverse,
+    sysregs,
+    vms,
+    walk,
+)
+
+__all__ = [
+    "capture",
+    "changes",
+    "check",
+    "decode",
+    "diff",
+    "dump",
+    "host",
+    "memslots",
+    "model",
+    "reverse",
+    "sysregs",
+    "vms",
+    "walk",
+]

@@ -1,17 +1,16 @@
-"""How single values look, columns, and colour: the same in every command."""
+"""How single values look, columns, foreign text, and colour: the same in every command."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 
-from rich.color import ColorSystem
-from rich.style import Style
-
 _UNITS = "BKMGTPE"
-#: SH[1:0] of a leaf (DDI 0487 D8.6.2).
-SHAREABILITY = {0: "non", 1: "reserved", 2: "outer", 3: "inner"}
+
+Lines = Iterator[str]
 
 
 def address(value: int | None) -> str:
@@ -33,9 +32,9 @@ def size(value: int) -> str:
     return f"{value}{_UNITS[unit]}"
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str = "") -> str:
     """``1 table``, ``3 tables``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 def fields(values: Iterable[tuple[str, int]]) -> str:
@@ -43,16 +42,43 @@ def fields(values: Iterable[tuple[str, int]]) -> str:
     return " ".join(f"{name}={value}" if value < 10 else f"{name}={value:#x}" for name, value in values)
 
 
+def shown(text: str) -> str:
+    r"""Text that may hold strings of foreign origin (VM, task and symbol names), safe for a terminal.
+
+    Control, bidi, private and unassigned characters become escapes: ``\x1b``, ``\u202e``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+_SGR = {"": "0", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
 @dataclass(frozen=True)
 class Painter:
-    """Puts colour on text, or leaves it alone."""
+    """Puts colour on text, or leaves it alone; and makes lines fit for a terminal.
+
+    A painted text carries a mark that nobody else can know, so that what looks like a colour in a foreign string is
+    shown, and not obeyed.
+    """
 
     color: bool = False
+    mark: str = field(default_factory=lambda: os.urandom(8).hex())
 
     def __call__(self, text: str, style: str) -> str:
         if not self.color or not text:
             return text
-        return Style.parse(style).render(text, color_system=ColorSystem.STANDARD)
+        return f"\x1b{self.mark}{style}\x1b{text}\x1b{self.mark}\x1b"
+
+    def finished(self, line: str) -> str:
+        """The line as it goes out: foreign characters shown, painted text in colour."""
+        if self.mark not in line:
+            return shown(line)
+        parts = re.split(f"\x1b{self.mark}([a-z ]*)\x1b", line)
+        parts[::2] = map(shown, parts[::2])
+        parts[1::2] = [f"\x1b[{';'.join(_SGR[word] for word in style.split(' '))}m" for style in parts[1::2]]
+        return "".join(parts)
 
 
 PLAIN = Painter()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from inspector.codec import (
     RES,
@@ -14,10 +16,38 @@ from inspector.codec import (
     register_layout,
     table_address,
 )
-from inspector.report.format import address, columns, fields, raw
+from inspector.report.document import Document, Number, Raw, Record
+from inspector.report.format import Lines, Painter, address, columns, fields, raw
+
+Fields = Annotated[Mapping[str, Number], Meta(description="Every field by name; `BADDR` is [47:1] as it stands.")]
+
+
+class Register(Record, frozen=True):
+    """A register and its fields."""
+
+    value: Raw
+    fields: Fields
+
+
+class DecodedRegister(Document, frozen=True, kw_only=True):
+    """`inspector decode --register NAME VALUE`."""
+
+    command: Literal["decode"] = "decode"
+    register: str
+    value: Raw
+    layout: Annotated[str | None, Meta(description="`HCR_EL2.E2H=0` or `=1`, where the register has two layouts.")]
+    fields: Fields
+    text: str
+    doubts: Annotated[Sequence[str], Meta(description="A sentence for each thing that no CPU would have there.")]
+
 
 _SAID_FIRST = ("esr_el1", "esr_el2", "esr_el12", "hpfar_el2")
 """Registers whose fields say little by themselves."""
+
+
+def register(name: str, value: int) -> Register:
+    """A register that has one layout."""
+    return Register(raw(value), decode_register(name, value))
 
 
 def register_text(name: str, value: int, e2h: bool = False) -> str:
@@ -39,7 +69,7 @@ def register_text(name: str, value: int, e2h: bool = False) -> str:
     return " ".join(said)
 
 
-def register_lines(name: str, value: int, e2h: bool = False) -> Iterator[str]:
+def lines(paint: Painter, name: str, value: int, e2h: bool) -> Lines:
     """One register: in one line, what is doubtful of it, then field by field."""
     layout = register_layout(name, e2h)
     words = describe_register(name, value)
@@ -58,13 +88,13 @@ def register_lines(name: str, value: int, e2h: bool = False) -> Iterator[str]:
     yield from columns(("field", "bits", "value", "meaning"), rows, right=(1, 2), indent="  ")
 
 
-def register_facts(name: str, value: int, e2h: bool = False) -> dict[str, Any]:
-    """The same as JSON has it; ``layout`` is the condition under which the register has this layout, if it has two."""
-    return {
-        "register": name.upper(),
-        "value": raw(value),
-        "layout": register_layout(name, e2h).when or None,
-        "fields": dict(decode_register(name, value, e2h)),
-        "text": describe_register(name, value),
-        "doubts": doubts(name, value, e2h),
-    }
+def document(name: str, value: int, e2h: bool) -> DecodedRegister:
+    """`inspector decode --register NAME VALUE`."""
+    return DecodedRegister(
+        register=name.upper(),
+        value=raw(value),
+        layout=register_layout(name, e2h).when or None,
+        fields=decode_register(name, value, e2h),
+        text=describe_register(name, value),
+        doubts=doubts(name, value, e2h),
+    )

@@ -110,7 +110,7 @@ def test_cold_start(big: Machine, capsys: pytest.CaptureFixture[str]) -> None:
             process.stdout.read()
 
     seconds = best_ms(first_line, 5) / 1000
-    imports = "import inspector.cli, inspector.capture.take, inspector.report.text"
+    imports = "import inspector.cli, inspector.capture.take, inspector.report"
     starting = best_ms(lambda: big.run("python", "-c", imports), 5) / 1000
     with capsys.disabled():
         print(

@@ -10,9 +10,10 @@ import pytest
 
 import inspector.cli as cli
 from inspector.capture.file import load, save
-from inspector.report import documents
+from inspector.findings import BadInput
+from inspector.options import Options
 from inspector.report.window import EVERYTHING, Interval, Window, parse_filter
-from inspector.snapshot import Scope
+from inspector.snapshot import Capture, Scope
 from inspector.tables import RangeTable, merged_ranges
 from tests.check.build import AF, PAGE, RW, WRITE, good_world
 from tests.cli.schema import errors
@@ -49,7 +50,7 @@ def document(*arguments: str, code: int) -> dict[str, object]:
     result = invoke(*arguments, "--json")
     assert result.exit_code == code and result.stderr == ""
     found: dict[str, object] = json.loads(result.stdout)
-    assert errors(found, documents.schema(), documents.schema()) == []
+    assert errors(found) == []
     return found
 
 
@@ -192,19 +193,30 @@ def test_bad_scripts(tmp_path: Path, extra: tuple[str, ...]) -> None:
 # --- the kernel's files from the environment ---
 
 
-def files(**given: str) -> tuple[str | None, str | None]:
-    vmlinux, image = cli._kernel_files(cli.Options(dict(given)))
-    return (None if vmlinux is None else str(vmlinux), None if image is None else str(image))
-
-
 def test_the_environment_names_the_kernels_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert files() == (None, None)
+    """It counts only where the command line names neither, and on whichever side of the command that does."""
+
+    def files(*arguments: str) -> tuple[str | None, str | None]:
+        seen: list[Options] = []
+
+        def spy(options: Options, scope: Scope) -> Capture:
+            seen.append(options)
+            raise BadInput("seen")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(cli, "get_capture", spy)
+            assert "seen" in refused(invoke(*arguments))
+        vmlinux, image = (None if path is None else str(path) for path in seen[0].kernel_files)
+        return vmlinux, image
+
+    assert files("info") == (None, None)
     monkeypatch.setenv("INSPECTOR_IMAGE", "/env/Image")
-    assert files() == (None, "/env/Image")
+    assert files("info") == (None, "/env/Image")
     monkeypatch.setenv("INSPECTOR_VMLINUX", "/env/vmlinux")
-    assert files() == ("/env/vmlinux", "/env/Image")
-    assert files(image="Image") == (None, "Image")
-    assert files(vmlinux="vmlinux") == ("vmlinux", None)
+    assert files("info") == ("/env/vmlinux", "/env/Image")
+    for before, after in (([], ["--image", "Image"]), (["--image", "Image"], [])):
+        assert files(*before, "info", *after) == (None, "Image")
+    assert files("--vmlinux", "vmlinux", "info") == ("vmlinux", None)
 
 
 # --- a dump in columns ---

@@ -1,0 +1,82 @@
+"""Which of a capture's tables a command works on, and the translation of an address in one."""
+
+from __future__ import annotations
+
+from inspector.capture.view import TableView, not_viewed, table_views, vm_title
+from inspector.findings import BadInput, Untestable
+from inspector.snapshot import Capture, MmuKind, Mode
+from inspector.tables import Translation, translate
+
+
+def choose_views(capture: Capture, name: str | None) -> list[TableView]:
+    """The tables of the VM called ``name`` (``vm0``, ``0`` or its VMM's pid), or of all.
+
+    Raises `BadInput` that lists the VMs when there is no such VM, or none at all.
+    """
+    if not capture.vms:
+        raise BadInput("there are no VMs on this host: start one, or take a capture while one runs")
+    views = list(table_views(capture))
+    if name is None:
+        return views
+    wanted = [vm for vm in capture.vms if name in (vm.name, vm.name.removeprefix("vm"), str(vm.pid))]
+    exact = [vm for vm in wanted if vm.name == name] or wanted
+    if not exact:
+        raise BadInput(f"there is no VM '{name}': {_vm_list(capture)}")
+    chosen = [view for view in views if any(view.vm is vm for vm in exact)]
+    if not chosen:
+        reasons = "; ".join(mmu.unreadable for vm in exact for mmu in vm.mmus if mmu.unreadable)
+        raise BadInput(f"{vm_title(exact[0])} has no table to show: {reasons or 'it has none yet'}")
+    return chosen
+
+
+def choose_one(capture: Capture, name: str | None) -> TableView:
+    """The VM's own table, of the VM called ``name`` or of the only one.  Raises `BadInput` as `choose_views`."""
+    views = [view for view in choose_views(capture, name) if view.mmu.kind is MmuKind.VM]
+    if len({id(view.vm) for view in views}) > 1:
+        raise BadInput(f"say which VM with --vm: {_vm_list(capture)}")
+    if not views:
+        raise BadInput(f"no VM has a table to walk: {_vm_list(capture)}")
+    return views[0]
+
+
+def _vm_list(capture: Capture) -> str:
+    return "the VMs are " + ", ".join(vm_title(vm) for vm in capture.vms)
+
+
+def require_vms(capture: Capture) -> Capture:
+    """``capture``.  Raises `Untestable` when it holds no VM whose tables could be judged."""
+    if capture.vms:
+        return capture
+    if capture.host.mode is Mode.NONE:
+        why = "KVM is not initialised in the host kernel (switched off, or not built in): there is nothing to check"
+        raise Untestable(why)
+    raise Untestable("there are no VMs: nothing was checked; start one and try again")
+
+
+def require_tables(capture: Capture) -> None:
+    """Raises `Untestable` with the reasons when not one guest table could be judged."""
+    if not any(table_views(capture)):
+        left_out = list(not_viewed(capture))
+        reasons = "; ".join(dict.fromkeys(reason for _, reason in left_out)) or "no VM has one"
+        tables = f"{len(left_out)} guest table{'s' * (len(left_out) != 1)}"
+        raise Untestable(f"none of {tables} was judged: {reasons}")
+
+
+class _NotCaptured(Exception):
+    """A page that the capture does not hold; ``reason`` is what `translate` shows."""
+
+    def __init__(self, view: TableView, pa: int) -> None:
+        super().__init__(f"{pa:#x}")
+        self.reason = view.capture.unreadable.get(pa - pa % view.geometry.granule, "not in the capture")
+
+
+def translate_in(view: TableView, ia: int) -> Translation:
+    """The translation of ``ia`` through the table of ``view``."""
+
+    def read(pa: int, length: int) -> bytes:
+        found = view.read_many([(pa, length)])[0]
+        if found is None:
+            raise _NotCaptured(view, pa)
+        return found
+
+    return translate(read, view.root_pa, view.geometry, view.format, ia)

@@ -1,0 +1,53 @@
+"""Where a capture comes from: a file that holds enough, or a machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from inspector.capture.file import load
+from inspector.findings import BadInput
+from inspector.snapshot import Capture, Scope
+
+
+def load_for(path: str, scope: Scope) -> Capture:
+    """The capture in a file.  Raises `BadInput` when it cannot be read or holds less than ``scope`` needs."""
+    capture = load(path)
+    if list(Scope).index(capture.scope) < list(Scope).index(scope):
+        raise BadInput(
+            f"{path} holds only what '{capture.scope}' needs, and this command needs '{scope}': "
+            "make one with 'inspector capture'"
+        )
+    return capture
+
+
+def take_from(
+    connect: str,
+    vmlinux: Path | None,
+    image: Path | None,
+    *,
+    memory: Literal["auto", "process", "gdb"],
+    gdb: str | None,
+    scope: Scope,
+    progress: Callable[[str], None],
+) -> Capture:
+    """A capture of the machine behind the stub at ``connect``; its kernel's own file serves when none is given.
+
+    Raises `BadInput` for unusable kernel files, `TargetLost` when the machine cannot be reached or goes away.
+    """
+    # Imported here: from a file everything works without gdb, pygdbmi and pyelftools being loaded.
+    from inspector.capture.take import take
+    from inspector.symbols import open_symbols
+    from inspector.target.connect import attached
+
+    symbols = None
+    if vmlinux is not None or image is not None:  # before attaching: the machine stands still from there on
+        symbols = open_symbols(vmlinux=vmlinux, image=image, progress=progress)
+    with attached(connect, memory=memory, gdb=gdb, progress=progress) as target:
+        if symbols is None:
+            kernel = Path(target.kernel_file) if target.kernel_file else None
+            symbols = open_symbols(image=kernel, progress=progress)
+        command = " ".join(["inspector", *sys.argv[1:]])
+        return take(target, symbols, scope=scope, progress=progress, command=command)

@@ -1,0 +1,195 @@
+"""The options of the command line that commands share, and what they make of them: a capture, a report.
+
+Shared options may stand before or after a command's name; the one after wins.  The environment counts only for what
+the command line leaves open.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+
+import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
+
+from inspector.capture.source import load_for, take_from
+from inspector.findings import BadInput, InspectorError
+from inspector.report.document import Document, encoded
+from inspector.report.format import Painter, shown
+from inspector.snapshot import Capture, Scope
+
+F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+
+_FILE = click.Path()  # that shells complete it; whether it can be read is told by whoever reads it
+
+_OUTPUT = (
+    click.option("--json", "as_json", is_flag=True, default=None, help="JSON on stdout (see docs/schema.md)."),
+    click.option("--no-color", is_flag=True, default=None, help="No colour. Also $NO_COLOR; never when piped."),
+    click.option("--debug", is_flag=True, default=None, hidden=True, help="Show tracebacks."),
+)
+_MACHINE = (
+    click.option(
+        "--connect",
+        metavar="HOST:PORT|SOCKET",
+        envvar="INSPECTOR_CONNECT",
+        help="The QEMU gdbstub. Also $INSPECTOR_CONNECT.",
+    ),
+    click.option("--from", "source", metavar="FILE", type=_FILE, help="A capture file, in place of a connection."),
+    click.option(
+        "--vmlinux",
+        metavar="FILE",
+        type=_FILE,
+        envvar="INSPECTOR_VMLINUX",
+        help="The host kernel's vmlinux (with symbols; debug info or BTF). Also $INSPECTOR_VMLINUX.",
+    ),
+    click.option(
+        "--image",
+        metavar="FILE",
+        type=_FILE,
+        envvar="INSPECTOR_IMAGE",
+        help="The host kernel's Image, plain, gzipped or EFI zboot. Also $INSPECTOR_IMAGE.",
+    ),
+    click.option(
+        "--memory",
+        type=click.Choice(["auto", "process", "gdb"]),
+        help="How physical memory is read: QEMU's own memory, or through the stub. Default: auto.",
+    ),
+    click.option("--gdb", metavar="PROGRAM", help="The gdb to use. Default: gdb-multiarch, else gdb."),
+)
+
+
+def shared_options(function: F, machine: bool = True) -> F:
+    """Give a command the options of all, and with ``machine`` those of every command that looks at one."""
+    options = (*_MACHINE, *_OUTPUT) if machine else _OUTPUT
+    return functools.reduce(lambda f, option: option(f), reversed(options), function)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The shared options as given; ``environment`` is what the environment has for those that may come from there."""
+
+    connect: str | None = None
+    source: str | None = None
+    vmlinux: str | None = None
+    image: str | None = None
+    memory: Literal["auto", "process", "gdb"] = "auto"
+    gdb: str | None = None
+    as_json: bool = False
+    no_color: bool = False
+    debug: bool = False
+    environment: dict[str, str] | None = None
+
+    @classmethod
+    def take(cls, context: click.Context, values: dict[str, Any]) -> Options:
+        """The shared options of a command, over those of the group: they are taken out of ``values``."""
+        given = dict(context.obj or {})
+        environment = dict(given.get("environment", {}))
+        for name in cls.__dataclass_fields__.keys() & values.keys():
+            value, source = values.pop(name), context.get_parameter_source(name)
+            if value is not None:
+                (environment if source is ParameterSource.ENVIRONMENT else given)[name] = value
+        context.obj = {**given, "environment": environment}
+        return cls(**context.obj)
+
+    @property
+    def kernel_files(self) -> tuple[Path | None, Path | None]:
+        """The vmlinux and the Image to use: those given; the environment's only when neither is."""
+        given = self.vmlinux, self.image
+        if not any(given):
+            known = self.environment or {}
+            given = known.get("vmlinux"), known.get("image")
+        vmlinux, image = (Path(name) if name else None for name in given)
+        return vmlinux, image
+
+    def capture(self, scope: Scope) -> Capture:
+        """The capture to work on: loaded, or taken with just what ``scope`` needs.
+
+        Raises `BadInput` when neither or both are named, or the file lacks what is needed; `TargetLost` as the target.
+        """
+        if self.source is not None:
+            if self.connect is not None:
+                raise BadInput("--from and --connect exclude each other: a command reads a capture or a machine")
+            return load_for(self.source, scope)
+        connect = self.connect or (self.environment or {}).get("connect")
+        if not connect:
+            raise BadInput(
+                "nothing to look at: give a capture with --from FILE, or the gdbstub of a running QEMU with --connect "
+                "HOST:PORT (QEMU's -s is localhost:1234)"
+            )
+        vmlinux, image = self.kernel_files
+        with _progress(self.debug) as tell:
+            return take_from(connect, vmlinux, image, memory=self.memory, gdb=self.gdb, scope=scope, progress=tell)
+
+    def emit(
+        self,
+        document: Callable[P, Document],
+        lines: Callable[Concatenate[Painter, P], Iterable[str]],
+        *arguments: P.args,
+        **named: P.kwargs,
+    ) -> None:
+        """Print the document with ``--json``, else the lines."""
+        if self.as_json:
+            _write(piece.decode() for piece in encoded(document(*arguments, **named)))
+            click.echo()
+            return
+        wanted = not self.no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        paint = Painter(wanted and sys.stdout.isatty())
+        _write(paint.finished(line) + "\n" for line in lines(paint, *arguments, **named))
+
+
+def _write(pieces: Iterable[str], at_once: int = 1 << 16) -> None:
+    pending, length = [], 0
+    for piece in pieces:
+        pending.append(piece)
+        length += len(piece)
+        if length >= at_once:
+            click.echo("".join(pending), nl=False, color=True)
+            pending, length = [], 0
+    click.echo("".join(pending), nl=False, color=True)
+
+
+def say(message: str) -> None:
+    """One sentence on stderr."""
+    click.echo(f"inspector: {shown(' '.join(message.split()))}", err=True)
+
+
+@contextmanager
+def _progress(debug: bool) -> Iterator[Callable[[str], None]]:
+    """Tells on stderr what is going on: only on a terminal, and only after a second."""
+    start = time.monotonic()
+    width = 0
+    terminal = sys.stderr.isatty()
+
+    def tell(message: str) -> None:
+        nonlocal width
+        message = shown(message)
+        if debug:
+            click.echo(f"{time.monotonic() - start:7.3f}s {message}", err=True)
+        elif terminal and time.monotonic() - start > 1:
+            click.echo("\r" + message.ljust(width), nl=False, err=True)
+            width = len(message)
+
+    try:
+        yield tell
+    finally:
+        if width:
+            click.echo("\r" + " " * width + "\r", nl=False, err=True)
+
+
+def complete_vm(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The VMs of the capture file on the command line, for the shell; nothing of a machine, which would be stopped."""
+    source = next((c.params["source"] for c in (context, context.parent) if c and c.params.get("source")), None)
+    try:
+        vms = load_for(source, Scope.VMS).vms if source else ()
+    except InspectorError:
+        return []
+    return [CompletionItem(vm.name, help=vm.command) for vm in vms if vm.name.startswith(incomplete)]

@@ -1,0 +1,328 @@
+"""Stage-2 tables as merged ranges (`inspector dump`) and entry by entry (`inspector dump --tree`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from msgspec import UNSET, Meta, UnsetType
+
+from inspector.capture.view import TableView
+from inspector.codec import Descriptor, Kind
+from inspector.report.decode import SHAREABILITY, Execute, Fields, Leaf, Shared, leaf, parts
+from inspector.report.document import (
+    Bytes,
+    Document,
+    Hex,
+    Level,
+    Number,
+    Raw,
+    Record,
+    TableName,
+    hexed,
+    maybe_hex,
+    rows,
+    table_name,
+)
+from inspector.report.format import Lines, Painter, address, count, long_columns, raw, size
+from inspector.report.leaves import ByPattern, attribute_mask
+from inspector.report.vms import geometry_text
+from inspector.report.window import Window
+from inspector.snapshot import PageState
+from inspector.tables import Entry, Problem, RangeTable, Table, entries, merged_ranges
+
+
+class ProblemFacts(Record, frozen=True):
+    """Something in a tree that the architecture gives no good meaning to."""
+
+    kind: str
+    table_pa: Hex
+    index: Number | None
+    level: Level
+    ipa: Hex
+    raw: Raw | None
+    detail: str
+
+
+class RangeFacts(Record, frozen=True):
+    """Leaves of one level, contiguous in IPA and PA, equal in every attribute."""
+
+    ipa: Hex
+    size: Bytes
+    level: Level
+    pa: Hex
+    read: bool
+    write: bool
+    execute: Execute
+    memory_type: str
+    shareability: Shared
+    af: bool
+    sw: Number
+    leaves: Annotated[Number, Meta(description="How many.")]
+    raw: Annotated[Raw, Meta(description="The first leaf.")]
+
+
+class RangesOfTable(TableName, frozen=True):
+    """A table's mappings."""
+
+    table_pages: Annotated[Number, Meta(description="How many.")]
+    ranges: Sequence[RangeFacts]
+    problems: Sequence[ProblemFacts]
+
+
+class Dump(Document, frozen=True, kw_only=True):
+    """`inspector dump`."""
+
+    command: Literal["dump"] = "dump"
+    tables: Sequence[RangesOfTable]
+
+
+class PageFacts(Record, frozen=True):
+    """A table page, and the entry that leads to it."""
+
+    pa: Hex
+    level: Level
+    ipa: Hex
+    parent_pa: Hex | None
+    parent_index: Number | None
+    page_count: Number | None
+    page_state: PageState | None
+
+
+class EntryFacts(Record, frozen=True):
+    """A non-zero entry and its place."""
+
+    table_pa: Hex
+    index: Number
+    level: Level
+    ipa: Hex
+    raw: Raw
+    kind: Kind
+    pa: Hex | None
+    fields: Fields
+    text: str
+    leaf: Leaf | UnsetType = UNSET
+
+
+class EntriesOfTable(TableName, frozen=True):
+    """A table's pages and entries, both in the order of the kernel's walk."""
+
+    pages: Sequence[PageFacts]
+    entries: Sequence[EntryFacts]
+    problems: Sequence[ProblemFacts]
+
+
+class DumpTree(Document, frozen=True, kw_only=True):
+    """`inspector dump --tree`."""
+
+    command: Literal["dump"] = "dump"
+    tables: Sequence[EntriesOfTable]
+
+
+# --- problems ---
+
+
+def _problems(view: TableView) -> list[ProblemFacts]:
+    return [
+        ProblemFacts(
+            kind=problem.kind,
+            table_pa=hexed(problem.table_pa),
+            index=problem.index,
+            level=problem.level,
+            ipa=hexed(problem.ia),
+            raw=None if problem.raw is None else raw(problem.raw),
+            detail=problem.detail,
+        )
+        for problem in view.tree.problems
+    ]
+
+
+def problem_text(problem: Problem) -> str:
+    """One line: place, kind, detail, and the raw entry."""
+    at = f"[{problem.index}]" if problem.index is not None else ""
+    value = f" {raw(problem.raw)}" if problem.raw is not None else ""
+    place = f"level {problem.level} table {address(problem.table_pa)}{at}{value}, IPA {address(problem.ia)}"
+    return f"{problem.kind}: {place}: {problem.detail}"
+
+
+# --- merged ranges ---
+
+
+def _shown_ranges(view: TableView, window: Window) -> RangeTable:
+    """The merged ranges of ``view`` inside ``window``."""
+    found = merged_ranges(view.tree)
+    assert isinstance(found, RangeTable)
+    return window.of(found)
+
+
+def _ranges(view: TableView, window: Window) -> Iterator[RangeFacts]:
+    attributes = ByPattern(view.geometry, leaf)
+    for found in _shown_ranges(view, window):
+        known = attributes(found.attrs)
+        yield RangeFacts(
+            ipa=hexed(found.ia),
+            size=found.size,
+            level=found.level,
+            pa=hexed(found.pa),
+            read=known.read,
+            write=known.write,
+            execute=known.execute,
+            memory_type=known.memory_type,
+            shareability=known.shareability,
+            af=known.af,
+            sw=known.sw,
+            leaves=found.leaves,
+            raw=raw(found.attrs.raw),
+        )
+
+
+def ranges_document(views: Sequence[TableView], window: Window) -> Dump:
+    """`inspector dump`."""
+    return Dump(
+        tables=rows(
+            RangesOfTable(*table_name(view), len(view.tree.tables), rows(_ranges(view, window)), _problems(view))
+            for view in views
+        )
+    )
+
+
+_RANGE_HEAD = ("IPA", "end", "size", "level", "PA", "perm", "memory", "share", "AF", "SW", "leaves", "first descriptor")
+
+
+def _attribute_cells(leaf: Descriptor) -> tuple[str, str, str, str, str]:
+    """Permissions, memory type, shareability, AF and software bits as cells."""
+    share = SHAREABILITY[leaf.shareability] if not leaf.geometry.lpa2 else "-"
+    return leaf.permissions, leaf.memory_type, share, "AF" if leaf.af else "-", f"{leaf.sw:#x}" if leaf.sw else "-"
+
+
+def _range_columns(found: RangeTable) -> list[list[str]]:
+    """The cells of `_RANGE_HEAD`, column by column: a big guest has a quarter of a million ranges."""
+    hexes = [[f"{value:#x}" for value in column.tolist()] for column in (found.ia, found.ia + found.size, found.pa)]
+    sizes = {value: size(value) for value in np.unique(found.size).tolist()}
+    each = np.stack((found.leaves, found.size // found.leaves), axis=1)
+    kinds = {tuple(pair): f"{pair[0]} x {size(pair[1])}" for pair in np.unique(each, axis=0).tolist()}
+    cells = ByPattern(found.geometry, _attribute_cells)
+    attributes = _by_pattern(found, cells)
+    return [
+        hexes[0],
+        hexes[1],
+        [sizes[value] for value in found.size.tolist()],
+        [str(level) for level in found.level.tolist()],
+        hexes[2],
+        *attributes,
+        [kinds[pair] for pair in zip(*each.T.tolist(), strict=True)],
+        [f"{value:#018x}" for value in found.raw.tolist()],
+    ]
+
+
+def _by_pattern(found: RangeTable, cells: Callable[[Descriptor], tuple[str, ...]]) -> list[list[str]]:
+    """The attribute cells of every range as columns; computed once a level and pattern of attributes."""
+    key = (found.raw & np.uint64(attribute_mask(found.geometry))) | found.level.astype(np.uint64) << np.uint64(
+        found.geometry.granule_shift
+    )
+    _, first, which = np.unique(key, return_index=True, return_inverse=True)
+    known = [cells(found[int(at)].attrs) for at in first]
+    rows = which.reshape(-1).tolist()
+    return [[known[row][number] for row in rows] for number in range(5)]
+
+
+def ranges_lines(paint: Painter, views: Sequence[TableView], window: Window) -> Lines:
+    """Each table as merged ranges."""
+    for view in views:
+        found = _shown_ranges(view, window)
+        tables = count(len(view.tree.tables), "table")
+        yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {geometry_text(view.mmu)}, {tables}"
+        if len(found):
+            yield from long_columns(_RANGE_HEAD, _range_columns(found), right=(2, 3, 10), indent="  ", paint=paint)
+        else:
+            yield "  nothing mapped" if window.whole else "  nothing mapped that matches"
+        for problem in view.tree.problems:
+            yield "  " + paint(problem_text(problem), "red")
+
+
+# --- the tree ---
+
+
+def _shown_entries(view: TableView, window: Window) -> Iterator[Entry]:
+    """Entries in walk order: all, or the leaves of ``window`` with the tables that lead to their addresses."""
+    window = window.remembering(view.geometry)
+    for entry in entries(view.tree):
+        if entry.descriptor.kind.is_leaf:
+            if window.accepts_leaf(entry.ia, entry.descriptor):
+                yield entry
+        elif window.ipa.meets(entry.ia, entry.descriptor.size):
+            yield entry
+
+
+def _page(view: TableView, table: Table) -> PageFacts:
+    known = view.capture.page_info.get(table.pa)
+    return PageFacts(
+        pa=hexed(table.pa),
+        level=table.level,
+        ipa=hexed(table.ia),
+        parent_pa=maybe_hex(table.parent_pa),
+        parent_index=table.parent_index,
+        page_count=known.refcount if known else None,
+        page_state=known.state if known else None,
+    )
+
+
+def entry_facts(entry: Entry) -> EntryFacts:
+    """An entry as documents have it."""
+    return EntryFacts(hexed(entry.table_pa), entry.index, entry.level, hexed(entry.ia), *parts(entry.descriptor))
+
+
+def tree_document(views: Sequence[TableView], window: Window) -> DumpTree:
+    """`inspector dump --tree`."""
+    return DumpTree(
+        tables=rows(
+            EntriesOfTable(
+                *table_name(view),
+                pages=rows(_page(view, table) for table in view.tree.tables),
+                entries=rows(map(entry_facts, _shown_entries(view, window))),
+                problems=_problems(view),
+            )
+            for view in views
+        )
+    )
+
+
+def tree_lines(paint: Painter, views: Sequence[TableView], window: Window) -> Lines:
+    """Each table page with its PA, reference count and non-zero entries, in the order of the kernel's walk."""
+    for view in views:
+        yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {geometry_text(view.mmu)}"
+        for root in view.root_pages():
+            yield "  " + _table_text(view, root, view.geometry.start_level)
+        start = view.geometry.start_level
+        rest = ByPattern(view.geometry, _rest)
+        for entry in _shown_entries(view, window):
+            indent = "  " * (2 + entry.level - start)
+            yield f"{indent}{entry_text(entry, rest)}"
+            child = entry.descriptor.output_address
+            if entry.descriptor.kind is Kind.TABLE and child is not None:
+                yield "  " * (2 + entry.level - start) + paint("  " + _table_text(view, child, entry.level + 1), "cyan")
+        for problem in view.tree.problems:
+            yield "  " + paint(problem_text(problem), "red")
+
+
+def _table_text(view: TableView, pa: int, level: int) -> str:
+    """``level 2 table at 0x48001000, page_count 3``."""
+    known = view.capture.page_info.get(pa)
+    if known is None:
+        return f"level {level} table at {address(pa)}, page_count unknown"
+    state = "" if known.state is PageState.USED else f", page is {known.state}"
+    return f"level {level} table at {address(pa)}, page_count {known.refcount}{state}"
+
+
+def _rest(found: Descriptor) -> str:
+    """What `describe` says of a leaf after its address."""
+    return found.describe().removeprefix(f"{found.kind.value} PA {found.output_address:#x}")
+
+
+def entry_text(entry: Entry, rest: Callable[[Descriptor], str] = _rest) -> str:
+    """``L3 0x48002000[1] 0x00400000481237db IPA 0x40001000: page PA …``."""
+    place = f"{address(entry.table_pa)}[{entry.index}]"
+    found = entry.descriptor
+    said = f"{found.kind.value} PA {found.output_address:#x}{rest(found)}" if found.kind.is_leaf else found.describe()
+    return f"L{entry.level} {place:20} {raw(found.raw)} IPA {address(entry.ia)}: {said}"

@@ -1,0 +1,177 @@
+"""The VMs with their MMUs and vCPUs (`inspector vms`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from inspector.capture.view import regime_name, vm_title
+from inspector.codec import table_address, vttbr
+from inspector.report.document import Bytes, Document, Hex, Level, Number, Record, hexed, maybe_hex
+from inspector.report.format import Lines, Painter, address, count, raw, size
+from inspector.report.sysregs import Register, register, register_text
+from inspector.snapshot import Capture, Mmu, MmuKind, Vm
+
+
+class Shape(Record, frozen=True):
+    """The shape of a tree."""
+
+    granule: Bytes
+    ia_bits: Number
+    start_level: Level
+    root_pages: Number
+    pa_bits: Number
+    lpa2: bool
+
+
+class MmuFacts(Record, frozen=True):
+    """One `struct kvm_s2_mmu`."""
+
+    regime: str
+    kind: MmuKind
+    address: Hex
+    vmid: Number | None
+    vmid_raw: Annotated[Hex, Meta(description="The kernel's own record, with its generation.")]
+    pgd_phys: Hex
+    pgd_pa: Annotated[Hex | None, Meta(description="The root by `pgt->pgd`.")]
+    vtcr: Register
+    ia_bits: Number | None
+    start_level: Level | None
+    pgt_flags: Number | None
+    geometry: Shape | None
+    unreadable: Annotated[str | None, Meta(description="Why the table cannot be shown.")]
+    nested_valid: bool | None
+    nested_vttbr: Hex | None
+    nested_vtcr: Hex | None
+
+
+class VcpuFacts(Record, frozen=True):
+    """A vCPU."""
+
+    id: Number
+    address: Hex
+    loaded_on: Annotated[Number | None, Meta(description="The CPU it is loaded on.")]
+    hw_mmu: Hex
+
+
+class VmFacts(Record, frozen=True):
+    """A VM."""
+
+    name: str
+    address: Hex
+    pid: Number | None
+    fd: Annotated[Number | None, Meta(description="Of the VM in that process.")]
+    vmm: str | None
+    found_by: Sequence[str]
+    invalidating: Annotated[bool, Meta(description="An MMU-notifier invalidation is in progress.")]
+    mmus: Sequence[MmuFacts]
+    memslots: Annotated[Number, Meta(description="How many.")]
+    memory: Bytes
+    vcpus: Sequence[VcpuFacts]
+
+
+class Vms(Document, frozen=True, kw_only=True):
+    """`inspector vms`."""
+
+    command: Literal["vms"] = "vms"
+    vms: Sequence[VmFacts]
+
+
+def _mmu(mmu: Mmu) -> MmuFacts:
+    found = mmu.geometry
+    shape = None
+    if found is not None:
+        sizes = found.granule, found.ia_bits, found.start_level, found.root_pages, found.pa_bits
+        shape = Shape(*sizes, found.lpa2)
+    return MmuFacts(
+        regime=regime_name(mmu),
+        kind=mmu.kind,
+        address=hexed(mmu.address),
+        vmid=mmu.vmid,
+        vmid_raw=hexed(mmu.vmid_raw),
+        pgd_phys=hexed(mmu.pgd_phys),
+        pgd_pa=maybe_hex(mmu.pgd_pa),
+        vtcr=register("vtcr_el2", mmu.vtcr),
+        ia_bits=mmu.ia_bits,
+        start_level=mmu.start_level,
+        pgt_flags=mmu.pgt_flags,
+        geometry=shape,
+        unreadable=mmu.unreadable,
+        nested_valid=mmu.nested_valid,
+        nested_vttbr=maybe_hex(mmu.nested_vttbr),
+        nested_vtcr=maybe_hex(mmu.nested_vtcr),
+    )
+
+
+def document(capture: Capture) -> Vms:
+    """`inspector vms`."""
+    return Vms(
+        vms=[
+            VmFacts(
+                name=vm.name,
+                address=hexed(vm.address),
+                pid=vm.pid,
+                fd=vm.fd,
+                vmm=vm.command,
+                found_by=vm.found_by,
+                invalidating=vm.invalidating,
+                mmus=[_mmu(mmu) for mmu in vm.mmus],
+                memslots=len(vm.memslots),
+                memory=_memory(vm, capture),
+                vcpus=[VcpuFacts(v.id, hexed(v.address), v.loaded_on, hexed(v.hw_mmu)) for v in vm.vcpus],
+            )
+            for vm in capture.vms
+        ]
+    )
+
+
+def _memory(vm: Vm, capture: Capture) -> int:
+    return sum(slot.npages for slot in vm.memslots) * capture.host.page_size
+
+
+def geometry_text(mmu: Mmu) -> str:
+    """``40-bit IPA, 4K granule, 48-bit PA, starts at level 1 with 2 root tables``."""
+    return "geometry unknown" if mmu.geometry is None else mmu.geometry.describe()
+
+
+def _mmu_lines(mmu: Mmu, capture: Capture, paint: Painter) -> Lines:
+    yield "  " + paint(regime_name(mmu), "cyan") + f", struct kvm_s2_mmu at {address(mmu.address)}"
+    if mmu.unreadable is not None:
+        yield f"    cannot be shown: {mmu.unreadable}"
+        return
+    yield f"    {geometry_text(mmu)}"
+    value = vttbr(mmu.pgd_phys, mmu.vmid or 0, False) if _fits(mmu) else None
+    if value is not None:
+        said = f"VMID={mmu.vmid or 0} BADDR={address(mmu.pgd_phys)} (as KVM computes it, CnP aside)"
+        yield f"    VTTBR_EL2 {raw(value)}  {said}"
+    yield f"    VTCR_EL2  {raw(mmu.vtcr)}  {register_text('vtcr_el2', mmu.vtcr)}"
+    if mmu.kind is MmuKind.SHADOW and mmu.nested_vttbr is not None:
+        state = "in use" if mmu.nested_valid else "not in use"
+        yield f"    for the guest's VTTBR_EL2 {raw(mmu.nested_vttbr)} VTCR_EL2 {raw(mmu.nested_vtcr or 0)}, {state}"
+    for cpu in capture.host.cpus:
+        held = cpu.registers.get("VTTBR_EL2")
+        if cpu.vttbr_live and held is not None and mmu.pgd_phys and table_address(held) == mmu.pgd_phys:
+            yield f"    in force on CPU {cpu.index}: VTTBR_EL2 {raw(held)}  {register_text('vttbr_el2', held)}"
+
+
+def _fits(mmu: Mmu) -> bool:
+    return bool(mmu.pgd_phys) and not mmu.pgd_phys >> 52 and not mmu.pgd_phys & 0x3F and (mmu.vmid or 0) < 1 << 16
+
+
+def lines(paint: Painter, capture: Capture) -> Lines:
+    """Every VM with its MMUs, slots and vCPUs."""
+    if not capture.vms:
+        yield "no VMs"
+    for vm in capture.vms:
+        found = " and ".join(vm.found_by)
+        yield paint(vm_title(vm), "bold") + f", struct kvm at {address(vm.address)}, found by {found}"
+        for mmu in vm.mmus:
+            yield from _mmu_lines(mmu, capture, paint)
+        yield f"  {count(len(vm.memslots), 'memslot')}, {size(_memory(vm, capture))}"
+        for vcpu in vm.vcpus:
+            where = "not loaded" if vcpu.loaded_on is None else f"loaded on CPU {vcpu.loaded_on}"
+            yield f"  vCPU {vcpu.id}: {where}, struct kvm_vcpu at {address(vcpu.address)}"
+        if vm.invalidating:
+            yield "  an MMU-notifier invalidation is in progress"

@@ -1,0 +1,140 @@
+"""The translation of one guest address, level by level (`inspector walk`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from inspector.capture.view import TableView
+from inspector.codec import Kind
+from inspector.report.decode import Fields, Leaf, parts
+from inspector.report.document import Document, Hex, Level, Number, Raw, Record, hexed, maybe_hex, table_name
+from inspector.report.format import Lines, Painter, address, fields, raw
+from inspector.report.memslots import flags_text
+from inspector.report.vms import geometry_text
+from inspector.snapshot import Backing, BackingState, Capture, Memslot, MmuKind, Vm
+from inspector.tables import Translation
+
+
+class StepFacts(Record, frozen=True):
+    """One level: the entry that was used, and where it is."""
+
+    level: Level
+    root_page: Annotated[Number | None, Meta(description="Which of the concatenated root tables.")]
+    table_pa: Hex
+    index: Number
+    entry_pa: Hex
+    raw: Raw
+    kind: Kind
+    pa: Hex | None
+    fields: Fields
+    text: str
+    leaf: Leaf | UnsetType = UNSET
+
+
+class SlotOfAddress(Record, frozen=True):
+    """The slot that an IPA is in, and what the VMM's own page tables have there."""
+
+    slot: Number
+    hva: Hex
+    pa: Hex | None
+    state: BackingState | None
+
+
+class Walk(Document, frozen=True, kw_only=True):
+    """`inspector walk`."""
+
+    command: Literal["walk"] = "walk"
+    vm: str
+    pid: Number | None
+    vmm: str | None
+    regime: str
+    root: Hex
+    ipa: Hex
+    pa: Hex | None
+    verdict: str
+    backing: SlotOfAddress | None
+    steps: Sequence[StepFacts]
+
+
+def _slot_of(capture: Capture, vm: Vm, ipa: int) -> tuple[Memslot, int, Backing | None] | None:
+    """The slot of ``ipa``, its HVA, and the run of the VMM's pages there; ``None`` when in no slot."""
+    page = capture.host.page_size
+    for slot in vm.memslots:
+        offset = ipa - slot.base_gfn * page
+        if 0 <= offset < slot.npages * page:
+            hva = slot.userspace_addr + offset
+            return slot, hva, next((run for run in slot.backing if run.hva <= hva < run.hva + run.size), None)
+    return None
+
+
+def document(view: TableView, translation: Translation) -> Walk:
+    """`inspector walk`."""
+    vm, pid, vmm, regime, root = table_name(view)
+    return Walk(
+        vm=vm,
+        pid=pid,
+        vmm=vmm,
+        regime=regime,
+        root=root,
+        ipa=hexed(translation.ia),
+        pa=maybe_hex(translation.pa),
+        verdict=translation.verdict,
+        backing=_backing(view, translation.ia),
+        steps=[
+            StepFacts(
+                step.level,
+                step.root_page,
+                hexed(step.table_pa),
+                step.index,
+                hexed(step.entry_pa),
+                *parts(step.descriptor),
+            )
+            for step in translation.steps
+        ],
+    )
+
+
+def _backing(view: TableView, ipa: int) -> SlotOfAddress | None:
+    found = _slot_of(view.capture, view.vm, ipa) if view.mmu.kind is MmuKind.VM else None
+    if found is None:
+        return None
+    slot, hva, run = found
+    pa = run.pa + hva - run.hva if run is not None and run.pa is not None else None
+    return SlotOfAddress(slot.id, hexed(hva), maybe_hex(pa), run.state if run else None)
+
+
+def lines(paint: Painter, view: TableView, translation: Translation) -> Lines:
+    """The translation, as crash's ``vtop`` shows it, and what the VMM has at that address."""
+    yield paint(view.title, "bold") + f": IPA {address(translation.ia)}"
+    yield f"  {geometry_text(view.mmu)}"
+    for step in translation.steps:
+        if step.root_page is not None:
+            number = f"{step.root_page} of {view.geometry.root_pages}"
+            yield f"  root page {number} at {address(step.table_pa)} (root {address(view.root_pa)})"
+        yield (
+            f"  L{step.level} {address(step.table_pa)}[{step.index}] at {address(step.entry_pa)} => "
+            f"{paint(raw(step.descriptor.raw), 'cyan')}  {step.descriptor.describe()}"
+        )
+        yield f"     {fields(step.descriptor.fields.items())}"
+    yield "  " + paint(translation.verdict, "green" if translation.pa is not None else "red")
+    found = _slot_of(view.capture, view.vm, translation.ia)
+    if found is None:
+        yield "  in no memslot"
+        return
+    slot, hva, run = found
+    yield f"  slot {slot.id} ({flags_text(slot.flags)}): HVA {address(hva)}"
+    if run is not None:
+        yield "  " + _backing_verdict(run, hva, translation.pa)
+
+
+def _backing_verdict(run: Backing, hva: int, pa: int | None) -> str:
+    if run.pa is None:
+        return f"the VMM's page tables: {run.state}"
+    actual = run.pa + hva - run.hva
+    if pa is None:
+        return f"the VMM's page tables: PA {address(actual)}"
+    same = "the same page" if actual == pa else "NOT the page that the guest has"
+    return f"the VMM's page tables: PA {address(actual)}, {same}"
