@@ -36,7 +36,9 @@ Commands
   send LINE         have the exerciser in a started machine do something, and show its answer (`send help`)
   run [--] CMD...   run CMD beside the machine, with `inspector` on PATH and already told where to connect;
                     a temporary machine is used when none was started
-  test [ARGS...]    set up, fetch the kernels that the tests need, and run pytest with ARGS
+  test              set up, fetch the kernels that the tests need, then ruff check, ruff format --check and
+                    mypy --strict, then pytest; the first that fails ends it
+  test ARGS...      the same without ruff and mypy: pytest with ARGS
 
 Machine
   --kernel WHAT     an arm64 Image (plain, gzipped or EFI zboot), or a kernel of Debian: a suite (trixie), or a

@@ -66,9 +66,10 @@ def vtcr_agrees(capture: Capture, told: truth.Truth) -> None:
     """
     features = capture.host.features
     lpa2 = bool(features["lpa2"]) and capture.host.va_bits > 48
+    shift = told.page_size.bit_length() - 1
     pa_bits = min(PS_BITS[features["parange"]], 52 if lpa2 else 48)
     for vm in told.vms.values():
         mmu = vm_of(capture, vm).mmus[0]
-        geometry = Geometry.for_ipa(vm.ipa_bits, 12, pa_bits, lpa2)
+        geometry = Geometry.for_ipa(vm.ipa_bits, shift, pa_bits, lpa2)
         assert geometry.to_vtcr(vmid16=bool(features["vmid16"]), ha=True) == mmu.vtcr
         assert mmu.geometry == geometry
