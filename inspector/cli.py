@@ -187,7 +187,7 @@ _GRANULES = {"4k": 12, "16k": 14, "64k": 16}
 @click.option("--granule", type=click.Choice(list(_GRANULES), case_sensitive=False), default="4k", help="Default: 4k.")
 @click.option("--fwb", is_flag=True, help="HCR_EL2.FWB was set.")
 @click.option("--lpa2", is_flag=True, help="VTCR_EL2.DS was set (52-bit descriptors).")
-@click.option("--xnx", is_flag=True, help="XN has two bits (FEAT_XNX, written by 7.x kernels).")
+@click.option("--xnx", is_flag=True, help="XN has two bits (FEAT_XNX, written by 6.19 and later).")
 @click.option(
     "--format",
     "generation",

@@ -254,7 +254,7 @@ _GUEST_POISONED = 3
 @invariant(
     "S6",
     "An invalid entry of a guest's table has a form that this kernel generation writes: anything (5.10), else zero; "
-    "LOCKED (bit 10 from 6.2, type 1 in 7.x) only while a walk is in progress; under pKVM also annotations.",
+    "LOCKED (bit 10 from 6.2, type 1 from 7.1) only while a walk is in progress; under pKVM also annotations.",
     "kvm_set_invalid_pte, stage2_try_break_pte, enum kvm_invalid_pte_type",
 )
 def invalid_entries(context: Context) -> Iterator[Finding]:
@@ -293,7 +293,7 @@ def invalid_entries(context: Context) -> Iterator[Finding]:
 
 
 def _allowed_annotation(context: Context, entries: Entries) -> Mask:
-    """Where an invalid entry is an annotation that pKVM puts into a guest's table (7.x: type POISONED)."""
+    """Where an invalid entry is an annotation that pKVM puts into a guest's table (from 7.1: type POISONED)."""
     if not context.protected or context.code.behaviours.invalid is not InvalidForm.TYPED:
         return np.zeros(len(entries.raw), dtype=bool)
     poisoned: Mask = (entries.raw >> np.uint64(60)) == np.uint64(_GUEST_POISONED)

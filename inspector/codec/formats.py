@@ -23,9 +23,9 @@ class InvalidForm(enum.Enum):
 
     ``STALE`` (5.10): ``kvm_set_invalid_pte`` only clears bit 0, the rest is whatever was there.
     ``OWNER`` (5.15, 6.1): zero, or an owner id in [9:2] (``KVM_INVALID_PTE_OWNER_MASK``).
-    ``LOCKED_BIT10`` (6.6 to 6.18): the same, and bit 10 while a break-before-make is under way
+    ``LOCKED_BIT10`` (6.2 to 7.0): the same, and bit 10 while a break-before-make is under way
     (``KVM_INVALID_PTE_LOCKED``).
-    ``TYPED`` (7.3): a type in [63:60] (``enum kvm_invalid_pte_type``).
+    ``TYPED`` (7.1 and later): a type in [63:60] (``enum kvm_invalid_pte_type``).
     """
 
     STALE = "stale"
@@ -62,7 +62,7 @@ class Format:
     """How to read the attribute bits.
 
     ``fwb``: the stage 2 runs with HCR_EL2.FWB, which changes MemAttr.  ``xnx``: the CPU has FEAT_XNX and the kernel
-    writes the two-bit XN field (7.3); otherwise XN is bit 54 alone and bit 53 must be zero.  ``invalid``: see
+    writes the two-bit XN field (from 6.19); otherwise XN is bit 54 alone and bit 53 must be zero.  ``invalid``: see
     `InvalidForm`.  ``hvhe``: the hyp stage 1 is an EL2&0 one (PXN and UXN in place of XN).  ``shadow``: a nested
     guest's shadow stage 2 (software bits are a level hint).  ``protected``: under pKVM (software bits are a page
     state).  ``linux_612``: Linux stage-1 entries as from 6.12 on (present-invalid is bit 11) and not as up to 6.1

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from inspector.generations import recognise, series_of
+from inspector.kernel.traits import traits
 from inspector.symbols import open_symbols
 from inspector.symbols.image import open_image
 from inspector.symbols.kallsyms import decode_kallsyms
@@ -47,6 +49,16 @@ def test_members_every_kernel_has(kernel: Path, cache: Path) -> None:
     symbols = open_symbols(image=kernel / "vmlinuz", cache_dir=cache)
     missing = [(name, path) for name, paths in ALWAYS.items() for path in paths if not symbols.has_member(name, path)]
     assert missing == []
+
+
+def test_its_page_table_code_is_recognised(kernel: Path, cache: Path) -> None:
+    """By types alone; its release only chooses between generations that are alike (7.2 and 7.3)."""
+    symbols = open_symbols(image=kernel / "vmlinuz", cache_dir=cache)
+    release = (symbols.banner or "").split()[2]
+    code = recognise(release, traits(symbols))
+    assert (code.label, code.assumed) == (series_of(release), False)
+    alike = recognise("unknown", traits(symbols)).behaviours
+    assert (alike.has, alike.lacks) == (code.behaviours.has, code.behaviours.lacks)
 
 
 def test_the_kernels_two_tables_agree(kernel: Path) -> None:
