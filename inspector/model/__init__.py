@@ -5,15 +5,17 @@ count, every return code, and the order of stores, TLB invalidations, cache main
 It knows nothing of gdb, of captures or of symbols.  Kernel generations differ by named behaviours
 (:mod:`inspector.generations`), never by a version test.
 
-Reading order: ``pages`` (the store), ``walker``, ``attributes``, ``stage2`` (the operations, one module each:
-``map``, ``unmap``, ``attrs``, ``split``, ``destroy``), ``hyp``, ``script``.
+Reading order, from the ground up: ``pages`` (the store), ``attributes`` (leaf bits), ``state`` (one page table),
+``walker``; the operations over them: ``in_place``, ``unmap``, ``destroy``, ``map`` (with ``map_data`` and a file for
+each scheme), ``split``; ``stage2`` and ``hyp``, which put them under one name; ``operations``, ``session`` and
+``script``.
 """
 
 from inspector.generations import GENERATIONS, Generation, generation
 from inspector.model.hyp import HypStage1
 from inspector.model.machine import Machine
 from inspector.model.pages import MemoryCache, PageStore
-from inspector.model.prot import Memory, Prot
+from inspector.model.prot import Prot
 from inspector.model.script import ScriptError, StepResult, run_script
 from inspector.model.stage2 import Stage2
 
@@ -22,7 +24,6 @@ __all__ = [
     "Generation",
     "HypStage1",
     "Machine",
-    "Memory",
     "MemoryCache",
     "PageStore",
     "Prot",

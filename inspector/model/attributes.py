@@ -1,6 +1,6 @@
 """Leaf attributes of stage-2: from what a caller asks for to descriptor bits, and back.
 
-Facts: kernel_stage2 1.3, 1.4; ``stage2_set_prot_attr``, ``stage2_set_xn_attr``, ``kvm_pgtable_stage2_pte_prot``,
+Facts: kernel.md 1.3, 1.4; ``stage2_set_prot_attr``, ``stage2_set_xn_attr``, ``kvm_pgtable_stage2_pte_prot``,
 ``stage2_pte_cacheable``, ``stage2_pte_executable`` of 6.1.192, 6.12.117, 7.3.4; asm/memory.h ``MT_S2_*``.
 The bit positions are this module's own, so that a test can hold them against ``inspector.codec``.
 """

@@ -1,20 +1,21 @@
 """Hyp stage-1: init, map, unmap, destroy of the EL2 tables of an nVHE host.
 
-Facts: kernel_stage2 1.5, 10.1; ``hyp_map_walker``, ``hyp_unmap_walker``, ``hyp_free_walker``, ``hyp_set_prot_attr``
+Facts: kernel.md 1.5, 10.1; ``hyp_map_walker``, ``hyp_unmap_walker``, ``hyp_free_walker``, ``hyp_set_prot_attr``
 of 6.1.192, 6.12.117, 7.3.4.
 """
 
 from __future__ import annotations
 
-from array import array
+from dataclasses import dataclass
 from errno import EINVAL, ENOMEM
 from typing import Final
 
-from inspector.events import TLBI, TTL_UNKNOWN
+from inspector.events import TTL_UNKNOWN
 from inspector.generations import TableTlbi
-from inspector.model import attrs
+from inspector.model.in_place import get_leaf
 from inspector.model.prot import SW_MASK, Prot
-from inspector.model.walker import LAST_LEVEL, LEAF, TABLE_POST, U64, Pgtable
+from inspector.model.state import LAST_LEVEL, LEAF, TABLE_POST, U64, Pgtable, Visit
+from inspector.model.walker import walk_range
 
 ATTRIDX_SHIFT: Final = 2
 AP_SHIFT: Final = 6
@@ -32,7 +33,7 @@ class HypStage1(Pgtable):
 
     def init(self) -> int:
         """``kvm_pgtable_hyp_init``."""
-        self.root = self.store.zalloc(None)
+        self.root = self.store.zalloc()
         return 0 if self.root else -ENOMEM
 
     def attr_of(self, prot: int) -> int:
@@ -67,10 +68,7 @@ class HypStage1(Pgtable):
         attr = self.attr_of(prot)
         if attr < 0:
             return attr
-        visitor = _HypMap(self, phys & self.page_mask, attr)
-        walk = self.begin(visitor.visit, LEAF, addr, size)
-        visitor.start, visitor.end = walk.start, walk.end
-        ret = self.run(walk)
+        ret = walk_range(self, HypMap(self, phys & self.page_mask, attr).visit, LEAF, addr, size)
         self.barrier()
         self.barrier("isb")
         return ret
@@ -79,84 +77,78 @@ class HypStage1(Pgtable):
         """``kvm_pgtable_hyp_unmap`` (6.1+): bytes unmapped; a hole ends it."""
         if not self.behaviours.hyp_unmap:
             raise ValueError(f"{self.behaviours.label} has no hyp unmap")
-        visitor = _HypUnmap(self)
-        walk = self.begin(visitor.visit, LEAF | TABLE_POST, addr, size)
-        visitor.end = walk.end
-        self.run(walk)
-        return visitor.unmapped
+        data = HypUnmap(self)
+        walk_range(self, data.visit, LEAF | TABLE_POST, addr, size)
+        return data.unmapped
 
-    def get_leaf(self, addr: int) -> tuple[int, int, int]:
-        """``kvm_pgtable_get_leaf``: ``(errno, entry, level)``."""
-        return attrs.get_leaf(self, addr)
+    get_leaf = get_leaf
 
     def destroy(self) -> None:
         """``kvm_pgtable_hyp_destroy``."""
-        if self.walk(self._free, LEAF | TABLE_POST, 0, 1 << self.ia_bits, ignores_empty=True):
+        if walk_range(self, self._free, LEAF | TABLE_POST, 0, 1 << self.ia_bits, ignores_empty=True):
             self.warn()
-        self.put(self.root)
+        self.store.put(self.root)
         self.root = 0
 
-    def _free(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
-        if not old & 1:
+    def _free(self, ctx: Visit, visit: int) -> int:
+        """``hyp_free_walker``."""
+        if not ctx.old & 1:
             return 0
         if self.behaviours.hyp_unmap:
-            self.put(table)
-        if self.is_table(old, level):
-            self.put(self.pa_of(old))
+            self.store.put(ctx.table)
+        if self.is_table(ctx.old, ctx.level):
+            self.store.put(self.pa_of(ctx.old))
         return 0
 
 
-class _HypMap:
-    """``hyp_map_walker``; entries are referenced only where hyp unmap exists.
+@dataclass(slots=True)
+class HypMap:
+    """``struct hyp_map_data``; entries are referenced only where hyp unmap exists.
 
     ``skipped`` is what a running PA counter (up to 6.1) is ahead of the walk: it moves on even when the leaf is then
     refused because something else is mapped there, so that whatever follows is mapped to the wrong memory.
     """
 
-    __slots__ = ("attr", "counted", "end", "pgt", "phys", "skipped", "start")
+    pgt: HypStage1
+    phys: int
+    attr: int
+    skipped: int = 0
 
-    def __init__(self, pgt: HypStage1, phys: int, attr: int) -> None:
-        self.pgt = pgt
-        self.phys = phys
-        self.attr = attr
-        self.counted = pgt.behaviours.hyp_unmap
-        self.skipped = 0
-        self.start = 0
-        self.end = 0
-
-    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
-        """The walker's callback."""
+    def visit(self, ctx: Visit, visit: int) -> int:
+        """``hyp_map_walker``."""
         pgt = self.pgt
-        if self._try_leaf(table, entries, index, level, old, addr):
+        if self.try_leaf(ctx):
             return 0
-        if level == LAST_LEVEL:
+        if ctx.level == LAST_LEVEL:
             pgt.warn()
             return -EINVAL
-        child = pgt.zalloc(None)
+        child = pgt.store.zalloc()
         if not child:
             return -ENOMEM
-        get_first = pgt.behaviours.hyp_get_before_store
-        if self.counted and get_first:
-            pgt.get(table)
-        if old & 1 and not get_first:
+        counted, get_first = pgt.behaviours.hyp_unmap, pgt.behaviours.hyp_get_before_store
+        if counted and get_first:
+            pgt.store.get(ctx.table)
+        if ctx.old & 1 and not get_first:
             pgt.warn()
-        pgt.write(table, entries, index, pgt.pte_of(child) | 3, release=1)
-        if self.counted and not get_first:
-            pgt.get(table)
+        pgt.write(ctx, pgt.pte_of(child) | 3, 1)
+        if counted and not get_first:
+            pgt.store.get(ctx.table)
         return 0
 
-    def _try_leaf(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int) -> bool:
+    def try_leaf(self, ctx: Visit) -> bool:
+        """``hyp_map_walker_try_leaf``."""
         pgt = self.pgt
-        phys = (self.phys + self.skipped + addr - self.start) & U64
+        old, level, addr = ctx.old, ctx.level, ctx.addr
+        phys = (self.phys + self.skipped + addr - ctx.start) & U64
         size = 1 << pgt.shifts[level]
-        if level < pgt.min_block_level or size > self.end - addr or (phys | addr) & (size - 1):
+        if level < pgt.min_block_level or size > ctx.end - addr or (phys | addr) & (size - 1):
             return False
         new = pgt.pte_of(phys) | self.attr | (3 if level == LAST_LEVEL else 1)
         if old == new:
             return True
         if not old & 1:
-            if self.counted:
-                pgt.get(table)
+            if pgt.behaviours.hyp_unmap:
+                pgt.store.get(ctx.table)
         elif (old ^ new) & ~SW_MASK:
             pgt.warn()
             if not pgt.behaviours.hyp_conflict_goes_on:
@@ -164,45 +156,43 @@ class _HypMap:
             if pgt.behaviours.hyp_running_pa:
                 self.skipped += size
             return False
-        pgt.write(table, entries, index, new, release=1)
+        pgt.write(ctx, new, 1)
         return True
 
 
-class _HypUnmap:
-    """``hyp_unmap_walker``; ``unmapped`` counts bytes."""
+@dataclass(slots=True)
+class HypUnmap:
+    """The data of ``hyp_unmap_walker``; ``unmapped`` counts bytes."""
 
-    __slots__ = ("end", "pgt", "unmapped")
+    pgt: HypStage1
+    unmapped: int = 0
 
-    def __init__(self, pgt: HypStage1) -> None:
-        self.pgt = pgt
-        self.end = 0
-        self.unmapped = 0
-
-    def visit(self, table: int, entries: array[int], index: int, level: int, old: int, addr: int, which: int) -> int:
-        """The walker's callback: a block that is only partly in the range is an error, unlike in stage-2."""
+    def visit(self, ctx: Visit, visit: int) -> int:
+        """``hyp_unmap_walker``: a block that is only partly in the range is an error, unlike in stage-2."""
         pgt = self.pgt
+        old, level = ctx.old, ctx.level
         if not old & 1:
             return -EINVAL
         child = 0
         if pgt.is_table(old, level):
             child = pgt.pa_of(old)
-            if pgt.store.counts[child] != 1:
+            if pgt.store.page_count(child) != 1:
                 return 0
             hint = 0 if pgt.behaviours.unmap_table_tlbi is TableTlbi.ZERO else TTL_UNKNOWN
             instruction = "vae2is"
         else:
             size = 1 << pgt.shifts[level]
-            if self.end - addr < size:
+            if ctx.end - ctx.addr < size:
                 return -EINVAL
             hint = level
             instruction = "vale2is"
             self.unmapped += size
-        pgt.write(table, entries, index, 0)
+        pgt.write(ctx, 0)
         pgt.barrier()
-        pgt.emit((TLBI, instruction, addr, hint, None))
+        pgt.flush_va(instruction, ctx.addr, hint)
         pgt.barrier("ish")
         pgt.barrier("isb")
-        pgt.put(table)
+        pgt.store.put(ctx.table)
         if child:
-            pgt.put(child)
+            pgt.store.put(child)
         return 0

@@ -7,16 +7,14 @@ Facts: kernel_stage2 4.1, 5; ``kvm_pgtable_stage2_map``, ``kvm_pgtable_stage2_se
 from __future__ import annotations
 
 from errno import EINVAL
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from inspector.generations import Annotation, MapScheme
 from inspector.model.map_anchor import MapAnchor
 from inspector.model.map_unlink import MapUnlink
 from inspector.model.pages import MemoryCache
-from inspector.model.walker import LEAF, TABLE_POST, TABLE_PRE, U64
-
-if TYPE_CHECKING:
-    from inspector.model.stage2 import Stage2
+from inspector.model.state import LEAF, TABLE_POST, TABLE_PRE, U64, Stage2Table
+from inspector.model.walker import walk_range
 
 MAX_OWNER: Final = 1
 """``KVM_MAX_OWNER_ID``."""
@@ -27,7 +25,7 @@ LOCKED_TYPE: Final = 1
 
 
 def _walk(
-    pgt: Stage2,
+    pgt: Stage2Table,
     addr: int,
     size: int,
     phys: int,
@@ -35,21 +33,19 @@ def _walk(
     cache: MemoryCache | None,
     force_pte: bool,
     annotation: int | None,
-    flags: int,
+    flags: int = 0,
 ) -> int:
+    attr &= pgt.attributes.keep
     if pgt.behaviours.map_scheme is MapScheme.UNLINK:
-        visitor: MapUnlink | MapAnchor = MapUnlink(pgt, phys, attr, cache, force_pte, annotation, flags)
-        flags |= TABLE_PRE | LEAF
-    else:
-        visitor = MapAnchor(pgt, phys, attr, cache, force_pte, annotation, flags)
-        flags = TABLE_PRE | LEAF | TABLE_POST
-    walk = pgt.begin(visitor.visit, flags, addr, size)
-    visitor.start = walk.start
-    visitor.end = walk.end
-    return pgt.run(walk)
+        unlink = MapUnlink(pgt, phys, attr, cache, force_pte, annotation)
+        return walk_range(pgt, unlink.visit, flags | TABLE_PRE | LEAF, addr, size)
+    anchor = MapAnchor(pgt, phys, attr, cache, force_pte, annotation)
+    return walk_range(pgt, anchor.visit, TABLE_PRE | LEAF | TABLE_POST, addr, size)
 
 
-def stage2_map(pgt: Stage2, addr: int, size: int, phys: int, prot: int, cache: MemoryCache | None, flags: int) -> int:
+def stage2_map(
+    pgt: Stage2Table, addr: int, size: int, phys: int, prot: int, cache: MemoryCache | None = None, flags: int = 0
+) -> int:
     """``kvm_pgtable_stage2_map``; 0 or a negative errno (kernel.md 4.6)."""
     machine = pgt.machine
     if flags and not pgt.behaviours.shared_walks:
@@ -68,7 +64,7 @@ def stage2_map(pgt: Stage2, addr: int, size: int, phys: int, prot: int, cache: M
     return ret
 
 
-def stage2_set_owner(pgt: Stage2, addr: int, size: int, cache: MemoryCache | None, owner: int) -> int:
+def stage2_set_owner(pgt: Stage2Table, addr: int, size: int, cache: MemoryCache | None, owner: int) -> int:
     """``kvm_pgtable_stage2_set_owner`` (5.15 to 6.18)."""
     kind = pgt.behaviours.annotation
     if kind not in (Annotation.OWNER_BY_INVALID_PA, Annotation.OWNER_BY_FLAG):
@@ -76,13 +72,13 @@ def stage2_set_owner(pgt: Stage2, addr: int, size: int, cache: MemoryCache | Non
     if owner > MAX_OWNER:
         return -EINVAL
     phys = U64 if kind is Annotation.OWNER_BY_INVALID_PA else 0
-    return _walk(pgt, addr, size, phys, 0, cache, True, owner << 2, 0)
+    return _walk(pgt, addr, size, phys, 0, cache, True, owner << 2)
 
 
-def stage2_annotate(pgt: Stage2, addr: int, size: int, cache: MemoryCache | None, kind: int, payload: int) -> int:
+def stage2_annotate(pgt: Stage2Table, addr: int, size: int, cache: MemoryCache | None, kind: int, payload: int) -> int:
     """``kvm_pgtable_stage2_annotate`` (7.3); ``kind`` is an ``enum kvm_invalid_pte_type``."""
     if pgt.behaviours.annotation is not Annotation.TYPED:
         raise ValueError(f"{pgt.behaviours.label} has no annotate")
     if payload & ~ANNOTATION_PAYLOAD or kind in (0, LOCKED_TYPE):
         return -EINVAL
-    return _walk(pgt, addr, size, 0, 0, cache, True, payload | (kind & 0xF) << 60, 0)
+    return _walk(pgt, addr, size, 0, 0, cache, True, payload | (kind & 0xF) << 60)

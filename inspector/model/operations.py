@@ -26,7 +26,7 @@ from typing import Any, Final
 from inspector.findings import BadInput
 from inspector.model.attributes import AF
 from inspector.model.prot import SW_MASK, Prot
-from inspector.model.walker import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
+from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
 
 PLENTY: Final = 1 << 20
 """A memory cache that does not run out."""

@@ -7,12 +7,18 @@ Stands for what ``kvm_pgtable_mm_ops`` reaches in a kernel: pages, ``page_count`
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
 
-from inspector.events import ALLOC, ALLOC_EXACT, ALLOCFAIL, FREE, FREE_EXACT, PUT, RawEvent
+from inspector.events import ALLOC, ALLOC_EXACT, ALLOCFAIL, FREE, FREE_EXACT, GET, PUT, RawEvent
 
 FIRST_ADDRESS = 0x4000_0000
 """Where the store's own addresses begin."""
+
+
+class NoSuchPage(Exception):
+    """A table entry, or a caller, leads to a page that is not allocated: the kernel's code would run on into it."""
+
+    def __init__(self, page: int) -> None:
+        super().__init__(f"{page:#x} is not a table page that is allocated")
 
 
 class MemoryCache:
@@ -29,15 +35,15 @@ class PageStore:
 
     ``pages`` maps a page's address to its entries, ``counts`` to its reference count; ``events`` is the list that
     everything appends raw events to (the same list object for the life of the store).  A freed page is gone from
-    both; its address is not used again, so that a name means one page only.  ``feed`` supplies the addresses of the
-    next allocations (to follow a recorded run); without it the store counts up from ``FIRST_ADDRESS``.
+    both; its address is not used again, so that a name means one page only.  Addresses count up from
+    ``FIRST_ADDRESS``.
     ``deferred`` are the detached tables that wait for a grace period, with the level of the entry they came from.
     ``fail_in`` = n lets the n-th allocation from now give NULL (1 = the next; 0 = none).
     """
 
-    __slots__ = ("counts", "deferred", "emit", "events", "fail_in", "feed", "granule", "next_address", "pages", "zero")
+    __slots__ = ("counts", "deferred", "emit", "events", "fail_in", "granule", "next_address", "pages", "zero")
 
-    def __init__(self, granule: int, feed: Iterator[int] | None = None) -> None:
+    def __init__(self, granule: int) -> None:
         self.granule = granule
         self.pages: dict[int, array[int]] = {}
         self.counts: dict[int, int] = {}
@@ -45,9 +51,8 @@ class PageStore:
         self.emit = self.events.append
         self.deferred: list[tuple[int, int]] = []
         self.fail_in = 0
-        self.feed = feed
         self.next_address = FIRST_ADDRESS
-        self.zero = bytes(granule)
+        self.zero = array("Q", bytes(granule))
 
     def take_events(self) -> list[RawEvent]:
         """The raw events since the last call."""
@@ -55,41 +60,34 @@ class PageStore:
         self.events.clear()
         return taken
 
-    def _address(self, size: int) -> int:
-        if self.feed is not None:
-            return next(self.feed)
-        address = -(-self.next_address // size) * size
-        self.next_address = address + size
-        return address
-
     def _refused(self) -> bool:
-        if not self.fail_in:
-            return False
         self.fail_in -= 1
         return self.fail_in == 0
 
     def zalloc(self, cache: MemoryCache | None = None) -> int:
         """A zeroed page with one reference, from ``cache`` if given; 0 when there is none."""
-        if self._refused() or (cache is not None and cache.nobjs <= 0):
+        if (self.fail_in and self._refused()) or (cache is not None and cache.nobjs <= 0):
             self.emit((ALLOCFAIL,))
             return 0
         if cache is not None:
             cache.nobjs -= 1
-        page = self._address(self.granule)
-        self.pages[page] = array("Q", self.zero)
+        page = self.next_address
+        self.next_address = page + self.granule
+        self.pages[page] = self.zero[:]
         self.counts[page] = 1
         self.emit((ALLOC, page))
         return page
 
     def zalloc_exact(self, count: int) -> int:
         """``count`` consecutive zeroed pages, one reference each; 0 when there are none."""
-        if self._refused():
+        if self.fail_in and self._refused():
             self.emit((ALLOCFAIL,))
             return 0
         size = count * self.granule
-        first = self._address(size)
+        first = -(-self.next_address // size) * size
+        self.next_address = first + size
         for page in range(first, first + size, self.granule):
-            self.pages[page] = array("Q", self.zero)
+            self.pages[page] = self.zero[:]
             self.counts[page] = 1
         self.emit((ALLOC_EXACT, first, size))
         return first
@@ -104,12 +102,35 @@ class PageStore:
                 del self.counts[page]
         self.emit((FREE_EXACT, first, size))
 
+    def entries(self, page: int) -> array[int]:
+        """The entries of a table page.  Raises :class:`NoSuchPage`."""
+        try:
+            return self.pages[page]
+        except KeyError:
+            raise NoSuchPage(page) from None
+
+    def get(self, page: int) -> None:
+        """Take a reference.  Raises :class:`NoSuchPage`."""
+        try:
+            self.counts[page] += 1
+        except KeyError:
+            raise NoSuchPage(page) from None
+        self.emit((GET, page))
+
+    def page_count(self, page: int) -> int:
+        """The references on a table page.  Raises :class:`NoSuchPage`."""
+        try:
+            return self.counts[page]
+        except KeyError:
+            raise NoSuchPage(page) from None
+
     def put(self, page: int) -> None:
         """Drop a reference; at 0 the page is freed.  Putting a page that is gone already shows as count -1."""
-        count = self.counts.get(page, 0) - 1
+        counts = self.counts
+        count = counts.get(page, 0) - 1
         self.emit((PUT, page, count))
         if count > 0:
-            self.counts[page] = count
+            counts[page] = count
         elif count == 0:
             del self.pages[page]
             del self.counts[page]

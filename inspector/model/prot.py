@@ -2,7 +2,7 @@
 
 ``enum kvm_pgtable_prot`` moved between releases (X is BIT(0) up to 6.18, PX and UX are BIT(0) and BIT(1) in 7.3,
 W and R moved up with it); :func:`kernel_prot` gives the value a given kernel's enumerators have.
-Facts: kernel_stage2 1.4; asm/kvm_pgtable.h of 6.1.192, 6.12.117, 7.3.4.
+Facts: kernel.md 1.4; asm/kvm_pgtable.h of 6.1.192, 6.12.117, 7.3.4.
 """
 
 from __future__ import annotations
@@ -29,14 +29,6 @@ class Prot(enum.IntFlag):
     RWX = R | W | X
     DEVICE = 16
     NORMAL_NC = 32
-
-
-class Memory(enum.Enum):
-    """Requested memory type."""
-
-    NORMAL = "normal"
-    DEVICE = "device"
-    NC = "nc"
 
 
 def kernel_prot(prot: int, behaviours: Generation) -> int:

@@ -17,7 +17,7 @@ from inspector.model.operations import Operation, ScriptError, format_operation,
 from inspector.model.prot import SW_MASK, kernel_prot
 from inspector.model.session import NoSuchEntry, Outcome, Session, Setup, parse_setup
 from inspector.model.stage2 import Stage2
-from inspector.model.walker import Pgtable
+from inspector.model.state import Pgtable
 
 __all__ = ["ScriptError", "StepResult", "render_events", "render_table", "run_script"]
 

@@ -18,9 +18,10 @@ from inspector.events import PUT, RawEvent, format_raw
 from inspector.findings import BadInput
 from inspector.generations import Generation
 from inspector.model.operations import LAST, Operation, format_operation, parse_operation
+from inspector.model.pages import NoSuchPage
 from inspector.model.prot import kernel_prot
 from inspector.model.session import NoSuchEntry, Session, Setup, parse_setup
-from inspector.model.walker import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
+from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
 from tests.model import harness as h
 
 _OPS = {
@@ -281,7 +282,7 @@ class Pair:
             outcome = self.session.apply(operation)
         except (NoSuchEntry, ValueError) as error:
             model_error = error
-        except (KeyError, IndexError, RecursionError) as error:
+        except (NoSuchPage, KeyError, IndexError, RecursionError) as error:
             broken = error
         if faults:
             ours = self.session.store.events
@@ -313,7 +314,7 @@ class Pair:
         harness = self.kernel.harness
         try:
             ours = self._dump.dump()
-        except KeyError as error:
+        except (NoSuchPage, KeyError) as error:
             return Difference(text, What.MODEL_LEADS_NOWHERE, repr(error), "")
         theirs = harness.dump_bytes()
         if ours != theirs:

@@ -18,7 +18,7 @@ from inspector.model.operations import LAST, PLENTY, Operation
 from inspector.model.prot import Prot
 from inspector.model.session import GRANULES, Session, Setup
 from inspector.model.stage2 import Stage2
-from inspector.model.walker import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
+from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
 
 _IPA = {
     "4k": (32, 33, 36, 39, 40, 40, 40, 42, 43, 44, 48),

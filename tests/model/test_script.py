@@ -13,7 +13,7 @@ from inspector.codec import Format, Geometry, Kind, Regime, decode
 from inspector.model import GENERATIONS, Machine, Prot, ScriptError, Stage2, generation, run_script
 from inspector.model.operations import OPERATIONS, format_operation, parse_operation
 from inspector.model.session import Setup, parse_setup
-from inspector.model.walker import Pgtable
+from inspector.model.state import Pgtable
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "fixtures" / "scripts"
 U64 = st.integers(0, (1 << 64) - 1)
