@@ -244,12 +244,30 @@ class Vm:
 
 
 @dataclass(frozen=True)
+class Look:
+    """Some table pages once more, after the machine has run for ``seconds`` since the capture's own stop.
+
+    ``cpus`` are the CPUs as they were stopped this time.  ``mmu_locks`` is `Vm.mmu_lock_held` by name of the VM, of
+    those that were still there; ``roots`` the ``pgd_phys`` of each of their MMUs, by the address of the MMU.  A page
+    that could not be read is not in ``pages``.
+    """
+
+    seconds: float
+    cpus: tuple[CpuState, ...]
+    mmu_locks: Mapping[str, bool | None]
+    roots: Mapping[int, int]
+    page_info: Mapping[int, PageInfo]
+    pages: Mapping[int, bytes] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
 class Capture:
     """Everything that dump, walk and the checks need.
 
     ``pages`` holds every table page that was reached, by PA (one granule of bytes each); ``page_info`` their
     ``struct page``; ``unreadable`` the table addresses that could not be read, with the reason.
-    ``stopped_seconds`` is how long the machine stood still.
+    ``stopped_seconds`` is how long the machine stood still.  ``looks`` are the later looks at the pages of which one
+    instant did not tell enough, in order.
     """
 
     tool: str
@@ -262,3 +280,4 @@ class Capture:
     page_info: Mapping[int, PageInfo] = field(repr=False)
     unreadable: Mapping[int, str]
     scope: Scope = Scope.FULL
+    looks: tuple[Look, ...] = ()

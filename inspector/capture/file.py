@@ -16,6 +16,8 @@ Members, all deflated and CRC-checked by the zip format itself:
 ``pages.idx``
     One little-endian record ``<QQI`` a table page, ascending by address: physical address, offset in ``pages.bin``,
     length in bytes.  Pages of equal content share an offset.
+``look1.bin``, ``look1.idx`` …
+    The same two of the pages of each of the capture's ``looks``, whose other fields the header holds.
 """
 
 from __future__ import annotations
@@ -281,6 +283,11 @@ def _pack_pages(pages: Mapping[int, bytes]) -> tuple[bytes, bytes]:
     return bytes(blob), bytes(index)
 
 
+def _look_members(count: int) -> list[tuple[str, str]]:
+    """The names of the members that hold the pages of each look."""
+    return [(f"look{number}.bin", f"look{number}.idx") for number in range(1, count + 1)]
+
+
 def save(capture: Capture, path: str | os.PathLike[str]) -> None:
     """Write ``capture`` to ``path``.
 
@@ -289,6 +296,7 @@ def save(capture: Capture, path: str | os.PathLike[str]) -> None:
     """
     bare = dataclasses.replace(
         capture,
+        looks=tuple(dataclasses.replace(look, pages={}) for look in capture.looks),
         vms=tuple(
             dataclasses.replace(vm, memslots=tuple(dataclasses.replace(s, backing=()) for s in vm.memslots))
             for vm in capture.vms
@@ -298,7 +306,9 @@ def save(capture: Capture, path: str | os.PathLike[str]) -> None:
     backing = _take_backing(fields, capture)
     header = {"format": FORMAT, "schema": SCHEMA, "capture": fields}
     blob, index = _pack_pages(capture.pages)
-    members = ((HEADER, json.dumps(header, indent=1).encode()), (PAGES, blob), (INDEX, index), (BACKING, backing))
+    members = [(HEADER, json.dumps(header, indent=1).encode()), (PAGES, blob), (INDEX, index), (BACKING, backing)]
+    for names, look in zip(_look_members(len(capture.looks)), capture.looks, strict=True):
+        members += zip(names, _pack_pages(look.pages), strict=True)
     try:
         with _atomic(Path(path)) as out, zipfile.ZipFile(out, "w") as archive:
             for name, data in members:
@@ -362,8 +372,14 @@ def load(path: str | os.PathLike[str]) -> Capture:
             body = _parse_header(archive.read(HEADER), name)
             pages = _unpack_pages(archive.read(PAGES), archive.read(INDEX))
             runs = np.frombuffer(archive.read(BACKING), dtype=_RUN)
-        capture: Capture = _object_from_json(Capture, body, "capture", {"pages": pages})
-        capture = _put_backing(capture, runs)
+            capture: Capture = _object_from_json(Capture, body, "capture", {"pages": pages})
+            capture = _put_backing(capture, runs)
+            members = _look_members(len(capture.looks))
+            looks = tuple(
+                dataclasses.replace(look, pages=_unpack_pages(archive.read(blob), archive.read(index)))
+                for look, (blob, index) in zip(capture.looks, members, strict=True)
+            )
+            capture = dataclasses.replace(capture, looks=looks)
     except _DAMAGE as error:
         raise BadInput(
             f"{name} is not a whole capture file ({_one_line(error)}): it was cut off or damaged, take it again"

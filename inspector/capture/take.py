@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import inspector
 from inspector.codec import decode
 from inspector.generations import code_of
-from inspector.kernel.cpus import loaded_vcpus
+from inspector.kernel.cpus import cpu_states, loaded_vcpus
 from inspector.kernel.host import describe, find_kernel
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.objects import Kernel
@@ -18,8 +19,8 @@ from inspector.kernel.pages import page_map
 from inspector.kernel.space import BadPointer
 from inspector.kernel.vmemmap import UnknownVmemmap
 from inspector.kernel.vmm import backing
-from inspector.kernel.vms import ReadVm, read_vms
-from inspector.snapshot import Backing, Capture, Host, Memslot, Mmu, Mode, PageInfo, Scope, Vm
+from inspector.kernel.vms import ReadVm, look_at, read_vms
+from inspector.snapshot import Backing, Capture, Host, Look, Memslot, Mmu, Mode, PageInfo, Scope, Vm
 from inspector.symbols.api import Symbols
 from inspector.tables import Tree, walk_tree
 from inspector.target.api import Target
@@ -139,6 +140,17 @@ def _slots(vm: Vm, backings: Mapping[tuple[str, int], tuple[Backing, ...]]) -> t
     return tuple(replace(slot, backing=backings.get((vm.name, slot.id), ())) for slot in vm.memslots)
 
 
+@contextmanager
+def _stopped(target: Target) -> Iterator[None]:
+    """``target`` stands still in the block, and runs on after it unless it was found stopped."""
+    target.stop()
+    try:
+        yield
+    finally:
+        if target.runs_when_left:
+            target.resume()
+
+
 def take(
     target: Target, symbols: Symbols, *, scope: Scope = Scope.FULL, progress: Progress = _quiet, command: str = ""
 ) -> Capture:
@@ -148,13 +160,9 @@ def take(
     kernel runs or the machine goes away.
     """
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    target.stop()
     start = time.monotonic()
-    try:
+    with _stopped(target):
         read = _read(target, symbols, scope, progress)
-    finally:
-        if target.runs_when_left:
-            target.resume()
     stopped = time.monotonic() - start
     return Capture(
         tool=f"kvm-stage2-inspector {inspector.__version__}",
@@ -167,4 +175,64 @@ def take(
         page_info=read.page_info,
         unreadable=_unreadable(read.trees),
         scope=scope,
+    )
+
+
+#: How many seconds the machine has run when the last of several looks comes: a foreign reference is held for
+#: microseconds, a walk for milliseconds, and nobody waits long for a verdict.
+_LAST_LOOK = 2.0
+
+
+def look_again(
+    target: Target,
+    symbols: Symbols,
+    capture: Capture,
+    pages: Collection[int],
+    count: int,
+    progress: Progress = _quiet,
+) -> Capture:
+    """``capture``, just taken of ``target``, with ``count`` more looks at ``pages`` (PAs of tables).
+
+    The machine runs in between, ever longer, for two seconds in all.  Without pages there is nothing to look at, and on
+    a machine that was found stopped time stands still: then there are no looks.  Raises `TargetLost` as `take` does.
+    """
+    if not pages or not target.runs_when_left:
+        return capture
+    ran, stopped = 0.0, capture.stopped_seconds
+    looks = []
+    for number in range(1, count + 1):
+        progress(f"looking again at {len(pages)} table pages ({number} of {count})")
+        pause = max(0.0, _LAST_LOOK * (number / count) ** 2 - ran)
+        time.sleep(pause)
+        ran += pause
+        start = time.monotonic()
+        with _stopped(target):
+            looks.append(_look(target, symbols, capture, pages, ran))
+        stopped += time.monotonic() - start
+    return replace(capture, looks=tuple(looks), stopped_seconds=stopped)
+
+
+def _look(target: Target, symbols: Symbols, capture: Capture, pages: Collection[int], seconds: float) -> Look:
+    memory = StoppedMemory(target.memory)
+    cpus = target.cpus()
+    kernel = find_kernel(memory, symbols, cpus, _quiet)
+    locks: dict[str, bool | None] = {}
+    roots: dict[int, int] = {}
+    for vm in capture.vms:
+        try:
+            locks[vm.name], found = look_at(kernel, vm)
+        except BadPointer:
+            continue
+        roots |= found
+    page_info: Mapping[int, PageInfo] = {}
+    with suppress(BadPointer, UnknownVmemmap):
+        page_info = page_map(kernel).page_info(pages)
+    read = memory.read_many([(pa, capture.host.page_size) for pa in pages])
+    return Look(
+        seconds=seconds,
+        cpus=cpu_states(cpus, kernel, protected=capture.host.mode is Mode.PROTECTED),
+        mmu_locks=locks,
+        roots=roots,
+        page_info=page_info,
+        pages={pa: data for pa, data in zip(pages, read, strict=True) if data is not None},
     )

@@ -234,6 +234,15 @@ def _mmu_lock_held(kvm: Obj) -> bool | None:
     return None
 
 
+def look_at(kernel: Kernel, vm: Vm) -> tuple[bool | None, dict[int, int]]:
+    """``mmu_lock_held`` of ``vm`` as it is now, and the ``pgd_phys`` of each of its MMUs, by the MMU's address.
+
+    ``kvm_free_stage2_pgd`` leaves 0.  Raises `BadPointer` when the VM's memory is no longer mapped.
+    """
+    lock = _mmu_lock_held(kernel.at("kvm", vm.address))
+    return lock, {mmu.address: kernel.at("kvm_s2_mmu", mmu.address).u("pgd_phys") for mmu in vm.mmus}
+
+
 @dataclass(frozen=True)
 class ReadVm:
     """A VM and the address of its VMM's ``mm_struct`` (0 when it has none)."""

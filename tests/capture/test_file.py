@@ -24,6 +24,7 @@ from inspector.snapshot import (
     BackingState,
     Capture,
     CpuState,
+    Look,
     Mmu,
     MmuKind,
     PageInfo,
@@ -77,6 +78,17 @@ MMUS = st.builds(
     nested_valid=st.none() | st.booleans(),
     nested_vttbr=st.none() | U64,
 )
+PAGE_INFOS = st.builds(PageInfo, st.integers(-5, 1 << 31), st.sampled_from(PageState))
+LOOK = {"seconds": 0.5, "cpus": [], "mmu_locks": {"vm0": None}, "roots": {}, "page_info": {}}
+LOOKS = st.builds(
+    Look,
+    st.floats(0, 1e3),
+    st.lists(CPUS, max_size=2).map(tuple),
+    st.dictionaries(NAMES, st.none() | st.booleans(), max_size=2),
+    st.dictionaries(U64, U64, max_size=2),
+    st.dictionaries(U64, PAGE_INFOS, max_size=2),
+    st.dictionaries(U64, st.binary(max_size=40) | st.just(bytes(4096)), max_size=3),
+)
 STATES = st.sampled_from(BackingState)
 BACKINGS = st.builds(Backing, U64, U64, st.none() | U64, STATES, st.booleans(), st.booleans(), U64)
 
@@ -102,10 +114,9 @@ def captures(draw: st.DrawFn) -> Capture:
         host=replace(base.host, cpus=tuple(draw(st.lists(CPUS, max_size=3))), notes=tuple(draw(st.lists(NAMES)))),
         vms=vms,
         pages=pages,
-        page_info=draw(
-            st.dictionaries(U64, st.builds(PageInfo, st.integers(-5, 1 << 31), st.sampled_from(PageState)), max_size=3)
-        ),
+        page_info=draw(st.dictionaries(U64, PAGE_INFOS, max_size=3)),
         unreadable=draw(st.dictionaries(U64, NAMES, max_size=3)),
+        looks=tuple(draw(st.lists(LOOKS, max_size=2))),
     )
 
 
@@ -227,6 +238,9 @@ def test_a_missing_member(saved: Path, member: str) -> None:
         lambda h: h["capture"]["host"]["cpus"][0].update(running=[]),
         lambda h: h["capture"].update(scope="everything"),
         lambda h: h["capture"].update(vms={}),
+        lambda h: h["capture"].update(looks=None),
+        lambda h: h["capture"].update(looks=[{}]),
+        lambda h: h["capture"].update(looks=[LOOK]),  # no member holds its pages
         lambda h: h["capture"]["vms"].append(7),
         lambda h: h["capture"]["vms"][0]["mmus"][0]["geometry"].update(granule_shift=13),
         lambda h: h["capture"]["vms"][0]["mmus"][0]["geometry"].update(start_level=9),
