@@ -25,7 +25,7 @@ def vmcoreinfo(kernel: Kernel) -> dict[str, str]:
     """
     variable = kernel.symbol("vmcoreinfo_note") or accessor_variable(kernel, "paddr_vmcoreinfo_note")
     note = kernel.space.pointer(variable) if variable is not None else 0
-    if not note:
+    if not note >> 63:  # none; or 5.10's accessor, whose __pa() reads another variable (vabits_actual) first
         return {}
     header = kernel.space.read(note, _NOTE_HEADER + len(_NAME))
     size = int.from_bytes(header[4:8], "little")
