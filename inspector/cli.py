@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +30,7 @@ from inspector.codec import decode as decode_bits
 from inspector.compare import changes, compare_views
 from inspector.findings import BadInput, ExitCode, InspectorError, Severity
 from inspector.generations import GENERATIONS, code_of
-from inspector.model import ScriptError, StepResult, run_script
+from inspector.model import run_script
 from inspector.options import Options, complete_vm, say, shared_options
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval, parse_number
 from inspector.snapshot import Capture, Scope
@@ -336,33 +335,8 @@ def model(options: Options, script: str, generation: str | None) -> None:
         raise BadInput(f"cannot read the script {script}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise BadInput(f"{script} is not a script: it is not text") from None
-    steps = _run_script(written, generation)
+    steps = list(run_script(written, generation))
     options.emit(report.model.document, report.model.lines, steps)
-
-
-def _run_script(written: str, generation: str | None) -> list[StepResult]:
-    """The steps of a script; with ``generation``, whatever its ``machine`` lines say.  Raises `ScriptError`."""
-    if generation is None:
-        return list(run_script(written))
-    lines = [_with_generation(line, generation) for line in written.splitlines()]
-    steps = []
-    try:
-        # A machine line of our own comes first, for a script that has none: its numbers are one too high from there.
-        for step in run_script("\n".join((f"machine generation={generation}", *lines))):
-            steps.append(replace(step, line=step.line - 1))
-    except ScriptError as error:
-        raise ScriptError(re.sub(r"^line (\d+)", lambda m: f"line {int(m[1]) - 1}", str(error))) from None
-    return steps[1:]
-
-
-def _with_generation(line: str, generation: str) -> str:
-    """A script's line with the generation of a ``machine`` line replaced."""
-    body, mark, comment = line.partition("#")
-    words = body.split()
-    if words[:1] != ["machine"]:
-        return line
-    kept = [word for word in words if not word.startswith("generation=")]
-    return " ".join((*kept, f"generation={generation}")) + mark + comment
 
 
 # --- the way in and out ---

@@ -22,8 +22,9 @@ from click.shell_completion import CompletionItem
 
 from inspector.capture.source import load_for, take_from
 from inspector.findings import BadInput, InspectorError
+from inspector.printable import printable
 from inspector.report.document import Document, encoded
-from inspector.report.format import Painter, shown
+from inspector.report.format import Painter
 from inspector.snapshot import Capture, Scope
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -159,7 +160,7 @@ def _write(pieces: Iterable[str], at_once: int = 1 << 16) -> None:
 
 def say(message: str) -> None:
     """One sentence on stderr."""
-    click.echo(f"inspector: {shown(' '.join(message.split()))}", err=True)
+    click.echo(f"inspector: {printable(' '.join(message.split()))}", err=True)
 
 
 @contextmanager
@@ -171,7 +172,7 @@ def _progress(debug: bool) -> Iterator[Callable[[str], None]]:
 
     def tell(message: str) -> None:
         nonlocal width
-        message = shown(message)
+        message = printable(message)
         if debug:
             click.echo(f"{time.monotonic() - start:7.3f}s {message}", err=True)
         elif terminal and time.monotonic() - start > 1:

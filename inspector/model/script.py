@@ -164,12 +164,12 @@ def _check_prot(operation: Operation, behaviours: Generation) -> None:
         raise ValueError("this kernel has no software bits")
 
 
-def run_script(text: str) -> Iterator[StepResult]:
-    """Run a script, one step a line.
+def run_script(text: str, generation: str | None = None) -> Iterator[StepResult]:
+    """Run a script, one step a line; with ``generation``, on the model of that, whatever its ``machine`` lines say.
 
     Raises :class:`ScriptError` with the line's number when a line is not in the grammar or cannot be run.
     """
-    setup = Setup()
+    setup = Setup() if generation is None else Setup(generation=generation)
     session = Session(setup)
     names = PageNames(session.store.granule)
     comment: list[str] = []
@@ -184,6 +184,9 @@ def run_script(text: str) -> Iterator[StepResult]:
             continue
         try:
             if body.split()[0] == "machine":
+                if generation is not None:
+                    kept = [word for word in body.split() if not word.startswith("generation=")]
+                    body = " ".join((*kept, f"generation={generation}"))
                 setup = parse_setup(body)
                 setup.geometry()
                 session = Session(setup)

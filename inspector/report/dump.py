@@ -123,9 +123,9 @@ class DumpTree(Document, frozen=True, kw_only=True):
 # --- problems ---
 
 
-def _problems(view: TableView) -> list[ProblemFacts]:
-    return [
-        ProblemFacts(
+def _problems(view: TableView) -> Iterator[ProblemFacts]:
+    for problem in view.tree.problems:
+        yield ProblemFacts(
             kind=problem.kind,
             table_pa=hexed(problem.table_pa),
             index=problem.index,
@@ -134,8 +134,6 @@ def _problems(view: TableView) -> list[ProblemFacts]:
             raw=None if problem.raw is None else raw(problem.raw),
             detail=problem.detail,
         )
-        for problem in view.tree.problems
-    ]
 
 
 def problem_text(problem: Problem) -> str:
@@ -181,7 +179,7 @@ def ranges_document(views: Sequence[TableView], window: Window) -> Dump:
     """`inspector dump`."""
     return Dump(
         tables=rows(
-            RangesOfTable(*table_name(view), len(view.tree.tables), rows(_ranges(view, window)), _problems(view))
+            RangesOfTable(*table_name(view), len(view.tree.tables), rows(_ranges(view, window)), rows(_problems(view)))
             for view in views
         )
     )
@@ -281,7 +279,7 @@ def tree_document(views: Sequence[TableView], window: Window) -> DumpTree:
                 *table_name(view),
                 pages=rows(_page(view, table) for table in view.tree.tables),
                 entries=rows(map(entry_facts, _shown_entries(view, window))),
-                problems=_problems(view),
+                problems=rows(_problems(view)),
             )
             for view in views
         )

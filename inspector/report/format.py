@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
+from inspector.printable import printable
+
 _UNITS = "BKMGTPE"
 
 Lines = Iterator[str]
@@ -42,16 +44,6 @@ def fields(values: Iterable[tuple[str, int]]) -> str:
     return " ".join(f"{name}={value}" if value < 10 else f"{name}={value:#x}" for name, value in values)
 
 
-def shown(text: str) -> str:
-    r"""Text that may hold strings of foreign origin (VM, task and symbol names), safe for a terminal.
-
-    Control, bidi, private and unassigned characters become escapes: ``\x1b``, ``\u202e``.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
 _SGR = {"": "0", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
@@ -74,9 +66,9 @@ class Painter:
     def finished(self, line: str) -> str:
         """The line as it goes out: foreign characters shown, painted text in colour."""
         if self.mark not in line:
-            return shown(line)
+            return printable(line)
         parts = re.split(f"\x1b{self.mark}([a-z ]*)\x1b", line)
-        parts[::2] = map(shown, parts[::2])
+        parts[::2] = map(printable, parts[::2])
         parts[1::2] = [f"\x1b[{';'.join(_SGR[word] for word in style.split(' '))}m" for style in parts[1::2]]
         return "".join(parts)
 
