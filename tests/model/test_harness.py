@@ -18,6 +18,7 @@ import pytest
 
 from inspector import events as ev
 from inspector.findings import BadInput
+from inspector.generations import Annotation, Eagain, MapScheme, TableTlbi, generation
 from tests.model.harness import (
     AF,
     BUILD_SCRIPT,
@@ -50,10 +51,6 @@ def _labels() -> list[str]:
         return list(sources())
     except BadInput:
         return ["6.12"]  # each test then fails with the sentence that says what to set
-
-
-def _version(label: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in label.split("."))
 
 
 @pytest.fixture(params=_labels())
@@ -127,7 +124,7 @@ def test_table_vector(label: str) -> None:
 def test_normal_nc(label: str) -> None:
     with Harness(label, fwb=True) as h:
         h.stage2_init(40)
-        if _version(label) < (6, 12):
+        if not generation(label).normal_nc:
             with pytest.raises(Unsupported):
                 h.prot("rw nc")
             return
@@ -141,7 +138,7 @@ def test_two_bit_execute_never(label: str) -> None:
     bits."""
     with Harness(label, fwb=True, xnx=True) as h:
         h.stage2_init(40)
-        if _version(label) < (7, 0):
+        if not generation(label).two_bit_xn:
             assert h.constant("PROT_PX") is None
             return
         for page, (prot, xn) in enumerate([("rwx", 0), ("rw ux", 1), ("rw", 2), ("rw px", 3)]):
@@ -198,7 +195,7 @@ def test_lpa2(label: str, granule_: str, shape: tuple[int, int]) -> None:
     with Harness(label, granule_, fwb=True, lpa2=True, store_pa=0xC_0000_4000_0000) as h:
         h.stage2_init(52, pa_bits=52)
         info = h.info()
-        if _version(label) < (6, 12):
+        if not generation(label).lpa2:
             assert (info.vtcr >> 32 & 1, info.vtcr >> 16 & 7) == (0, 5), "these kernels know no LPA2"
             return
         assert (info.start_level, info.root_pages) == shape
@@ -275,7 +272,7 @@ def test_executable_map_invalidates_the_instruction_cache(h: Harness) -> None:
 def test_unmap_order(label: str) -> None:
     """Store, invalidation, reference, then the cache without FWB; tables after their entries, without FWB
     too."""
-    unknown = ev.TTL_UNKNOWN if _version(label) >= (6, 6) else 0
+    unknown = ev.TTL_UNKNOWN if generation(label).unmap_table_tlbi is TableTlbi.UNKNOWN else 0
     with Harness(label, fwb=False) as h:
         h.stage2_init(40)
         h.stage2_map(IPA, 4 * K, PHYS, h.prot("rw"))
@@ -309,7 +306,7 @@ def test_unmap_defers_leaf_invalidation(label: str) -> None:
         h.stage2_map(IPA, 16 * K, PHYS, h.prot("rw"))
         _, raws = h.stage2_unmap(IPA, 16 * K)
     flushes = [(raw[1], raw[4]) for raw in of_kind(raws, ev.TLBI)]
-    if _version(label) < (6, 6):
+    if not generation(label).unmap_deferred_range:
         assert flushes == [("ipa", None)] * 6
     else:
         assert flushes == [("ipa", None)] * 2 + [("range", 4)]
@@ -321,7 +318,7 @@ def test_range_flush_in_chunks(label: str) -> None:
     with Harness(label, fwb=True, tlb_range=True) as h:
         h.stage2_init(40)
         _, raws = h.stage2_unmap(0, 20 * G)
-    if _version(label) < (6, 6):
+    if not generation(label).unmap_deferred_range:
         assert raws == []
     else:
         assert raws == [
@@ -385,7 +382,8 @@ def test_span_flush_by_range(label: str) -> None:
         h.stage2_init(40)
         h.stage2_map(2 * M, 4 * K, PHYS, h.prot("rw"))
         _, raws = h.stage2_map(2 * M, 2 * M, PHYS, h.prot("rw"))
-    expected = (ev.TLBI, "vmid", None, None, None) if _version(label) < (6, 6) else (ev.TLBI, "range", 2 * M, None, 512)
+    unlinks = generation(label).map_scheme is MapScheme.UNLINK
+    expected = (ev.TLBI, "range", 2 * M, None, 512) if unlinks else (ev.TLBI, "vmid", None, None, None)
     assert of_kind(raws, ev.TLBI) == [expected]
 
 
@@ -403,7 +401,7 @@ def test_permission_only_map_is_refused(h: Harness, label: str) -> None:
     """-EAGAIN reaches the caller always in 6.1, from a fault in 6.6 to 6.18, unless ignored in 7.3."""
     h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
     before = h.dump()
-    quiet = -errno.EAGAIN if _version(label) < (6, 6) or _version(label) >= (7, 0) else 0
+    quiet = 0 if generation(label).eagain is Eagain.STOPS_IN_FAULT else -errno.EAGAIN
     assert h.stage2_map(0, 4 * K, PHYS, h.prot("rwx")) == (quiet, [(ev.BARRIER, "ishst")])
     assert h.stage2_map(0, 4 * K, PHYS, h.prot("rw"), flags=fault_flags(h))[0] == -errno.EAGAIN
     if h.constant("WALK_IGNORE_EAGAIN"):
@@ -418,14 +416,14 @@ def test_software_bits_only(h: Harness, label: str) -> None:
     ret, raws = h.stage2_map(0, 4 * K, PHYS, h.prot("rw sw1"))
     assert ret == 0
     assert h.get_leaf(0)[1] >> 55 & 0xF == 2
-    if _version(label) >= (6, 12):
+    if generation(label).software_bits_store:
         assert kinds(raws) == ["store", "barrier"]
     else:
         assert kinds(raws) == ["store", "tlbi", "put", "cache", "store", "get", "barrier"]
 
 
 def test_relax_perms(h: Harness, label: str) -> None:
-    helper = "ipa" if _version(label) < (6, 6) else "ipa_nsh"
+    helper = "ipa_nsh" if generation(label).relax_local_tlbi else "ipa"
     h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
     flags = fault_flags(h)
     ret, raws = h.stage2_relax_perms(0, h.prot("rw"), flags)
@@ -436,7 +434,7 @@ def test_relax_perms(h: Harness, label: str) -> None:
     assert kinds(raws) == ["cache", "store", "tlbi"]
     assert raws[0][1] == "icache"
     ret, raws = h.stage2_relax_perms(64 * G, h.prot("rw"), flags)
-    if _version(label) < (6, 6):
+    if not generation(label).attr_invalid_eagain:
         assert (ret, raws) == (0, [(ev.TLBI, helper, 64 * G, 0, None)])
     else:
         assert (ret, raws) == (-errno.EAGAIN, [(ev.TLBI, helper, 64 * G, ev.TTL_UNKNOWN, None)])
@@ -446,7 +444,7 @@ def test_relax_perms(h: Harness, label: str) -> None:
 def test_access_flag(h: Harness, label: str) -> None:
     h.stage2_map(0, 8 * K, PHYS, h.prot("rw"))
     leaf = h.get_leaf(0)[1]
-    if _version(label) < (6, 6):
+    if not generation(label).test_clear_young:
         assert h.stage2_is_young(0)[0] == 1
         old, raws = h.stage2_mkold(0)
         assert old == leaf
@@ -463,9 +461,9 @@ def test_access_flag(h: Harness, label: str) -> None:
             h.stage2_mkold(0)
     assert h.get_leaf(0)[1] == leaf & ~AF
     old, raws = h.stage2_mkyoung(0, fault_flags(h))
-    assert old == (leaf & ~AF if _version(label) < (7, 0) else 0)
+    assert old == (leaf & ~AF if generation(label).mkyoung_returns_pte else 0)
     assert kinds(raws) == ["store", "barrier"]
-    assert raws[0][5] == (0 if _version(label) < (6, 6) else 1), "a shared walk stores by cmpxchg"
+    assert raws[0][5] == int(generation(label).shared_walks), "a shared walk stores by cmpxchg"
     assert h.get_leaf(0)[1] == leaf
 
 
@@ -487,7 +485,7 @@ def test_wrprotect_and_flush(label: str) -> None:
 def test_split(h: Harness, label: str) -> None:
     """A block becomes 512 pages: built aside without invalidation, then one break and make."""
     h.stage2_map(0, 2 * M, PHYS, h.prot("rx sw2"))
-    if _version(label) < (6, 6):
+    if not generation(label).split:
         with pytest.raises(Unsupported):
             h.stage2_split(0, 2 * M)
         return
@@ -505,7 +503,7 @@ def test_split(h: Harness, label: str) -> None:
 
 
 def test_create_and_free_unlinked(h: Harness, label: str) -> None:
-    if _version(label) < (6, 6):
+    if not generation(label).split:
         with pytest.raises(Unsupported):
             h.stage2_create_unlinked(PHYS, 2, h.prot("rw"))
         return
@@ -526,7 +524,7 @@ def test_create_and_free_unlinked(h: Harness, label: str) -> None:
 
 def test_owner_annotations(h: Harness, label: str) -> None:
     """Owner 1 is entry 0x4 until 6.18; in 7.3 the type is in bits 63:60 and type 1 is reserved for LOCKED."""
-    if _version(label) < (7, 0):
+    if generation(label).annotation is not Annotation.TYPED:
         assert h.stage2_set_owner(0x5000, 4 * K, 2)[0] == -errno.EINVAL
         ret, raws = h.stage2_set_owner(0x5000, 4 * K, 1)
         value = 0x4
@@ -616,7 +614,7 @@ def test_every_allocation_can_fail(label: str, granule: str) -> None:
 def test_lost_cmpxchg(h: Harness, label: str) -> None:
     """Hardware sets AF between the read and the store: the walk gives up and the guest retries."""
     h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
-    if _version(label) < (6, 6):
+    if not generation(label).shared_walks:
         h.inject = Inject(lose_cas=1)
         _, raws = h.stage2_relax_perms(0, h.prot("rw"))
         assert not of_kind(raws, ev.CASFAIL), "these kernels have no shared walks"
@@ -638,7 +636,7 @@ def test_lost_cmpxchg(h: Harness, label: str) -> None:
 def test_entry_found_locked(h: Harness, label: str) -> None:
     locked = h.constant("LOCKED")
     if locked is None:
-        assert _version(label) < (6, 6)
+        assert not generation(label).locked_mask
         return
     h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
     h.poke(0, 3, locked, references=-1)
