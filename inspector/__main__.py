@@ -21,24 +21,34 @@ def _at_once(signum: int, frame: FrameType | None) -> None:
     os._exit(_INTERRUPTED)
 
 
-def _handle(handler: signal.Handlers | signal._HANDLER) -> None:
-    for number in _ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
-            signal.signal(number, handler)
+def _answered() -> list[signal.Signals]:
+    """The signals that end us.  One that was ignored stays so (nohup); not one that our launcher ignores for now."""
+    ours = os.environ.pop("INSPECTOR_LAUNCHER", None) == "ignores-sigint"
+    return [
+        number
+        for number in _ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN or (ours and number is signal.SIGINT)
+    ]
+
+
+def _handle(numbers: list[signal.Signals], handler: signal.Handlers | signal._HANDLER) -> None:
+    for number in numbers:
+        signal.signal(number, handler)
 
 
 def main() -> None:
     """Run the command line and exit with its code (see `inspector.findings.ExitCode`)."""
-    _handle(_at_once)
+    numbers = _answered()
+    _handle(numbers, _at_once)
     from inspector.cli import run
 
     try:
-        _handle(signal.default_int_handler)
+        _handle(numbers, signal.default_int_handler)
         code = run()
     except KeyboardInterrupt:  # a second signal, while the first was being answered
         code = _INTERRUPTED
     # What is left is to exit: too late to be interrupted.
-    _handle(signal.SIG_IGN)
+    _handle(numbers, signal.SIG_IGN)
     sys.exit(code)
 
 

@@ -1,0 +1,53 @@
+"""The command's first milliseconds: a Ctrl-C never looks like findings."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+LAUNCHER = Path(__file__).resolve().parents[2] / "inspector/launcher/inspector"
+
+
+def test_interrupted_while_python_starts() -> None:
+    """0: it was done; 3: interrupted; death by SIGINT: the shell had not begun.  1 would mean findings."""
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    for _ in range(40):
+        process = subprocess.Popen(
+            ["inspector", "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(chance.uniform(0, 0.15))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode in (0, 3, -signal.SIGINT), f"seed {seed}: {process.returncode} {errors}"
+        assert "Traceback" not in errors, f"seed {seed}: {errors}"
+
+
+def _ignores_sigint(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(re.findall(r"^SigIgn:\s*([0-9a-f]+)", status, re.M)[0], 16) >> (signal.SIGINT - 1) & 1)
+
+
+def _settles(process: subprocess.Popen[str], ignored: bool) -> bool:
+    """Whether the program comes to ignore SIGINT, or not, once it looks after SIGTERM (its first statement)."""
+    caught = 1 << (signal.SIGTERM - 1)
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        if int(re.findall(r"^SigCgt:\s*([0-9a-f]+)", status, re.M)[0], 16) & caught:
+            return _ignores_sigint(process.pid) == ignored
+        time.sleep(0.001)
+    return False
+
+
+def test_ignored_before_stays_ignored() -> None:
+    """nohup, and the background of a shell without job control, start programs with SIGINT ignored."""
+    for prefix, ignored in ((["sh", "-c", 'trap "" INT; exec "$@"', "sh"], True), ([], False)):
+        # Reading a script from standard input: it waits.
+        command = [*prefix, str(LAUNCHER), "model", "-"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+            assert _settles(process, ignored), (prefix, process.poll())
+            process.kill()
