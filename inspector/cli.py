@@ -24,10 +24,10 @@ import inspector
 from inspector import report
 from inspector.capture.selection import choose_one, choose_views, require_tables, require_vms, translate_in
 from inspector.capture.source import load_for
-from inspector.check import CATALOGUE, NOT_SHOWN, run_checks, selected
+from inspector.check import CATALOGUE, NOT_SHOWN, compare_views, run_checks, selected
 from inspector.codec import REGISTERS, Geometry, Regime, is_known, levels_of
 from inspector.codec import decode as decode_bits
-from inspector.compare import changes, compare_views
+from inspector.compare import changes
 from inspector.findings import BadInput, ExitCode, InspectorError, Severity
 from inspector.generations import GENERATIONS, code_of
 from inspector.model import run_script
@@ -305,7 +305,7 @@ def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation
         return _diff_captures(options, captures, vm, generation)
     capture = require_vms(get_capture(options, Scope.FULL))
     kernel = code_of(capture.host, generation)
-    compared = list(compare_views(choose_views(capture, vm), kernel))
+    compared = compare_views(choose_views(capture, vm), kernel)
     if not compared:
         require_tables(capture)
     options.emit(report.diff.document, report.diff.lines, compared, kernel, capture)

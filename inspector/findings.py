@@ -48,12 +48,21 @@ class Where:
     raw: int | None = None
 
 
+class History(enum.StrEnum):
+    """What legal history leaves behind: notes of ``inspector diff`` alone."""
+
+    AGED = "aged"
+    SPLIT = "split"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One disagreement between what is and what must be.
 
     ``check`` is the invariant's id (``S3``), ``expected`` and ``actual`` are one phrase each, ``why`` says why it
-    matters, ``function`` names the kernel function responsible, where one can be named.
+    matters, ``function`` names the kernel function responsible, where one can be named.  ``other`` is a second place
+    that the finding is as much about (the other parent of a shared table); ``history`` marks what nobody needs to act
+    on.
     """
 
     check: str
@@ -63,6 +72,8 @@ class Finding:
     actual: str
     why: str
     function: str | None = None
+    other: Where | None = None
+    history: History | None = None
 
 
 class InspectorError(Exception):

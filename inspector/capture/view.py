@@ -11,43 +11,11 @@ from functools import cached_property
 
 from inspector.codec import Format, Geometry
 from inspector.generations import code_of
-from inspector.snapshot import Capture, CpuState, Host, Mmu, MmuKind, Running, Vm
+from inspector.snapshot import Capture, Mmu, MmuKind, Vm
 from inspector.tables import Tree, walk_tree
 
 #: VTTBR_EL2.BADDR [47:1] without CnP and without the PA[51:48] field (DDI 0487 D24.2 VTTBR_EL2).
 _BADDR = (1 << 48) - (1 << 6)
-
-
-#: Functions in which an idle CPU is found; they hold no lock.
-_IDLE = ("cpu_do_idle", "default_idle_call", "arch_cpu_idle", "do_idle", "psci_", "cpu_suspend", "__cpu_suspend")
-
-
-def possible_walkers(host: Host) -> tuple[CpuState, ...]:
-    """The CPUs that may be inside a table walk: stopped in kernel or hypervisor code that is not idle.
-
-    Not only those in ``stage2_*`` or ``kvm_pgtable_*``: a walker is as often stopped in what it calls (a TLB
-    helper, a cache clean, the page allocator) or in an interrupt taken on top of it, and only the innermost
-    function is known here.  mmu_lock disables preemption, so a CPU in a guest, in user space or idle holds none.
-    """
-    return tuple(cpu for cpu in host.cpus if _may_walk(cpu))
-
-
-def _may_walk(cpu: CpuState) -> bool:
-    if cpu.running in (Running.GUEST, Running.USER):
-        return False
-    return cpu.running is not Running.HOST or not (cpu.symbol or "").startswith(_IDLE)
-
-
-def walk_in_progress(walkers: Sequence[CpuState], vm: Vm | None = None) -> str | None:
-    """Who may be inside a table walk (that changes a table of ``vm``), in words, or ``None`` when nobody can be.
-
-    Every walk that changes a table holds ``kvm->mmu_lock``, for reading (faults, 6.6 and later) or for writing:
-    where that lock is free, nobody does, whatever the CPUs are at.
-    """
-    who = " and ".join(f"CPU {c.index} was stopped in {c.symbol or 'the kernel'}" for c in walkers) or None
-    if vm is None or vm.mmu_lock_held is None:
-        return who
-    return (who or "its mmu_lock was held") if vm.mmu_lock_held else None
 
 
 def root_of(vttbr: int) -> int:

@@ -1,15 +1,27 @@
 """Judges captures: the invariants of a live stage-2, one small function each.
 
-`CATALOGUE` lists them with their sources, `NOT_SHOWN` the rules that no single instant can show, `run_checks` applies
-the former.  Everything is decided from a `Capture`; this
-room knows nothing of gdb, and prints nothing.
+`CATALOGUE` lists them with their sources, `NOT_SHOWN` the rules that no single instant can show.  `run_checks` and
+`compare_views` are two views of what they find.  Everything is decided from a `Capture`; this room knows nothing of
+gdb, and prints nothing.
 """
 
 from inspector.check import attributes, mapping, model, refcount, rights, root, structure, vmid
-from inspector.check.catalogue import CATALOGUE, Invariant, Unseen, run_checks, selected
+from inspector.check.catalogue import CATALOGUE, Invariant, Unseen, selected
 from inspector.check.unseen import NOT_SHOWN
+from inspector.check.verdict import Comparison, Side, Sides, compare_views, run_checks
 
-__all__ = ["CATALOGUE", "NOT_SHOWN", "Invariant", "Unseen", "run_checks", "selected"]
+__all__ = [
+    "CATALOGUE",
+    "NOT_SHOWN",
+    "Comparison",
+    "Invariant",
+    "Side",
+    "Sides",
+    "Unseen",
+    "compare_views",
+    "run_checks",
+    "selected",
+]
 
-# Importing a module of checks registers its functions; the order here is the order of `inspector check --list`.
+# Importing a module of checks registers its functions.
 _ROOMS = (root, structure, mapping, rights, attributes, vmid, refcount, model)

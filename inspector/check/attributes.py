@@ -6,18 +6,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from inspector.check.backing import Placed, inside, joined, touching
-from inspector.check.catalogue import invariant
-from inspector.check.context import Context, error, many, spans
-from inspector.check.entries import Mask
+from inspector.check.backing import GuestMemory
+from inspector.check.catalogue import Judge, invariant
+from inspector.check.context import Context
 from inspector.check.ownership import Owned
+from inspector.check.places import Span
 from inspector.codec import Descriptor
+from inspector.codec.bulk import Flags
 from inspector.findings import Finding
 from inspector.generations import software_bits_used
 from inspector.snapshot import MmuKind
-
-_ATTR = "stage2_set_prot_attr"
-_FAULT = "user_mem_abort"
+from inspector.tables.intervals import Intervals
 
 
 def _uncached(descriptor: Descriptor) -> bool:
@@ -36,47 +35,41 @@ def _cached(descriptor: Descriptor) -> bool:
     "Device and non-cacheable memory is execute-never, and a VM's own table lets both of the guest's exception levels "
     "execute a page, or neither.",
     "stage2_set_prot_attr, stage2_set_xn_attr; user_mem_abort (-ENOEXEC)",
+    function="xn",
+    form=True,
 )
-def execution(context: Context) -> Iterator[Finding]:
+def execution(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
-        view, entries = owned.view, owned.entries
-        device = entries.matching(lambda d: _uncached(d) and d.executable != "-")
-        for span in spans(view, entries, device):
-            yield error(
-                "M5",
-                span.where,
+        device = owned.matching(_uncached)
+        for span in owned.spans(device & owned.matching(lambda d: d.executable != "-")):
+            yield rule.error(
+                span,
                 "execute-never: it is device or non-cacheable memory",
-                f"{span.where.raw or 0:#018x}, executable{many(span.count)}",
+                f"{span.raw}, executable",
                 "the guest's CPU may fetch from a device on its own, speculatively: a read with side effects",
-                _ATTR,
             )
-        if view.mmu.kind is not MmuKind.VM:
+        if owned.view.mmu.kind is not MmuKind.VM:
             continue  # shadow tables carry what the guest's own stage 2 says
-        for span in spans(view, entries, ~device & entries.matching(lambda d: d.executable in ("PX", "UX"))):
-            yield error(
-                "M5",
-                span.where,
+        for span in owned.spans(~device & owned.matching(lambda d: d.executable in ("PX", "UX"))):
+            yield rule.error(
+                span,
                 "XN[54:53] 00 or 10",
-                f"{span.where.raw or 0:#018x}{many(span.count)}",
+                span.raw,
                 "KVM knows only pages to execute and pages not to: one exception level has a right it was not given",
-                "stage2_set_xn_attr",
             )
 
 
 # --- M6: memory types ---
 
 
-def _never_written(context: Context, owned: Owned) -> Mask:
+def _never_written(context: Context, owned: Owned) -> Flags:
     """Memory types that this kernel writes in no guest's table (kernel.md 1.3)."""
     known = {"normal", "device-nGnRE"} | ({"normal-nc"} if context.code.behaviours.normal_nc else set())
-    return owned.entries.matching(lambda d: d.kind.is_leaf and d.memory_type not in known)
+    return owned.matching(lambda d: d.kind.is_leaf and d.memory_type not in known)
 
 
-def _sound(placed: Placed) -> Mask:
-    """The leaves that map what the VMM has there, as far as that is known."""
-    pieces = placed.pieces
-    everything = np.ones(len(pieces.leaf), dtype=bool)
-    return placed.of_leaves(everything) & ~placed.of_leaves(pieces.elsewhere | pieces.nowhere)
+def _what(span: Span) -> str:
+    return f"{span.raw}, {span.pattern.memory_type}, PA {span.output:#x}"
 
 
 @invariant(
@@ -84,84 +77,62 @@ def _sound(placed: Placed) -> Mask:
     "RAM is mapped Normal write-back, anything else Device (non-cacheable where its driver allows it, write-back where "
     "the VMM's own mapping is), in the encoding that FWB asks for; and no page has two cacheabilities.",
     "DDI 0487 D8.6.5-6; stage2_set_prot_attr, user_mem_abort: pfn_is_map_memory",
+    function="user_mem_abort",
 )
-def memory_types(context: Context) -> Iterator[Finding]:
-    host = context.capture.host
-    ram = joined(host.ram)
-    any_cacheable = context.code.behaviours.cacheable_pfnmap and bool(host.features.get("fwb"))
+def memory_types(rule: Judge, context: Context) -> Iterator[Finding]:
+    any_cacheable = context.code.behaviours.cacheable_pfnmap and bool(context.capture.host.features.get("fwb"))
     for owned in context.owned:
-        view, entries, wrong = owned.view, owned.entries, _never_written(context, owned)
-        for span in spans(view, entries, wrong):
-            kind = entries.patterns[entries.pattern[span.first]]
-            yield error(
-                "M6",
-                span.where,
+        for span in owned.spans(_never_written(context, owned)):
+            yield rule.error(
+                span,
                 "MemAttr of Normal write-back or Device-nGnRE, as KVM encodes them",
-                f"{span.where.raw or 0:#018x}, {kind.memory_type}{many(span.count)}",
-                f"KVM never writes it with FWB {int(view.format.fwb)}",
-                _ATTR,
+                f"{span.raw}, {span.pattern.memory_type}",
+                f"KVM never writes it with FWB {int(owned.view.format.fwb)}",
+                "attributes",
             )
-    mixed: list[tuple[Placed, Mask, Mask]] = []
-    for placed in context.placed:
-        view, entries = placed.owned.view, placed.owned.entries
-        sound = _sound(placed) & ~_never_written(context, placed.owned)
-        in_ram = inside(entries.output, entries.size, *ram)
-        touches = touching(entries.output, entries.size, *ram)
-        # The VMM maps carved-out memory ("no-map") by frame number: RAM to QEMU, a device to the kernel.
-        ordinary = placed.of_leaves(placed.pieces.agreed & ~placed.pieces.special)
-        as_device = sound & ordinary & touches & entries.matching(_uncached)
-        for span in spans(view, entries, as_device):
-            yield error(
-                "M6",
-                span.where,
+    mixed: list[tuple[GuestMemory, Flags, Flags]] = []
+    for guest in context.guests:
+        owned, columns = guest.owned, guest.owned.columns
+        sound = guest.sound & ~_never_written(context, owned)
+        uncached, cached = owned.matching(_uncached), owned.matching(_cached)
+        as_device = sound & guest.ordinary & uncached & context.ram.touch(columns.output, columns.size)
+        for span in owned.spans(as_device):
+            yield rule.error(
+                span,
                 "Normal write-back: it is RAM",
-                _what(placed, span.first, span.where.raw, span.count),
+                _what(span),
                 "the guest's writes bypass caches that the host and its devices read and write the page through",
-                _FAULT,
             )
-        as_normal = sound & ~in_ram & entries.matching(_cached)
+        as_normal = sound & cached & ~context.ram.contain(columns.output, columns.size)
         if any_cacheable:
             as_normal = np.zeros_like(as_normal)
-        for span in spans(view, entries, as_normal):
-            yield error(
-                "M6",
-                span.where,
+        for span in owned.spans(as_normal):
+            yield rule.error(
+                span,
                 "Device or non-cacheable: it is not RAM",
-                _what(placed, span.first, span.where.raw, span.count),
+                _what(span),
                 "speculative and gathered accesses reach a device, with whatever effect they have there",
-                _FAULT,
             )
-        mixed.append((placed, sound & ~as_device & entries.matching(_uncached), sound & ~as_normal))
-    yield from _mixed(mixed)
+        mixed.append((guest, sound & ~as_device & uncached, sound & ~as_normal & cached))
+    yield from _mixed(rule, mixed)
 
 
-def _what(placed: Placed, first: int, raw: int | None, count: int) -> str:
-    entries = placed.owned.entries
-    kind = entries.patterns[entries.pattern[first]].memory_type
-    return f"{raw or 0:#018x}, {kind}, PA {int(entries.output[first]):#x}{many(count)}"
-
-
-def _mixed(leaves: list[tuple[Placed, Mask, Mask]]) -> Iterator[Finding]:
+def _mixed(rule: Judge, leaves: list[tuple[GuestMemory, Flags, Flags]]) -> Iterator[Finding]:
     """Write-back leaves on memory that another leaf, of whichever VM, maps uncached."""
-    ranges: list[tuple[int, int]] = []
-    for placed, uncached, _ in leaves:
-        entries = placed.owned.entries
-        low, size = entries.output[uncached], entries.size[uncached]
-        ranges += zip(low.tolist(), (low + size).tolist(), strict=True)
-    if not ranges:
+    parts = [(guest.owned.columns, uncached) for guest, uncached, _ in leaves if uncached.any()]
+    if not parts:
         return
-    starts, ends = joined(ranges)
-    for placed, _, sound in leaves:
-        view, entries = placed.owned.view, placed.owned.entries
-        both = sound & entries.matching(_cached) & touching(entries.output, entries.size, starts, ends)
-        for span in spans(view, entries, both):
-            yield error(
-                "M6",
-                span.where,
+    start = np.concatenate([columns.output[uncached] for columns, uncached in parts])
+    size = np.concatenate([columns.size[uncached] for columns, uncached in parts])
+    devices = Intervals.union(start, start + size)
+    for guest, _, cached in leaves:
+        columns = guest.owned.columns
+        for span in guest.owned.spans(cached & devices.touch(columns.output, columns.size)):
+            yield rule.error(
+                span,
                 "one cacheability for all mappings of a page",
-                f"{_what(placed, span.first, span.where.raw, span.count)}, which another leaf maps uncached",
+                f"{_what(span)}, which another leaf maps uncached",
                 "DDI 0487 B2.11 (mismatched memory attributes): the two see different contents",
-                _FAULT,
             )
 
 
@@ -172,21 +143,17 @@ def _mixed(leaves: list[tuple[Placed, Mask, Mask]]) -> Iterator[Finding]:
     "M7",
     "Every leaf is inner shareable (where LPA2 is off: with it the two bits are address).",
     "DDI 0487 D8.6.2; stage2_set_prot_attr",
+    function="attributes",
+    why="caches of different CPUs need not agree on what the guest wrote",
+    form=True,
 )
-def shareability(context: Context) -> Iterator[Finding]:
+def shareability(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
-        view, entries = owned.view, owned.entries
-        if view.geometry.lpa2:
+        if owned.view.geometry.lpa2:
             continue
-        for span in spans(view, entries, entries.matching(lambda d: d.kind.is_leaf and d.shareability != 3)):
-            yield error(
-                "M7",
-                span.where,
-                "SH 3, inner shareable",
-                f"SH {span.where.raw or 0:#018x}[9:8] = {(span.where.raw or 0) >> 8 & 3}{many(span.count)}",
-                "caches of different CPUs need not agree on what the guest wrote",
-                _ATTR,
-            )
+        for span in owned.spans(lambda d: d.kind.is_leaf and d.shareability != 3):
+            value = span.pattern.shareability
+            yield rule.error(span, "SH 3, inner shareable", f"SH {span.raw}[9:8] = {value}")
 
 
 @invariant(
@@ -194,21 +161,16 @@ def shareability(context: Context) -> Iterator[Finding]:
     "The access flag of a device is set: every leaf is made with it, and only pages of the allocator's are aged (a "
     "clear flag of RAM is legal at any time).",
     "stage2_set_prot_attr, kvm_age_gfn; lru_gen_look_around, damon_ptep_mkold (mm)",
+    function="attributes",
+    why="nothing ages a device: the entry was written by something else",
+    form=True,
 )
-def access_flag(context: Context) -> Iterator[Finding]:
-    ram = joined(context.capture.host.ram)
+def access_flag(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
-        view, entries = owned.view, owned.entries
-        old = entries.matching(lambda d: d.kind.is_leaf and _uncached(d) and not d.af)
-        for span in spans(view, entries, old & ~touching(entries.output, entries.size, *ram)):
-            yield error(
-                "M8",
-                span.where,
-                "AF set",
-                f"{span.where.raw or 0:#018x}, AF clear{many(span.count)}",
-                "nothing ages a device: the entry was written by something else",
-                _ATTR,
-            )
+        old = owned.matching(lambda d: d.kind.is_leaf and _uncached(d) and not d.af)
+        if old.any():
+            for span in owned.spans(old & ~context.ram.touch(owned.columns.output, owned.columns.size)):
+                yield rule.error(span, "AF set", f"{span.raw}, AF clear")
 
 
 @invariant(
@@ -216,19 +178,13 @@ def access_flag(context: Context) -> Iterator[Finding]:
     "The software bits [58:55] of a leaf are zero but in shadow tables (level of the guest's own mapping) and under "
     "protected mode (page states).",
     "stage2_set_prot_attr, kvm_encode_nested_level, enum pkvm_page_state",
+    function="attributes",
+    why="a plain VM's table has no use for them: the entry was written by something else, or for another kind of table",
+    form=True,
 )
-def software_bits(context: Context) -> Iterator[Finding]:
+def software_bits(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
-        view, entries = owned.view, owned.entries
-        if software_bits_used(context.capture.host, view.mmu):
+        if software_bits_used(context.capture.host, owned.view.mmu):
             continue
-        for span in spans(view, entries, entries.matching(lambda d: d.kind.is_leaf and d.sw != 0)):
-            yield error(
-                "M9",
-                span.where,
-                "software bits [58:55] zero",
-                f"{span.where.raw or 0:#018x}: {(span.where.raw or 0) >> 55 & 0xF:#x}{many(span.count)}",
-                "a plain VM's table has no use for them: the entry was written by something else, or for another "
-                "kind of table",
-                _ATTR,
-            )
+        for span in owned.spans(lambda d: d.kind.is_leaf and d.sw != 0):
+            yield rule.error(span, "software bits [58:55] zero", f"{span.raw}: {span.pattern.sw:#x}")

@@ -5,17 +5,16 @@ Leaves are cut where their backing changes, so that a block is compared page by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from inspector.check.entries import U64, Mask
 from inspector.check.ownership import Owned
 from inspector.codec import Kind
+from inspector.codec.bulk import Flags, Flat, Words
 from inspector.snapshot import Backing, BackingState, Memslot, Vm
+from inspector.tables.intervals import Intervals
 
 #: The slot's pages may come from a guest_memfd and not from its HVA (``KVM_MEM_GUEST_MEMFD``).
 GUEST_MEMFD = 1 << 2
@@ -42,55 +41,29 @@ def slot_range(slot: Memslot, page: int) -> tuple[int, int]:
     return slot.base_gfn * page, (slot.base_gfn + slot.npages) * page
 
 
-def joined(ranges: Sequence[tuple[int, int]]) -> tuple[U64, U64]:
-    """Ascending disjoint starts and ends of the union of ``ranges``, touching ones joined."""
-    made: list[list[int]] = []
-    for start, end in sorted(ranges):
-        if made and start <= made[-1][1]:
-            made[-1][1] = max(made[-1][1], end)
-        elif end > start:
-            made.append([start, end])
-    table = np.array(made, dtype=np.uint64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
-
-
-def inside(start: U64, size: U64, starts: U64, ends: U64) -> Mask:
-    """Where ``[start, start+size)`` lies in one of the disjoint ranges."""
-    if not len(starts):
-        return np.zeros(len(start), dtype=bool)
-    at = np.searchsorted(starts, start, side="right") - 1
-    found: Mask = (at >= 0) & (start + size <= ends[np.maximum(at, 0)])
-    return found
-
-
-def touching(start: U64, size: U64, starts: U64, ends: U64) -> Mask:
-    """Where any of ``[start, start+size)`` lies in one of the disjoint ranges."""
-    if not len(starts):
-        return np.zeros(len(start), dtype=bool)
-    at = np.searchsorted(starts, start + size, side="left") - 1
-    found: Mask = (at >= 0) & (ends[np.maximum(at, 0)] > start)
-    return found
+def slots_of(vm: Vm, page: int) -> Intervals:
+    """All IPAs that lie in a slot of ``vm``."""
+    return Intervals.of(slot_range(slot, page) for slot in vm.memslots)
 
 
 @dataclass(frozen=True)
 class _Backed:
-    """What backs the IPA space of a VM, as ascending runs: IPA, end, PA (or `_NO_PA`), state, rights."""
+    """What backs the IPA space of a VM, as ascending runs: where, PA (or `_NO_PA`), state, rights."""
 
-    ipa: U64
-    end: U64
-    pa: U64
-    state: U64
-    rights: U64
+    at: Intervals
+    pa: Words
+    state: Words
+    rights: Words
 
 
 def _backed(vm: Vm, page: int) -> _Backed:
     parts = [_backed_slot(slot, *slot_range(slot, page)) for slot in vm.memslots]
     table = np.concatenate(parts) if parts else np.zeros((0, 5), dtype=np.uint64)
-    table = table[np.argsort(table[:, 0], kind="stable")]
-    return _Backed(*(table[:, column] for column in range(5)))
+    ipa, end, pa, state, rights = table[np.argsort(table[:, 0], kind="stable")].T
+    return _Backed(Intervals(ipa, end), pa, state, rights)
 
 
-def _backed_slot(slot: Memslot, start: int, end: int) -> U64:
+def _backed_slot(slot: Memslot, start: int, end: int) -> Words:
     """Rows (IPA, end, PA, state, rights) of one slot, cut to the slot."""
     if slot.flags & GUEST_MEMFD or not slot.backing:
         unknown = UNKNOWN if slot.flags & GUEST_MEMFD else UNREADABLE
@@ -109,8 +82,8 @@ def _backed_slot(slot: Memslot, start: int, end: int) -> U64:
     high = np.clip(hva + size, slot.userspace_addr, slot.userspace_addr + end - start)
     pa = np.where(pa == np.uint64(_NO_PA), pa, pa + (low - hva))
     shift = np.uint64((start - slot.userspace_addr) & (1 << 64) - 1)
-    rows: U64 = np.stack((low + shift, high + shift, pa, state, rights), axis=1)
-    kept: U64 = rows[high > low]
+    rows: Words = np.stack((low + shift, high + shift, pa, state, rights), axis=1)
+    kept: Words = rows[high > low]
     return kept
 
 
@@ -123,138 +96,131 @@ def _state(run: Backing) -> int:
 class Pieces:
     """Leaves cut where their backing changes; parallel arrays, ascending by IPA.
 
-    ``leaf`` is the place in the `Entries`, ``pa`` what the leaf has at the piece, ``must_be`` what backs it (equal to
-    ``pa`` where that is not known), ``state`` one of `NONE` … `UNKNOWN`; a gap in the backing is `NONE`.
+    ``leaf`` is the place in the table's columns, ``pa`` what the leaf has at the piece, ``must_be`` what backs it
+    (equal to ``pa`` where that is not known), ``state`` one of `NONE` … `UNKNOWN`; a gap in the backing is `NONE`.
     """
 
-    ipa: U64
-    end: U64
-    leaf: NDArray[np.int64]
-    pa: U64
-    must_be: U64
-    state: NDArray[np.int64]
-    rights: NDArray[np.int64]
+    ipa: Words
+    end: Words
+    leaf: Flat
+    pa: Words
+    must_be: Words
+    state: Flat
+    rights: Flat
 
     @property
-    def elsewhere(self) -> Mask:
+    def elsewhere(self) -> Flags:
         """The VMM has another page there."""
-        found: Mask = (self.state == PRESENT) & (self.must_be != self.pa)
+        found: Flags = (self.state == PRESENT) & (self.must_be != self.pa)
         return found
 
     @property
-    def nowhere(self) -> Mask:
+    def nowhere(self) -> Flags:
         """The VMM has no page there."""
-        found: Mask = self.state == NONE
+        found: Flags = self.state == NONE
         return found
 
     @property
-    def agreed(self) -> Mask:
+    def agreed(self) -> Flags:
         """The VMM has this very page there."""
-        found: Mask = (self.state == PRESENT) & (self.must_be == self.pa)
+        found: Flags = (self.state == PRESENT) & (self.must_be == self.pa)
         return found
 
     @property
-    def readonly(self) -> Mask:
+    def readonly(self) -> Flags:
         """The VMM may read the page and not write it (a page that it may not even read says nothing: NUMA hinting)."""
-        found: Mask = self.agreed & (self.rights & (_READABLE | _WRITABLE) == _READABLE)
+        found: Flags = self.agreed & (self.rights & (_READABLE | _WRITABLE) == _READABLE)
         return found
 
     @property
-    def special(self) -> Mask:
+    def special(self) -> Flags:
         """Mapped by the VMM by frame number alone."""
-        found: Mask = (self.rights & _SPECIAL) != 0
+        found: Flags = (self.rights & _SPECIAL) != 0
         return found
 
 
-def _pieces(owned: Owned, judged: Mask, backed: _Backed) -> Pieces:
+def _pieces(owned: Owned, judged: Flags, backed: _Backed) -> Pieces:
     """The leaves of ``judged``, which lie inside the slots, over ``backed``."""
-    entries = owned.entries
+    columns = owned.columns
     leaves = np.flatnonzero(judged)
-    leaves = leaves[np.argsort(entries.ia[leaves], kind="stable")]
-    ipa = entries.ia[leaves]
-    end = ipa + entries.size[leaves]
+    leaves = leaves[np.argsort(columns.ia[leaves], kind="stable")]
+    ipa = columns.ia[leaves]
+    end = ipa + columns.size[leaves]
     if len(leaves) > 1:  # of leaves at one address only the first is looked at: a corrupt tree
         distinct = np.concatenate(([True], ipa[1:] >= np.maximum.accumulate(end)[:-1]))
         leaves, ipa, end = leaves[distinct], ipa[distinct], end[distinct]
-    cuts = np.unique(np.concatenate((ipa, end, backed.ipa, backed.end)))
-    starts, stops = cuts[:-1], cuts[1:]
-    which = np.searchsorted(ipa, starts, side="right") - 1
+    cuts = np.sort(np.concatenate((ipa, end, backed.at.start, backed.at.end)), kind="stable")  # four that are sorted
+    cuts = cuts[np.append(cuts[:-1] != cuts[1:], True)] if len(cuts) else cuts
+    starts = cuts[:-1]
+    which = Intervals(ipa, end).holding(starts)
     kept = which >= 0
-    if len(end):
-        kept &= stops <= end[np.maximum(which, 0)]
-    starts, stops, which = starts[kept], stops[kept], which[kept]
-    run = np.searchsorted(backed.ipa, starts, side="right") - 1
+    starts, stops, which = starts[kept], cuts[1:][kept], which[kept]
+    pa: Words = columns.output[leaves][which] + starts - ipa[which]
+    run = backed.at.holding(starts)
     gap = run < 0
-    run = np.maximum(run, 0)
-    pa: U64 = entries.output[leaves][which] + starts - ipa[which]
-    if not len(backed.ipa):
-        nothing = np.zeros(len(starts), dtype=np.int64)
+    if not len(backed.pa):
+        nothing = np.zeros(len(starts), dtype=np.intp)
         return Pieces(starts, stops, leaves[which], pa, pa, nothing + NONE, nothing)
-    gap |= stops > backed.end[run]
     unknown = gap | (backed.pa[run] == np.uint64(_NO_PA))
     return Pieces(
         ipa=starts,
         end=stops,
         leaf=leaves[which],
         pa=pa,
-        must_be=np.where(unknown, pa, backed.pa[run] + (starts - backed.ipa[run])),
-        state=np.where(gap, NONE, backed.state[run].astype(np.int64)),
-        rights=np.where(gap, 0, backed.rights[run].astype(np.int64)),
+        must_be=np.where(unknown, pa, backed.pa[run] + (starts - backed.at.start[run])),
+        state=np.where(gap, NONE, backed.state[run].astype(np.intp)),
+        rights=np.where(gap, 0, backed.rights[run].astype(np.intp)),
     )
 
 
-@dataclass(frozen=True)
-class Placed:
-    """The leaves of one VM's own table against its slots.
+@dataclass(frozen=True, eq=False)
+class GuestMemory:
+    """The leaves of one VM's own table against its slots and what backs them; masks are of the table's entries.
 
     ``hosts`` are the leaves that map the host's own memory (`S8` reports them).
     """
 
     owned: Owned
     page: int
-    hosts: Mask
+    hosts: Flags
 
     @cached_property
-    def settled(self) -> Mask:
+    def certain(self) -> Flags:
         """The leaves whose input address is beyond doubt: no table above them has two parents (`S3` reports that)."""
-        leaf = self.owned.entries.leaf
-        if not self.owned.contested:
-            return leaf
-        contested = np.array(sorted(self.owned.contested), dtype=np.uint64)
-        settled: Mask = leaf & ~np.isin(self.owned.entries.table_pa, contested)
-        return settled
+        found: Flags = self.owned.leaf & ~self.owned.contested[self.owned.columns.row]
+        return found
 
     @cached_property
-    def in_slots(self) -> Mask:
-        """The settled leaves that lie inside the slots (`S7` reports the others)."""
-        entries = self.owned.entries
-        starts, ends = joined([slot_range(slot, self.page) for slot in self.owned.view.vm.memslots])
-        return self.settled & inside(entries.ia, entries.size, starts, ends)
+    def in_slots(self) -> Flags:
+        """The certain leaves that lie inside the slots (`S7` reports the others)."""
+        columns = self.owned.columns
+        found: Flags = self.certain & slots_of(self.owned.view.vm, self.page).contain(columns.ia, columns.size)
+        return found
 
     @cached_property
-    def slot(self) -> NDArray[np.int64]:
+    def slot(self) -> Flat:
         """For each entry the place in ``vm.memslots`` of the slot that its first page lies in (-1: none)."""
-        slots = self.owned.view.vm.memslots
-        ranges = [slot_range(slot, self.page) for slot in slots]
-        order = np.array(sorted(range(len(slots)), key=lambda n: ranges[n]), dtype=np.int64)
-        starts = np.array([ranges[n][0] for n in order], dtype=np.uint64)
-        ends = np.array([ranges[n][1] for n in order], dtype=np.uint64)
-        ia = self.owned.entries.ia
-        if not len(slots):
-            return np.full(len(ia), -1, dtype=np.int64)
-        at = np.searchsorted(starts, ia, side="right") - 1
-        found = (at >= 0) & (ia < ends[np.maximum(at, 0)])
-        return np.where(found, order[np.maximum(at, 0)], -1)
+        ranges = [slot_range(slot, self.page) for slot in self.owned.view.vm.memslots]
+        order = np.array([*sorted(range(len(ranges)), key=lambda n: ranges[n]), -1], dtype=np.intp)
+        start, end = np.array([ranges[n] for n in order[:-1]], dtype=np.uint64).reshape(-1, 2).T
+        # One entry after the last slot, so that -1, for none, finds it.
+        found: Flat = order[Intervals(start, end).holding(self.owned.columns.ia)]
+        return found
+
+    def fitting(self, number: int) -> Flags:
+        """The leaves that slot ``number`` answers for: those inside it that fit it."""
+        found: Flags = self.in_slots & ~self.unfit_blocks & (self.slot == number)
+        return found
 
     @cached_property
-    def unfit_blocks(self) -> Mask:
+    def unfit_blocks(self) -> Flags:
         """Blocks in the slots that the slot's place does not allow (`M2` reports them).
 
         Those at a level where KVM never makes any are left to `S4`.
         """
-        entries, slots = self.owned.entries, self.owned.view.vm.memslots
+        columns, slots = self.owned.columns, self.owned.view.vm.memslots
         levels = self.owned.view.geometry.block_levels
-        block = self.in_slots & entries.matching(lambda d: d.kind is Kind.BLOCK and d.level in levels)
+        block = self.in_slots & columns.matching(lambda d: d.kind is Kind.BLOCK and d.level in levels)
         for number, slot in enumerate(slots):
             start, end = slot_range(slot, self.page)
             mine = self.slot == number
@@ -262,20 +228,37 @@ class Placed:
                 block[mine] = False
                 continue
             apart = np.uint64((slot.userspace_addr - start) & (1 << 64) - 1)
-            fits = (entries.ia + entries.size <= np.uint64(end)) & (apart & (entries.size - np.uint64(1)) == 0)
+            fits = (columns.ia + columns.size <= np.uint64(end)) & (apart & (columns.size - np.uint64(1)) == 0)
             block[mine & fits] = False
         return block
 
     @cached_property
     def pieces(self) -> Pieces:
         """The leaves that only their backing can judge: in the slots, and wrong in no other way."""
-        entries, geometry = self.owned.entries, self.owned.view.geometry
-        beyond = entries.output >= np.uint64(1 << geometry.pa_bits)  # S4 reports them
+        beyond = self.owned.columns.output >= np.uint64(1 << self.owned.view.geometry.pa_bits)  # S4 reports them
         judged = self.in_slots & ~self.hosts & ~self.unfit_blocks & ~beyond
         return _pieces(self.owned, judged, _backed(self.owned.view.vm, self.page))
 
-    def of_leaves(self, pieces: Mask) -> Mask:
+    def of_leaves(self, pieces: Flags) -> Flags:
         """The leaves (as a mask of entries) that have any of ``pieces``."""
-        mask = np.zeros(len(self.owned.entries.raw), dtype=bool)
+        mask = np.zeros(len(self.owned.columns.raw), dtype=bool)
         mask[self.pieces.leaf[pieces]] = True
         return mask
+
+    @cached_property
+    def ordinary(self) -> Flags:
+        """The leaves that map the very pages that the VMM has there, as ordinary memory.
+
+        The VMM maps carved-out memory ("no-map") by frame number alone: RAM to QEMU, a device to the kernel.
+        """
+        return self.of_leaves(self.pieces.agreed & ~self.pieces.special)
+
+    @cached_property
+    def contradicted(self) -> Flags:
+        """The leaves that map something else than the VMM has there (`M1` and `M4` report them)."""
+        return self.of_leaves(self.pieces.elsewhere | self.pieces.nowhere)
+
+    @cached_property
+    def sound(self) -> Flags:
+        """The leaves that map what the VMM has there, as far as that is known."""
+        return self.of_leaves(np.ones(len(self.pieces.leaf), dtype=bool)) & ~self.contradicted

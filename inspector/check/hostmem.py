@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inspector.capture.view import TableView
-from inspector.check.entries import U64, Entries, Mask
+from inspector.check.ownership import Owned
 from inspector.codec import Kind
+from inspector.codec.bulk import Flags
 from inspector.snapshot import Capture
+from inspector.tables.intervals import Intervals
 
 
 @dataclass(frozen=True)
@@ -22,37 +23,32 @@ class Forbidden:
     what: str
 
 
-def _forbidden(capture: Capture, views: Sequence[TableView]) -> Iterator[Forbidden]:
+def _forbidden(capture: Capture, tables: Sequence[Owned]) -> Iterator[Forbidden]:
     for start, end in capture.host.kernel_pa:
         yield Forbidden(start, end, "the host kernel's image")
     for vm in capture.vms:
-        start, end = vm.object_pa
-        if end > start:
-            yield Forbidden(start, end, f"struct kvm of {vm.name}")
-    for view in views:
-        for table in view.tree.tables:
-            what = f"a level-{table.level} table of {view.regime} of {view.vm.name}"
-            yield Forbidden(table.pa, table.pa + view.geometry.granule, what)
+        yield Forbidden(*vm.object_pa, f"struct kvm of {vm.name}")
+    for owned in tables:
+        view, columns = owned.view, owned.columns
+        for pa, level in zip(columns.page_pa.tolist(), columns.page_level.tolist(), strict=True):
+            yield Forbidden(pa, pa + view.geometry.granule, f"a level-{level} table of {view.regime} of {view.vm.name}")
 
 
 @dataclass(frozen=True)
 class HostMemory:
-    """All of it, ascending."""
+    """All of it: range by range, and together."""
 
     ranges: tuple[Forbidden, ...]
-    starts: U64
-    ends: U64
+    union: Intervals
     zero_page: int | None
 
-    def mapped_by(self, entries: Entries) -> Mask:
+    def mapped_by(self, owned: Owned) -> Flags:
         """The leaves that map any of it; the zero page, which lies in the image, may be read."""
-        last = np.searchsorted(self.starts, entries.output + entries.size, side="left") - 1
-        hit = entries.leaf & (last >= 0)
-        if len(self.ends):
-            hit &= self.ends[np.maximum(last, 0)] > entries.output
+        columns = owned.columns
+        hit: Flags = owned.leaf & self.union.touch(columns.output, columns.size)
         if self.zero_page is not None:
-            read = entries.matching(lambda d: d.kind is Kind.PAGE and not d.writable)
-            hit &= ~(read & (entries.output == np.uint64(self.zero_page)))
+            read = owned.matching(lambda d: d.kind is Kind.PAGE and not d.writable)
+            hit &= ~(read & (columns.output == np.uint64(self.zero_page)))
         return hit
 
     def at(self, pa: int, size: int) -> Forbidden:
@@ -60,10 +56,7 @@ class HostMemory:
         return next(f for f in self.ranges if f.start < pa + size and pa < f.end)
 
 
-def host_memory(capture: Capture, views: Sequence[TableView]) -> HostMemory:
+def host_memory(capture: Capture, tables: Sequence[Owned]) -> HostMemory:
     """The host's own memory in ``capture``."""
-    ranges = sorted(_forbidden(capture, views), key=lambda f: f.start)
-    starts = np.array([f.start for f in ranges], dtype=np.uint64)
-    # Ranges may overlap in a corrupt capture: the highest end so far keeps the search one-dimensional.
-    ends = np.array([f.end for f in ranges], dtype=np.uint64)
-    return HostMemory(tuple(ranges), starts, np.maximum.accumulate(ends) if len(ends) else ends, capture.host.zero_page)
+    ranges = sorted(_forbidden(capture, tables), key=lambda f: f.start)
+    return HostMemory(tuple(ranges), Intervals.of((f.start, f.end) for f in ranges), capture.host.zero_page)

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inspector.capture.view import TableView
-from inspector.check.backing import GUEST_MEMFD, Placed, joined, slot_range, touching
-from inspector.check.catalogue import invariant
-from inspector.check.context import LIMIT, Context, error, error_or_note, many, note, spans, where_view, where_vm
-from inspector.check.entries import Mask
+from inspector.check import excuses
+from inspector.check.backing import GUEST_MEMFD, GuestMemory, slot_range
+from inspector.check.catalogue import Judge, invariant
+from inspector.check.context import Context
+from inspector.check.places import LIMIT, where_entry, where_problem, where_vm
 from inspector.codec import Descriptor
+from inspector.codec.bulk import Flags
 from inspector.findings import Finding, Where
 from inspector.snapshot import BackingState
-
-_UNMAP = "kvm_unmap_gfn_range"
-_FAULT = "user_mem_abort"
-
+from inspector.tables.intervals import runs
 
 # --- S7: inside the IPA space and inside memslots ---
 
@@ -33,42 +31,29 @@ def _may_be_device(descriptor: Descriptor) -> bool:
     "Every valid entry lies below 2^ia_bits, and every leaf inside a memslot; outside of one only a device that KVM "
     "itself maps (GICv2's virtual CPU interface: device memory that is not RAM).",
     "DDI 0487 D8.2.3; kvm_arch_flush_shadow_memslot, kvm_phys_addr_ioremap",
+    function="kvm_arch_flush_shadow_memslot",
 )
-def inside_slots(context: Context) -> Iterator[Finding]:
+def inside_slots(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
         view = owned.view
         for problem in view.tree.problems:
             if problem.kind == "beyond-ia":
-                where = where_view(
-                    view,
-                    ipa=problem.ia,
-                    size=view.geometry.block_size(problem.level),
-                    level=problem.level,
-                    table_pa=problem.table_pa,
-                    index=problem.index,
-                    raw=problem.raw,
-                )
-                yield error(
-                    "S7",
-                    where,
+                yield rule.error(
+                    where_problem(view, problem),
                     f"entries below IPA {1 << view.geometry.ia_bits:#x} only",
                     f"{problem.raw:#018x}",
                     "KVM refuses such addresses with -ERANGE, and the CPU never walks there",
                     "kvm_pgtable_walk",
                 )
-    ram = joined(context.capture.host.ram)
-    for placed in context.placed:
-        view, entries = placed.owned.view, placed.owned.entries
-        outside = placed.settled & ~placed.in_slots
-        device = entries.matching(_may_be_device) & ~touching(entries.output, entries.size, *ram)
-        for span in spans(view, entries, outside & ~device):
-            yield error(
-                "S7",
-                span.where,
+    for guest in context.guests:
+        owned, columns = guest.owned, guest.owned.columns
+        device = owned.matching(_may_be_device) & ~context.ram.touch(columns.output, columns.size)
+        for span in owned.spans(guest.certain & ~guest.in_slots & ~device):
+            yield rule.error(
+                span,
                 "a memslot around every leaf",
-                f"{span.where.raw or 0:#018x}, PA {int(entries.output[span.first]):#x}{many(span.count)}",
+                f"{span.raw}, PA {span.output:#x}",
                 "the guest reaches host memory that its VMM does not give it (any more)",
-                "kvm_arch_flush_shadow_memslot",
             )
 
 
@@ -80,21 +65,16 @@ def inside_slots(context: Context) -> Iterator[Finding]:
     "No leaf of any guest maps a stage-2 table, the host kernel's image (the zero page aside, to read), or a struct "
     "kvm.",
     "user_mem_abort, alloc_pages",
+    function="user_mem_abort",
+    why="the guest can read or change what the host relies on",
 )
-def not_the_hosts(context: Context) -> Iterator[Finding]:
+def not_the_hosts(rule: Judge, context: Context) -> Iterator[Finding]:
     memory = context.host_memory
     for owned in context.owned:
-        view, entries = owned.view, owned.entries
-        for span in spans(view, entries, memory.mapped_by(entries)):
-            low = int(entries.output[span.first])
-            what = memory.at(low, int(entries.size[span.first]))
-            yield error(
-                "S8",
-                span.where,
-                "memory that belongs to the guest",
-                f"PA {low:#x} is {what.what} ({what.start:#x}){many(span.count)}",
-                "the guest can read or change what the host relies on",
-                _FAULT,
+        for span in owned.spans(memory.mapped_by(owned)):
+            what = memory.at(span.output, span.pattern.size)
+            yield rule.error(
+                span, "memory that belongs to the guest", f"PA {span.output:#x} is {what.what} ({what.start:#x})"
             )
 
 
@@ -110,38 +90,18 @@ class _Run:
     rest: str
 
 
-def _runs(placed: Placed, wrong: Mask) -> Iterator[_Run]:
+def _runs(guest: GuestMemory, wrong: Flags) -> Iterator[_Run]:
     """The pieces of ``wrong``, those that continue each other joined; at most `LIMIT`, the last one counts the rest."""
-    pieces, entries, at = placed.pieces, placed.owned.entries, np.flatnonzero(wrong)
-    if not len(at):
-        return
-    apart = pieces.pa[at] - pieces.must_be[at]
-    level = entries.level[pieces.leaf[at]]
-    joins = (pieces.ipa[at][1:] == pieces.end[at][:-1]) & (apart[1:] == apart[:-1]) & (level[1:] == level[:-1])
-    starts = np.concatenate(([0], np.flatnonzero(~joins) + 1))
-    ends = np.concatenate((starts[1:], [len(at)]))
-    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+    pieces, columns, at = guest.pieces, guest.owned.columns, np.flatnonzero(wrong)
+    guest.owned.marked[pieces.leaf[at]] = True
+    apart, ipa = pieces.pa[at] - pieces.must_be[at], pieces.ipa[at]
+    starts, ends = runs((ipa, pieces.end[at] - ipa), (apart, 0), (columns.level[pieces.leaf[at]], 0))
+    for number, (start, end) in enumerate(zip(starts[:LIMIT], ends, strict=False)):
         first = int(at[start])
-        leaf = int(pieces.leaf[first])
-        where = where_view(
-            placed.owned.view,
-            ipa=int(pieces.ipa[first]),
-            size=int(pieces.end[at[end - 1]]) - int(pieces.ipa[first]),
-            level=int(entries.level[leaf]),
-            table_pa=int(entries.table_pa[leaf]),
-            index=int(entries.index[leaf]),
-            raw=int(entries.raw[leaf]),
-        )
+        size = int(pieces.end[at[end - 1]] - pieces.ipa[first])
+        where = where_entry(guest.owned.view, columns, int(pieces.leaf[first]), size, int(pieces.ipa[first]))
         more = len(starts) - LIMIT if number == LIMIT - 1 else 0
         yield _Run(where, first, f" (and {more} more ranges)" if more > 0 else "")
-        if number == LIMIT - 1:
-            return
-
-
-def _notifier_excuse(view: TableView) -> str | None:
-    if view.vm.invalidating:
-        return "an MMU-notifier invalidation was in progress: the leaf is removed before it ends"
-    return None
 
 
 @invariant(
@@ -149,36 +109,35 @@ def _notifier_excuse(view: TableView) -> str | None:
     "Every 4K page of every leaf is the page that the VMM's own page tables have at the memslot's address for it "
     "(where they have none: M4).",
     "user_mem_abort, kvm_unmap_gfn_range (MMU notifier)",
+    function="kvm_unmap_gfn_range",
+    why="the guest sees other memory than its VMM does",
 )
-def same_backing(context: Context) -> Iterator[Finding]:
-    for placed in context.placed:
-        yield from _unjudged(placed)
-        pieces = placed.pieces
-        for run in _runs(placed, pieces.elsewhere):
-            yield error_or_note(
-                "M1",
+def same_backing(rule: Judge, context: Context) -> Iterator[Finding]:
+    for guest in context.guests:
+        yield from _unjudged(rule, guest)
+        pieces = guest.pieces
+        for run in _runs(guest, pieces.elsewhere):
+            yield rule.error(
                 run.where,
                 f"PA {int(pieces.must_be[run.first]):#x}, the VMM's page",
                 f"PA {int(pieces.pa[run.first]):#x}{run.rest}",
-                "the guest sees other memory than its VMM does",
-                _UNMAP,
-                _notifier_excuse(placed.owned.view),
+                excuse=excuses.invalidation(guest.owned.view.vm),
             )
 
 
-def _unjudged(placed: Placed) -> Iterator[Finding]:
+def _unjudged(rule: Judge, guest: GuestMemory) -> Iterator[Finding]:
     """One note a slot whose backing is not known, rather than silence."""
-    view = placed.owned.view
+    view = guest.owned.view
     for slot in view.vm.memslots:
         unread = not slot.backing or any(run.state is BackingState.UNREADABLE for run in slot.backing)
         if unread and slot.npages and not slot.flags & GUEST_MEMFD:
-            start, end = slot_range(slot, placed.page)
-            yield note(
-                "M1",
+            start, end = slot_range(slot, guest.page)
+            yield rule.note(
                 where_vm(view.vm, view.mmu),
                 f"the page tables behind slot {slot.id} at {start:#x}..{end:#x}",
                 "not readable",
                 "the leaves there are not judged: the VMM may be exiting",
+                "",
             )
 
 
@@ -186,20 +145,18 @@ def _unjudged(placed: Placed) -> Iterator[Finding]:
     "M2",
     "A block stands only where IPA and host virtual address agree modulo its size, and inside one memslot.",
     "fault_supports_stage2_huge_mapping",
+    function="fault_supports_stage2_huge_mapping",
+    why="one piece of host memory this big cannot lie behind it: the guest sees memory that is not its own",
 )
-def fitting_blocks(context: Context) -> Iterator[Finding]:
-    for placed in context.placed:
-        view, entries = placed.owned.view, placed.owned.entries
-        for span in spans(view, entries, placed.unfit_blocks):
-            slot = view.vm.memslots[placed.slot[span.first]]
-            start, end = slot_range(slot, placed.page)
-            yield error(
-                "M2",
-                span.where,
+def fitting_blocks(rule: Judge, context: Context) -> Iterator[Finding]:
+    for guest in context.guests:
+        for span in guest.owned.spans(guest.unfit_blocks):
+            slot = guest.owned.view.vm.memslots[guest.slot[span.first]]
+            start, end = slot_range(slot, guest.page)
+            yield rule.error(
+                span,
                 f"pages: slot {slot.id} is {start:#x}..{end:#x} at HVA {slot.userspace_addr:#x}",
-                f"{span.where.raw or 0:#018x}, a block of {int(entries.size[span.first]):#x}{many(span.count)}",
-                "one piece of host memory this big cannot lie behind it: the guest sees memory that is not its own",
-                "fault_supports_stage2_huge_mapping",
+                f"{span.raw}, a block of {span.pattern.size:#x}",
             )
 
 
@@ -208,17 +165,15 @@ def fitting_blocks(context: Context) -> Iterator[Finding]:
     "No leaf outlives its backing: none maps a page where the VMM's own page tables have none (any more), once the "
     "MMU-notifier invalidation has ended.",
     "kvm_unmap_gfn_range (5.10: kvm_unmap_hva_range), kvm_mmu_notifier_invalidate_range_start",
+    function="kvm_unmap_gfn_range",
+    why="the host may have given the page to somebody else: the guest has a use-after-free in its hands",
 )
-def nothing_outlives_its_backing(context: Context) -> Iterator[Finding]:
-    for placed in context.placed:
-        pieces = placed.pieces
-        for run in _runs(placed, pieces.nowhere):
-            yield error_or_note(
-                "M4",
+def nothing_outlives_its_backing(rule: Judge, context: Context) -> Iterator[Finding]:
+    for guest in context.guests:
+        for run in _runs(guest, guest.pieces.nowhere):
+            yield rule.error(
                 run.where,
                 "no leaf where the VMM has no page",
-                f"PA {int(pieces.pa[run.first]):#x}{run.rest}",
-                "the host may have given the page to somebody else: the guest has a use-after-free in its hands",
-                _UNMAP,
-                _notifier_excuse(placed.owned.view),
+                f"PA {int(guest.pieces.pa[run.first]):#x}{run.rest}",
+                excuse=excuses.invalidation(guest.owned.view.vm),
             )

@@ -6,107 +6,122 @@ input addresses matter it is not judged at all: with two parents, nobody can say
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspector.capture.view import TableView
-from inspector.check.entries import Entries, entries_of
-from inspector.codec import Kind
+from inspector.check.places import Span, spans, where_entry, where_view
+from inspector.codec import Descriptor
+from inspector.codec.bulk import Flags
+from inspector.findings import Where
+from inspector.tables.columns import Columns
+
+
+@dataclass(frozen=True, eq=False)
+class Owned:
+    """What one view is judged by: the ``pages`` that were reached first through it, and the entries in them.
+
+    ``contested`` pages are, or lie below, a page with two parents.  ``marked`` entries are those that a rule has
+    spoken of (it grows as the rules are asked): what a specific rule says of an entry no general one repeats.
+    """
+
+    view: TableView
+    columns: Columns
+    pages: Flags
+    contested: Flags
+    marked: Flags
+
+    @cached_property
+    def mine(self) -> Flags:
+        """The entries of `pages`."""
+        found: Flags = self.pages[self.columns.row]
+        return found
+
+    @cached_property
+    def leaf(self) -> Flags:
+        """The blocks and pages."""
+        found: Flags = self.columns.leaf & self.mine
+        return found
+
+    def matching(self, rule: Callable[[Descriptor], bool]) -> Flags:
+        """The entries whose attributes satisfy ``rule``."""
+        found: Flags = self.columns.matching(rule) & self.mine
+        return found
+
+    def spans(self, wrong: Flags | Callable[[Descriptor], bool], *alike: NDArray[Any]) -> Iterator[Span]:
+        """The ``wrong`` entries as places (see `places.spans`); they are marked."""
+        mask = self.matching(wrong) if callable(wrong) else wrong & self.mine
+        self.marked[mask] = True
+        return spans(self.view, self.columns, mask, *alike)
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """One reference to a table page: from entry ``at`` of ``entries``, or, with ``at`` ``None``, as a root."""
+    """One reference to a table page: from entry ``at`` of ``owned``, or, with ``at`` ``None``, as a root."""
 
-    view: TableView
-    entries: Entries
+    owned: Owned
     at: int | None
     child: int
 
-    def place(self) -> str:
-        """The place in words."""
+    @property
+    def where(self) -> Where:
         if self.at is None:
-            return f"the root of {self.view.regime} of {self.view.vm.name}"
-        where = f"{int(self.entries.table_pa[self.at]):#x}[{int(self.entries.index[self.at])}]"
-        return f"{where} in {self.view.regime} of {self.view.vm.name}"
+            return where_view(self.owned.view, table_pa=self.child)
+        return where_entry(self.owned.view, self.owned.columns, self.at)
+
+    def text(self) -> str:
+        """The place in words."""
+        place, view = self.where, self.owned.view
+        if self.at is None:
+            return f"the root of {view.regime} of {view.vm.name}"
+        return f"{place.table_pa:#x}[{place.index}] in {view.regime} of {view.vm.name}"
 
 
-@dataclass(frozen=True)
-class Owned:
-    """What one view is judged by.
-
-    ``entries`` are those of the tables reached first through this view; ``tables`` are these tables, by PA to their
-    place in ``view.tree.tables``; ``contested`` are the PAs of tables that are, or lie below, a page with two parents.
-    """
-
-    view: TableView
-    entries: Entries
-    tables: dict[int, int]
-    contested: frozenset[int]
-
-
-def _first_reached(views: Sequence[TableView]) -> list[dict[int, int]]:
-    """For each view the tables it reaches first, PA to number in its tree; parents come before children in a tree."""
+def _first_reached(columns: Sequence[Columns]) -> list[Flags]:
+    """For each tree the pages that it reaches first: roots before all others, parents before children."""
     seen: set[int] = set()
-    result: list[dict[int, int]] = []
-    for view in views:
-        result.append({})
-        for number, table in enumerate(view.tree.tables):
-            if table.parent_pa is None and table.pa not in seen:
-                seen.add(table.pa)
-                result[-1][table.pa] = number
-    for view, mine in zip(views, result, strict=True):
-        for number, table in enumerate(view.tree.tables):
-            if table.parent_pa in mine and table.pa not in seen:
-                seen.add(table.pa)
-                mine[table.pa] = number
-    return result
+    found = [np.zeros(len(tree.page_pa), dtype=bool) for tree in columns]
+    for roots in (True, False):
+        for tree, mine in zip(columns, found, strict=True):
+            parents = tree.page_parent.tolist()
+            for row, pa in enumerate(tree.page_pa.tolist()):
+                if (parents[row] < 0) is roots and (roots or mine[parents[row]]) and pa not in seen:
+                    seen.add(pa)
+                    mine[row] = True
+    return found
 
 
-def pointers(views: Sequence[TableView], entries: Sequence[Entries]) -> Iterator[Pointer]:
-    """Every reference to a table page: first all roots, then the table entries of every tree in walk order."""
-    for view, mine in zip(views, entries, strict=True):
-        for pa in view.root_pages():
-            yield Pointer(view, mine, None, pa)
-    for view, mine in zip(views, entries, strict=True):
-        at = np.flatnonzero(mine.matching(lambda d: d.kind is Kind.TABLE))
-        high = np.array([p.output_address or 0 for p in mine.patterns] or [0], dtype=np.uint64)
-        children = mine.address_bits[at] | high[mine.pattern[at]]
-        for one, child in zip(at.tolist(), children.tolist(), strict=True):
-            yield Pointer(view, mine, one, child)
+def _pointers(owned: Sequence[Owned]) -> Iterator[Pointer]:
+    """Every reference to a table page: first all roots, then the table entries of every tree."""
+    for one in owned:
+        yield from (Pointer(one, None, pa) for pa in one.view.root_pages())
+    for one in owned:
+        at = np.flatnonzero(one.columns.table & one.mine)
+        for place, child in zip(at.tolist(), one.columns.child[at].tolist(), strict=True):
+            yield Pointer(one, place, child)
 
 
-def _below(view: TableView, tops: set[int]) -> frozenset[int]:
-    """The tables of ``tops`` and all tables below them in ``view``."""
-    found: set[int] = set()
-    for table in view.tree.tables:
-        if table.pa in tops or table.parent_pa in found:
-            found.add(table.pa)
-    return frozenset(found)
-
-
-def ownership(views: Sequence[TableView]) -> tuple[list[Owned], list[Pointer]]:
+def ownership(views: Sequence[TableView], columns: Sequence[Columns]) -> tuple[list[Owned], list[Pointer]]:
     """What each view is judged by, and every pointer to a table page."""
-    first = _first_reached(views)
-    entries = [
-        entries_of(view.tree, [view.tree.tables[n] for n in mine.values()])
-        for view, mine in zip(views, first, strict=True)
+    owned = [
+        Owned(view, tree, mine, np.zeros_like(mine), np.zeros(len(tree.raw), dtype=bool))
+        for view, tree, mine in zip(views, columns, _first_reached(columns), strict=True)
     ]
-    found = list(pointers(views, entries))
+    found = list(_pointers(owned))
     loops = {(p.table_pa, p.index) for view in views for p in view.tree.problems if p.kind == "loop"}
-    roots: set[int] = set()
-    once: set[int] = set()
-    twice: set[int] = set()
+    roots, once, twice = set[int](), set[int](), set[int]()
     for pointer in found:
         if pointer.at is None:
             (twice if pointer.child in roots else roots).add(pointer.child)
-            continue
-        place = int(pointer.entries.table_pa[pointer.at]), int(pointer.entries.index[pointer.at])
-        if place not in loops and pointer.child not in roots:
+        elif pointer.child not in roots and not (loops and (pointer.where.table_pa, pointer.where.index) in loops):
             (twice if pointer.child in once else once).add(pointer.child)
-    owned = [
-        Owned(view, mine, tables, _below(view, twice)) for view, mine, tables in zip(views, entries, first, strict=True)
-    ]
+    if twice:
+        tops = np.array(sorted(twice), dtype=np.uint64)
+        for one in owned:
+            one.contested[:] = one.columns.below(np.isin(one.columns.page_pa, tops))
     return owned, found

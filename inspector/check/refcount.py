@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from inspector.capture.view import TableView
-from inspector.check.catalogue import invariant
-from inspector.check.context import Context, error, note, where_view
-from inspector.check.entries import Entries, Mask
+from inspector.check import excuses
+from inspector.check.catalogue import Judge, invariant
+from inspector.check.context import Context, title
 from inspector.check.ownership import Owned
+from inspector.check.places import where_page, where_view
 from inspector.findings import Finding
 from inspector.snapshot import PageState
 
@@ -20,85 +20,51 @@ from inspector.snapshot import PageState
     "page_count of every table page is 1 plus its counted entries: valid ones (5.10), non-zero ones but LOCKED (5.15 "
     "and later); each page of a concatenated root is counted by itself.",
     "stage2_pte_is_counted, kvm_s2_mm_ops.get_page/put_page",
+    function="kvm_s2_put_page",
+    form=True,
 )
-def counts(context: Context) -> Iterator[Finding]:
+def counts(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
-        view, missing = owned.view, 0
-        for pa, ia, level, counted, odd in _counted(context, owned):
+        missing = 0
+        right = context.references[title(owned.view)]
+        rows = np.flatnonzero(owned.pages)
+        pages = zip(
+            rows.tolist(), *(c[rows].tolist() for c in (owned.columns.page_pa, right.low, right.high)), strict=True
+        )
+        for row, pa, low, high in pages:
             info = context.capture.page_info.get(pa)
             if info is None:
                 missing += 1
-            elif info.state is PageState.USED and not counted - odd < info.refcount <= counted:
-                finding = _judge(context, view, pa, ia, level, 1 + counted, info.refcount)
-                if finding is not None:
-                    yield finding
+            elif info.state is PageState.USED and not low <= info.refcount <= high:
+                yield _count(rule, context, owned, row, low if info.refcount < low else high, info.refcount)
         if missing and not context.protected:
-            yield note(
-                "R1",
-                where_view(view),
+            yield rule.note(
+                where_view(owned.view),
                 "a struct page for every table",
-                f"none for {missing} of {len(view.tree.tables)}",
+                f"none for {missing} of {len(owned.view.tree.tables)}",
                 "their reference counts are not judged",
+                "",
             )
 
 
-def _per_page(entries: Entries, mask: Mask) -> dict[int, int]:
-    """How many masked entries each table page has, by PA."""
-    pages, numbers = np.unique(entries.table_pa[mask], return_counts=True)
-    return dict(zip(pages.tolist(), numbers.tolist(), strict=True))
-
-
-def _counted(context: Context, owned: Owned) -> Iterator[tuple[int, int, int, int, int]]:
-    """(PA, IPA, level, number of counted entries, how many of them are odd) of each table, in walk order.
-
-    An invalid entry that is neither zero nor LOCKED is odd: the kernel's rule counts it, but nobody who wrote it beside
-    the kernel took a reference.  `S6` reports the entry itself; here both numbers pass.
-    """
-    entries = owned.entries
-    valid = (entries.raw & np.uint64(1)) != 0
-    if not context.code.behaviours.counts_nonzero:
-        counted, odd = _per_page(entries, valid), {}
-    else:
-        value = context.code.behaviours.locked_value
-        locked = entries.raw == np.uint64(value) if value else np.zeros_like(valid)
-        counted, odd = _per_page(entries, ~locked), _per_page(entries, ~locked & ~valid)
-    for table in (owned.view.tree.tables[number] for number in owned.tables.values()):
-        yield table.pa, table.ia, table.level, counted.get(table.pa, 0), odd.get(table.pa, 0)
-
-
-def _judge(
-    context: Context, view: TableView, pa: int, ia: int, level: int, expected: int, actual: int
-) -> Finding | None:
-    if actual == expected:
-        return None
-    where = where_view(view, ipa=ia, level=level, table_pa=pa)
-    want = f"page_count {expected} (1 + {expected - 1} counted entries)"
-    got = f"page_count {actual}"
+def _count(rule: Judge, context: Context, owned: Owned, row: int, expected: int, actual: int) -> Finding:
+    vm, where = owned.view.vm, where_page(owned.view, owned.columns, row)
     if actual > expected:
-        return note(
-            "R1",
+        why = "a put was forgotten: the page is never freed"
+        excuse = excuses.passing(
+            context.capture,
+            vm,
             where,
-            want,
-            got,
             "a foreign, passing reference (compaction, a scanner) or a walk in progress explains a count too high; "
             "if it stays, a put was forgotten and the page leaks",
-            "kvm_s2_put_page",
         )
-    walkers = context.walk_in_progress(view.vm)
-    if walkers is not None and expected - actual <= len(context.walkers):
-        return note(
-            "R1",
-            where,
-            want,
-            got,
-            f"a walk may have been in progress ({walkers}): it sets an entry and its reference one after the other",
-            "kvm_s2_put_page",
-        )
-    return error(
-        "R1",
+    else:
+        why = "a put too many, or a get that was forgotten: the table is freed while entries still use it"
+        excuse = excuses.missing_references(context.capture.host, vm, expected - actual)
+    return rule.error(
         where,
-        want,
-        got,
-        "a put too many: the table is freed while entries still use it",
-        "kvm_s2_put_page",
+        f"page_count {expected} (1 + {expected - 1} counted entries)",
+        f"page_count {actual}",
+        why,
+        excuse=excuse,
     )

@@ -6,24 +6,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from inspector.check.backing import GUEST_MEMFD, READONLY, Placed, slot_range, touching
-from inspector.check.catalogue import invariant
-from inspector.check.context import Context, error, error_or_note, many, spans
-from inspector.check.entries import U64, Mask
+from inspector.check import excuses
+from inspector.check.backing import GUEST_MEMFD, READONLY, GuestMemory, slot_range
+from inspector.check.catalogue import Judge, invariant
+from inspector.check.context import Context
+from inspector.codec.bulk import Flags
 from inspector.findings import Finding
-from inspector.snapshot import Memslot, Vm
-
-_FAULT = "user_mem_abort"
-
-
-def _in_slot(placed: Placed, number: int) -> Mask:
-    """The leaves that slot ``number`` answers for: those inside it that fit it."""
-    mask: Mask = placed.in_slots & ~placed.unfit_blocks & (placed.slot == number)
-    return mask
+from inspector.snapshot import Memslot
+from inspector.tables.intervals import Intervals
 
 
-def _writable(placed: Placed) -> Mask:
-    return placed.owned.entries.matching(lambda d: d.kind.is_leaf and d.writable)
+def _writable(guest: GuestMemory) -> Flags:
+    return guest.owned.matching(lambda d: d.writable)
 
 
 @invariant(
@@ -31,78 +25,55 @@ def _writable(placed: Placed) -> Mask:
     "A leaf is readable; it is writable only in a slot that is not read-only and, while the slot's dirty log is on, "
     "only where every page of it is marked dirty.",
     "user_mem_abort, mark_page_dirty_in_slot, kvm_mmu_wp_memory_region, kvm_arch_mmu_enable_log_dirty_pt_masked",
+    function="user_mem_abort",
 )
-def slot_rights(context: Context) -> Iterator[Finding]:
-    for placed in context.placed:
-        view, entries = placed.owned.view, placed.owned.entries
-        unreadable = placed.settled & entries.matching(lambda d: not d.readable)
-        for span in spans(view, entries, unreadable):
-            yield error(
-                "M3",
-                span.where,
+def slot_rights(rule: Judge, context: Context) -> Iterator[Finding]:
+    for guest in context.guests:
+        for span in guest.owned.spans(guest.certain & guest.owned.matching(lambda d: not d.readable)):
+            yield rule.error(
+                span,
                 "S2AP[0] set",
-                f"{span.where.raw or 0:#018x}, not readable{many(span.count)}",
+                f"{span.raw}, not readable",
                 "KVM lets a guest read whatever it maps: each read faults, and the fault finds nothing to do",
-                _FAULT,
+                "attributes",
             )
-        writable = _writable(placed)
-        for number, slot in enumerate(view.vm.memslots):
+        writable = _writable(guest)
+        for number, slot in enumerate(guest.owned.view.vm.memslots):
             if slot.flags & READONLY:
-                for span in spans(view, entries, writable & _in_slot(placed, number)):
-                    yield error(
-                        "M3",
-                        span.where,
+                for span in guest.owned.spans(writable & guest.fitting(number)):
+                    yield rule.error(
+                        span,
                         f"no write permission in slot {slot.id}, which is read-only",
-                        f"{span.where.raw or 0:#018x}, writable{many(span.count)}",
+                        f"{span.raw}, writable",
                         "the guest changes memory that its VMM holds to be constant (firmware, flash)",
-                        _FAULT,
                     )
             elif slot.dirty_pages is not None:
-                yield from _unlogged(context, placed, number, slot, writable)
+                yield from _unlogged(rule, context, guest, slot, writable & guest.fitting(number))
 
 
-def _unlogged(context: Context, placed: Placed, number: int, slot: Memslot, writable: Mask) -> Iterator[Finding]:
-    """Leaves of a logged slot that the guest can write without the log telling."""
-    view, entries = placed.owned.view, placed.owned.entries
-    start, end = slot_range(slot, placed.page)
-    mask = writable & _in_slot(placed, number)
+def _unlogged(rule: Judge, context: Context, guest: GuestMemory, slot: Memslot, mask: Flags) -> Iterator[Finding]:
+    """Leaves (of those of ``mask``, in a logged slot) that the guest can write without the log telling."""
+    columns = guest.owned.columns
+    start, end = slot_range(slot, guest.page)
     at = np.flatnonzero(mask)
     bits = np.unpackbits(np.frombuffer(slot.dirty_pages or b"", np.uint8), bitorder="little")
-    if not len(at) or len(bits) * placed.page < end - start:
+    if not len(at) or len(bits) * guest.page < end - start:
         return
     dirty = np.concatenate(([0], np.cumsum(bits, dtype=np.int64)))
-    first = ((entries.ia[at] - np.uint64(start)) // np.uint64(placed.page)).astype(np.int64)
-    pages = (entries.size[at] // np.uint64(placed.page)).astype(np.int64)
+    first = ((columns.ia[at] - np.uint64(start)) // np.uint64(guest.page)).astype(np.int64)
+    pages = (columns.size[at] // np.uint64(guest.page)).astype(np.int64)
     clean = dirty[first + pages] - dirty[first] < pages
     mask[at[~clean]] = False
-    excuse = _window(context, view.vm, int(np.count_nonzero(clean)))
-    for span in spans(view, entries, mask):
-        yield error_or_note(
-            "M3",
-            span.where,
+    excuse = excuses.unlogged(context.capture.host, guest.owned.view.vm, int(np.count_nonzero(clean)))
+    for span in guest.owned.spans(mask):
+        yield rule.error(
+            span,
             f"write permission in slot {slot.id} only where its dirty log has every page",
-            f"{span.where.raw or 0:#018x}, writable, and not marked dirty{many(span.count)}",
+            f"{span.raw}, writable, and not marked dirty",
             "what the guest writes there is not migrated: the log does not tell it, and no fault will",
             "kvm_mmu_wp_memory_region",
-            excuse,
+            excuse=excuse,
         )
-
-
-def _window(context: Context, vm: Vm, count: int) -> str | None:
-    """Why ``count`` writable leaves may be missing in a dirty log just now; ``None`` when nothing explains it.
-
-    Logging is switched on, and a log is read and cleared, under ``slots_lock``: the bits and the write protection
-    change one after the other, with mmu_lock dropped in between.  A fault maps first and marks then, outside of
-    mmu_lock from 6.12: one page for each vCPU that is in the kernel, on a CPU or preempted there.
-    """
-    if vm.slots_locked is not False:
-        held = "was held" if vm.slots_locked else "is not known to be free"
-        return f"kvm->slots_lock {held}: logging may be in the course of being switched on, or the log of being cleared"
-    faulting = len(context.walkers) + sum(vcpu.preempted for vcpu in vm.vcpus)
-    if count <= faulting:
-        who = context.walk_in_progress() or "a vCPU was preempted"
-        return f"a vCPU may be between mapping the page and marking it ({who})"
-    return None
 
 
 @invariant(
@@ -111,55 +82,43 @@ def _window(context: Context, vm: Vm, count: int) -> str | None:
     "and no page of one VM's guest_memfd is mapped in another VM.",
     "hva_to_pfn (FOLL_WRITE), mmu_notifier_invalidate_range_start (fork, KSM, mprotect); kvm_gmem_get_pfn",
 )
-def only_its_own(context: Context) -> Iterator[Finding]:
-    for placed in context.placed:
-        view, entries = placed.owned.view, placed.owned.entries
-        constant = np.zeros(len(entries.raw), dtype=bool)
-        for number, slot in enumerate(view.vm.memslots):
+def only_its_own(rule: Judge, context: Context) -> Iterator[Finding]:
+    for guest in context.guests:
+        constant = np.zeros(len(guest.owned.columns.raw), dtype=bool)
+        for number, slot in enumerate(guest.owned.view.vm.memslots):
             if slot.flags & READONLY:
-                constant |= placed.slot == number  # M3 reports those
-        wrong = _writable(placed) & ~constant & placed.of_leaves(placed.pieces.readonly)
-        for span in spans(view, entries, wrong):
-            yield error_or_note(
-                "M11",
-                span.where,
+                constant |= guest.slot == number  # M3 reports those
+        for span in guest.owned.spans(_writable(guest) & ~constant & guest.of_leaves(guest.pieces.readonly)):
+            yield rule.error(
+                span,
                 "no write permission: the VMM may only read the page",
-                f"{span.where.raw or 0:#018x}, PA {int(entries.output[span.first]):#x}, writable{many(span.count)}",
+                f"{span.raw}, PA {span.output:#x}, writable",
                 "the page may be shared with other processes and other guests, which see what this guest writes",
                 "kvm_unmap_gfn_range",
-                "an MMU-notifier invalidation was in progress: the leaf is removed before it ends"
-                if view.vm.invalidating
-                else None,
+                excuse=excuses.invalidation(guest.owned.view.vm),
             )
-    yield from _guest_memory(context)
+    yield from _guest_memory(rule, context)
 
 
-def _guest_memory(context: Context) -> Iterator[Finding]:
+def _guest_memory(rule: Judge, context: Context) -> Iterator[Finding]:
     """Leaves of other VMs on what lies behind a slot with a guest_memfd, which is one VM's alone."""
-    private: list[tuple[Placed, U64, U64]] = []
-    for placed in context.placed:
-        entries = placed.owned.entries
-        for number, slot in enumerate(placed.owned.view.vm.memslots):
+    for owner in context.guests:
+        columns, private = owner.owned.columns, np.zeros(len(owner.owned.columns.raw), dtype=bool)
+        for number, slot in enumerate(owner.owned.view.vm.memslots):
             if slot.flags & GUEST_MEMFD:
-                mine = _in_slot(placed, number)
-                order = np.argsort(entries.output[mine], kind="stable")
-                low = entries.output[mine][order]
-                private.append((placed, low, low + entries.size[mine][order]))
-    for owner, starts, ends in private:
-        for placed in context.placed:
-            if placed.owned.view.vm is owner.owned.view.vm:
+                private |= owner.fitting(number)
+        memory = Intervals.union(columns.output[private], columns.output[private] + columns.size[private])
+        for guest in context.guests:
+            if guest.owned.view.vm is owner.owned.view.vm or not private.any():
                 continue
-            view, entries = placed.owned.view, placed.owned.entries
+            columns = guest.owned.columns
             # Where the VMM's own tables contradict the leaf, M1 and M4 say so.
-            explained = ~placed.of_leaves(placed.pieces.elsewhere | placed.pieces.nowhere)
-            shared = placed.in_slots & explained & touching(entries.output, entries.size, starts, ends)
-            for span in spans(view, entries, shared):
-                yield error(
-                    "M11",
-                    span.where,
+            shared = guest.in_slots & ~guest.contradicted & memory.touch(columns.output, columns.size)
+            for span in guest.owned.spans(shared):
+                yield rule.error(
+                    span,
                     "memory that no other VM has",
-                    f"PA {int(entries.output[span.first]):#x} is guest_memfd memory of "
-                    f"{owner.owned.view.vm.name}{many(span.count)}",
+                    f"PA {span.output:#x} is guest_memfd memory of {owner.owned.view.vm.name}",
                     "guest_memfd pages belong to one VM: two guests share memory that neither VMM gave to both",
                     "kvm_gmem_get_pfn",
                 )

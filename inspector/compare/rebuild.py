@@ -11,46 +11,49 @@ leaf by leaf.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from inspector.capture.view import TableView
-from inspector.codec import bulk
-from inspector.compare.columns import LevelColumn, Mask
+from inspector.codec import Descriptor, decode, decode_register
+from inspector.codec.bulk import Flags, Flat, Words
+from inspector.compare.fields import AF
 from inspector.compare.machine import machine_of
 from inspector.compare.mappings import Reading, reading_of
 from inspector.generations import KernelCode, software_bits_used
 from inspector.model import MemoryCache, Stage2
+from inspector.tables.columns import Columns
+from inspector.tables.intervals import Intervals, runs
+from inspector.tables.rules import level_rules
 
-_CACHE = 8
+_CACHE: Final = 8
 """Pages for one map: more than there are levels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rebuilt:
-    """The model's tree: for each level of the live one its entries at the same places, and its pages.
+    """The model's tree beside the live one's `Columns`.
 
-    ``raw[n]`` is parallel to column n (all zero where the model has no such table); ``page[n]`` holds the model's
-    page for each table, 0 where there is none; ``mapped[n]`` says which live leaves it was asked for.
+    ``raw`` is the model's entry at the place of each live one, 0 where it has none.  A table entry has the live one's
+    address (that the live tables form a tree is for others to say), also where the model maps nothing below.  Where the
+    CPU sets the access flag, a leaf has the live one's.  ``mapped`` are the live leaves that the model was asked for,
+    ``page`` is its page for each live one (0: none).
     """
 
     pgt: Stage2
-    raw: tuple[bulk.Words, ...]
-    page: tuple[tuple[int, ...], ...]
-    mapped: tuple[Mask, ...]
+    columns: Columns
+    raw: Words
+    mapped: Flags
+    page: Flat
 
-    def count(self, level: int, row: int) -> int:
-        """The model's reference count of a table; 1, an empty table's, where it has none."""
-        return self.pgt.store.counts.get(self.page[level][row], 1)
-
-    def child_page(self, raw: int) -> int:
-        """The model's page that one of its table entries leads to."""
-        return self.pgt.pa_of(raw)
+    def decoded(self, at: int) -> Descriptor:
+        """The model's entry beside the live one at a position."""
+        return decode(int(self.raw[at]), int(self.columns.level[at]), self.columns.geometry, self.columns.format)
 
 
-def kernel_ram(view: TableView) -> list[tuple[int, int]]:
+def kernel_ram(view: TableView) -> Intervals:
     """The RAM that the host kernel manages for certain: the ranges that hold its image or a table.
 
     What else QEMU calls RAM may be a device's to the kernel (an ivshmem BAR, video memory), and so may memory inside
@@ -58,19 +61,9 @@ def kernel_ram(view: TableView) -> list[tuple[int, int]]:
     """
     capture = view.capture
     known = [capture.host.image_pa[0], *capture.pages]
-    ram = [(start, end) for start, end in capture.host.ram if any(start <= pa < end for pa in known)]
-    runs = (run for slot in view.vm.memslots for run in slot.backing if run.special and run.pa is not None)
-    for low, size in sorted({(run.pa or 0, run.size) for run in runs}):
-        ram = [part for start, end in ram for part in ((start, min(end, low)), (max(start, low + size), end))]
-        ram = [(start, end) for start, end in ram if start < end]
-    return ram
-
-
-def _in_ranges(pa: bulk.Words, ranges: Sequence[tuple[int, int]]) -> Mask:
-    found = np.zeros(pa.shape, dtype=bool)
-    for start, end in ranges:
-        found |= (pa >= np.uint64(start)) & (pa < np.uint64(end))
-    return found
+    ram = Intervals.of((start, end) for start, end in capture.host.ram if any(start <= pa < end for pa in known))
+    special = [run for slot in view.vm.memslots for run in slot.backing if run.special and run.pa is not None]
+    return ram.without(Intervals.of((run.pa or 0, (run.pa or 0) + run.size) for run in special))
 
 
 class _Templates:
@@ -95,65 +88,85 @@ class _Templates:
         return known
 
 
-def rebuild(view: TableView, kernel: KernelCode, columns: Sequence[LevelColumn]) -> Rebuilt:
-    """The model's tree for the leaves of ``columns``, the levels of ``view``'s tree."""
+def rebuild(view: TableView, kernel: KernelCode, columns: Columns) -> Rebuilt:
+    """The model's tree for the leaves of ``columns``, which are those of ``view``'s tree."""
     pgt = Stage2(kernel.behaviours, machine_of(kernel, view), view.geometry)
     pgt.init()
     reading = reading_of(view, kernel, pgt.attributes, software_bits_used(view.capture.host, view.mmu))
     templates = _Templates(view, kernel)
     ram = kernel_ram(view)
-    mapped = tuple(_map_level(pgt, column, reading, templates, ram) for column in columns)
+    mapped = np.zeros(len(columns.raw), dtype=bool)
+    for level in sorted(view.geometry.block_levels):
+        _map_level(pgt, columns, level, reading, templates, ram, mapped)
     pgt.store.take_events()
-    pages = tuple(_pages(pgt, column) for column in columns)
-    empty = np.zeros(view.geometry.entries, dtype=np.uint64)
-    raw = tuple(np.concatenate([_words(pgt, page) if page else empty for page in of_level]) for of_level in pages)
-    return Rebuilt(pgt, raw, pages, mapped)
+    places = zip(columns.page_ia.tolist(), columns.page_level.tolist(), strict=True)
+    page = np.array([found[0] if (found := pgt.entry_at(*place)) else 0 for place in places], dtype=np.intp)
+    hafdbs = bool(view.capture.host.features.get("hafdbs"))
+    hardware_af = hafdbs and bool(decode_register("vtcr_el2", view.mmu.vtcr)["HA"])
+    return Rebuilt(pgt, columns, _beside(pgt, columns, page, mapped, hardware_af), mapped, page)
 
 
-def _words(pgt: Stage2, page: int) -> bulk.Words:
+def _words(pgt: Stage2, page: int) -> Words:
     """A page of the model as an array that shares its memory."""
     return np.frombuffer(pgt.store.pages[page], dtype=np.uint64)
 
 
-def _pages(pgt: Stage2, column: LevelColumn) -> tuple[int, ...]:
-    found = (pgt.entry_at(ia, column.level) for ia in column.ia.tolist())
-    return tuple(place[0] if place is not None else 0 for place in found)
+def _beside(pgt: Stage2, columns: Columns, page: Flat, mapped: Flags, hardware_af: bool) -> Words:
+    """The model's entries at the places of the live ones."""
+    empty, bounds = np.zeros(columns.geometry.entries, dtype=np.uint64), columns.page_bounds.tolist()
+    parts = [empty[:0]]
+    for row, one in enumerate(page.tolist()):
+        parts.append((_words(pgt, one) if one else empty)[columns.index[bounds[row] : bounds[row + 1]]])
+    raw = np.concatenate(parts)
+    if hardware_af:
+        raw ^= (raw ^ columns.raw) & np.where(mapped, np.uint64(AF), np.uint64(0))
+    address = np.uint64(_table_address(columns))
+    tables = np.flatnonzero(columns.table)
+    tables = tables[columns.followed[tables] | (raw[tables] & np.uint64(3) == 3)]
+    raw[tables] = np.where(raw[tables] == 0, np.uint64(3), raw[tables] & ~address) | columns.raw[tables] & address
+    return raw
+
+
+def _table_address(columns: Columns) -> int:
+    """The address bits of a table entry."""
+    rules = level_rules(columns.geometry, columns.format)[columns.geometry.start_level]
+    return 0 if rules.table is None else rules.table.address.mask
 
 
 def _map_level(
-    pgt: Stage2, column: LevelColumn, reading: Reading, templates: _Templates, ram: list[tuple[int, int]]
-) -> Mask:
-    """Map the leaves of one level; returns which could be asked for."""
-    mapped = np.zeros(column.raw.shape, dtype=bool)
-    at = np.flatnonzero(column.leaf)
-    if not len(at) or column.level not in column.geometry.block_levels:
-        return mapped
-    pa = column.output(at)
-    inside = pa >> np.uint64(column.geometry.pa_bits) == 0
-    at, pa = at[inside], pa[inside]
-    if not len(at):
-        return mapped
-    mapped[at] = True
-    # Bit 0 is set in every leaf, so its place can say whether the leaf maps the kernel's RAM.
-    key = (column.raw[at] & np.uint64(reading.mask)) | _in_ranges(pa, ram).astype(np.uint64)
-    values, which = np.unique(key, return_inverse=True)
-    which = which.reshape(-1)
-    prots = [reading.prot(value & ~1, bool(value & 1)) for value in values.tolist()]
-    wanted = np.array([templates(prot, column.level) for prot in prots], dtype=np.uint64)[which]
-    wanted |= column.raw[at] & np.uint64(column.address_mask)
-    _, first = np.unique(at // column.per_table, return_index=True)
-    size = 1 << column.shift
-    ends = [*first[1:].tolist(), len(at)]
-    ia = column.entry_ia(at[first]).tolist()
-    for n, (start, end) in enumerate(zip(first.tolist(), ends, strict=True)):
-        ret = pgt.map(ia[n], size, int(pa[start]), prots[which[start]], MemoryCache(_CACHE))
-        place = pgt.entry_at(ia[n], column.level)
+    pgt: Stage2,
+    columns: Columns,
+    level: int,
+    reading: Reading,
+    templates: _Templates,
+    ram: Intervals,
+    mapped: Flags,
+) -> None:
+    """Map the leaves of one level, and say in ``mapped`` which could be asked for."""
+    rules = level_rules(columns.geometry, columns.format).get(level)
+    first, last = (int(at) for at in np.searchsorted(columns.page_level, (level, level + 1)))
+    here = slice(int(columns.page_bounds[first]), int(columns.page_bounds[last]))
+    mapped[here] = columns.leaf[here] & (columns.output[here] >> np.uint64(columns.geometry.pa_bits) == 0)
+    at = np.flatnonzero(mapped[here]) + here.start
+    if not len(at) or rules is None or rules.leaf is None:
+        return
+    chosen = here if len(at) == here.stop - here.start else at
+    pa, row, index = columns.output[chosen], columns.row[chosen], columns.index[chosen]
+    key = columns.pattern[chosen] * 2 + (ram.holding(pa) >= 0)
+    # What was asked for, and what map writes for it, once for each combination that there is.
+    prots, wanted = [0] * (2 * len(columns.patterns)), np.zeros(2 * len(columns.patterns), dtype=np.uint64)
+    for one in np.flatnonzero(np.bincount(key)).tolist():
+        prots[one] = reading.prot(columns.patterns[one >> 1].raw & reading.mask, bool(one & 1))
+        wanted[one] = templates(prots[one], level)
+    raw = wanted[key] | columns.raw[chosen] & np.uint64(rules.leaf.address.mask)
+    for start, end in zip(*(edge.tolist() for edge in runs((row, 0))), strict=True):
+        ia = int(columns.page_ia[row[start]]) + (int(index[start]) << rules.shift)
+        ret = pgt.map(ia, 1 << rules.shift, int(pa[start]), prots[key[start]], MemoryCache(_CACHE))
+        place = pgt.entry_at(ia, level)
         if ret or place is None:
             # Its address lies under another leaf, through a table that two entries lead to: reported there.
             mapped[at[start:end]] = False
             continue
-        if end - start > 1:
-            words = _words(pgt, place[0])
-            words[at[start + 1 : end] % column.per_table] = wanted[start + 1 : end]
-            pgt.store.counts[place[0]] += end - start - 1
-    return mapped
+        words = _words(pgt, place[0])
+        words[index[start + 1 : end]] = raw[start + 1 : end]
+        pgt.store.counts[place[0]] += end - start - 1

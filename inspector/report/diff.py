@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from inspector.capture.view import not_viewed
-from inspector.compare import Comparison, Difference, Side
+from inspector.check import Comparison, Side, Sides
 from inspector.findings import Severity
 from inspector.generations import KernelCode
 from inspector.report.check import SEVERITY_STYLE, Place, place
@@ -27,9 +27,13 @@ class SideFacts(Record, frozen=True):
 
 
 class DifferenceFacts(Record, frozen=True):
-    """Neighbouring entries, or a table page, that differ in the same way."""
+    """Neighbouring entries, or a table page, that differ in the same way.
 
-    kind: Literal["leaf", "table", "invalid", "extra", "empty", "count", "page", "shared", "split", "aged", "unread"]
+    They are the findings of `check` about what tables are made of, any other where the model has another entry, and
+    what `check` does not show: an access flag that ageing cleared, and pages where the host has one block.
+    """
+
+    check: Annotated[str, Meta(description="The rule, as in findings; `M10` is equality with the model itself.")]
     severity: Severity
     where: Place
     entries: Annotated[Number, Meta(description="How many differ alike; `where.size` covers them.")]
@@ -76,17 +80,17 @@ def _side(side: Side) -> SideFacts:
     return SideFacts(None if entry is None else raw(entry.raw), text, side.page_count)
 
 
-def _difference(one: Difference) -> DifferenceFacts:
+def _difference(one: Sides) -> DifferenceFacts:
     return DifferenceFacts(
-        kind=one.kind,  # type: ignore[arg-type]
-        severity=one.severity,
+        check=one.finding.check,
+        severity=one.finding.severity,
         where=place(one.where),
         entries=one.entries,
         live=_side(one.live),
         model=_side(one.model),
         what=one.what,
-        why=one.why,
-        function=one.function,
+        why=one.finding.why,
+        function=one.finding.function,
     )
 
 
@@ -113,7 +117,7 @@ def document(compared: Sequence[Comparison], kernel: KernelCode, capture: Captur
     )
 
 
-def _place_text(one: Difference) -> str:
+def _place_text(one: Sides) -> str:
     """``level 3 table 0x48003000[5], IPA 0x40005000-0x40006000 (1 x 4K)``."""
     found = one.where
     parts = []
@@ -150,13 +154,14 @@ def lines(paint: Painter, compared: Sequence[Comparison], kernel: KernelCode, ca
         said = f"{count(one.errors, 'error')}, {count(one.notes, 'note')}"
         yield f"{paint(one.view.title, 'bold')}: {what}, {said}"
         for found in one.shown:
-            yield f"  {paint(found.severity.value, SEVERITY_STYLE[found.severity])} {_place_text(found)}"
+            about = found.finding
+            yield f"  {paint(f'{about.severity.value} {about.check}', SEVERITY_STYLE[about.severity])} {_place_text(found)}"
             for sign, side, color in (("-", found.live, "red"), ("+", found.model, "green")):
                 line = _side_text(sign, side)
                 if line is not None:
                     yield paint(line, color)
             yield f"    what  {found.what}"
-            yield f"    why   {found.why}" + (f" [{found.function}]" if found.function else "")
+            yield f"    why   {about.why}" + (f" [{about.function}]" if about.function else "")
         if one.omitted:
             yield f"  and {count(one.omitted, 'more difference')}"
     for table, reason in not_viewed(capture):

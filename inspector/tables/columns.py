@@ -36,7 +36,7 @@ class Columns:
     """The table pages of a tree and the non-zero entries in them that an input address reaches.
 
     Pages come level by level from the start level on, in order of input address in each: ``page_pa``, ``page_ia``,
-    ``page_level``, and ``page_parent``, the page with the entry that leads to it (-1: a root).  Entries come in order
+    ``page_level``, and ``page_entry``, the position of the entry that leads to it (-1: a root).  Entries come in order
     of their pages: ``row`` is an entry's page, ``index`` its place in it, ``raw`` what it holds.
     """
 
@@ -45,7 +45,7 @@ class Columns:
     page_pa: Words
     page_ia: Words
     page_level: Flat
-    page_parent: Flat
+    page_entry: Flat
     row: Flat
     index: Flat
     raw: Words
@@ -147,6 +147,13 @@ class Columns:
         found: Words = self.child & ~(self.size - np.uint64(1))
         return found
 
+    @cached_property
+    def followed(self) -> Flags:
+        """The entries that lead to a page of this tree (the walk reports the other table entries)."""
+        found = np.zeros(len(self.raw), dtype=bool)
+        found[self.page_entry[self.page_entry >= 0]] = True
+        return found
+
     # --- one entry, one page ---
 
     def decoded(self, at: int) -> Descriptor:
@@ -155,12 +162,24 @@ class Columns:
 
     def find(self, table_pa: int, index: int) -> int | None:
         """The position of an entry by its place; ``None`` when it is zero or not of this tree."""
-        at = np.flatnonzero((self.table_pa == np.uint64(table_pa)) & (self.index == index))
+        at = np.flatnonzero((self.page_pa == np.uint64(table_pa))[self.row] & (self.index == index))
         return int(at[0]) if len(at) else None
+
+    @cached_property
+    def page_parent(self) -> Flat:
+        """The page with the entry that leads to each page; -1 for a root."""
+        return np.where(self.page_entry < 0, -1, self.row[self.page_entry] if len(self.row) else -1)
+
+    @cached_property
+    def page_bounds(self) -> Flat:
+        """The position of each page's first entry, and the end."""
+        return np.searchsorted(self.row, np.arange(len(self.page_pa) + 1))
 
     def per_page(self, chosen: Flags | None = None) -> Flat:
         """How many entries (of those chosen) each page has."""
-        return np.bincount(self.row if chosen is None else self.row[chosen], minlength=len(self.page_pa))
+        if chosen is None or chosen.all():
+            return np.diff(self.page_bounds)
+        return np.bincount(self.row[chosen], minlength=len(self.page_pa))
 
     def below(self, top: Flags) -> Flags:
         """The pages of ``top`` and all pages below them."""
@@ -172,19 +191,23 @@ class Columns:
 
 def columns_of(tree: Tree, fmt: Format | None = None) -> Columns:
     """``tree`` as columns, its entries read as ``fmt`` says (``None``: as the walk read them)."""
-    rows, indexes, raws, parents, above, before = [], [], [], [], 0, 0
+    rows: list[Flat] = []
+    indexes: list[Flat] = []
+    raws: list[Words] = []
+    leading: list[Flat] = []
+    above, per_above, pages, entries = np.empty(0, dtype=np.intp), 0, 0, 0
     for level in tree.levels:
         words = bulk.words(b"".join(level.raw))
+        per_table = len(level.raw[0]) // 8  # a power of two
         at = np.flatnonzero(words)
-        per_table = len(level.raw[0]) // 8
-        row, index = np.divmod(at, per_table)
         if (bound := reachable(tree.geometry, level.level)) < per_table:
-            row, index, at = (column[index < bound] for column in (row, index, at))
-        parents.append(np.where(level.parent_row < 0, -1, level.parent_row + above))
-        rows.append(row + before)
-        indexes.append(index)
+            at = at[at & (per_table - 1) < bound]
+        entry = np.searchsorted(above, level.parent_row * per_above + level.parent_index) + entries - len(above)
+        leading.append(np.where(level.parent_row < 0, -1, entry))
+        rows.append((at >> per_table.bit_length() - 1) + pages)
+        indexes.append(at & (per_table - 1))
         raws.append(words[at])
-        above, before = before, before + len(level.pa)
+        above, per_above, pages, entries = at, per_table, pages + len(level.pa), entries + len(at)
 
     def joined(parts: list[NDArray[np.uint64]]) -> Words:
         return np.concatenate([np.empty(0, dtype=np.uint64), *parts])
@@ -198,7 +221,7 @@ def columns_of(tree: Tree, fmt: Format | None = None) -> Columns:
         page_pa=joined([level.pa for level in tree.levels]),
         page_ia=joined([level.ia for level in tree.levels]),
         page_level=flat([np.full(len(level.pa), level.level, dtype=np.intp) for level in tree.levels]),
-        page_parent=flat(parents),
+        page_entry=flat(leading),
         row=flat(rows),
         index=flat(indexes),
         raw=joined(raws),

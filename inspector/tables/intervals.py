@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,13 @@ class Intervals:
         apart = start[1:] > end[:-1]
         return cls(start[np.append(whole, apart)], end[np.append(apart, whole)])
 
+    def without(self, other: Intervals) -> Intervals:
+        """What lies in the union and not in ``other``'s."""
+        cuts = np.unique(np.concatenate((self.start, self.end, other.start, other.end)))
+        size = cuts[1:] - cuts[:-1]
+        left = self.contain(cuts[:-1], size) & ~other.touch(cuts[:-1], size)
+        return Intervals.union(cuts[:-1][left], cuts[1:][left])
+
     def holding(self, address: Words) -> Flat:
         """For each address the position of the interval that it lies in, -1 where there is none."""
         if not len(self.start):
@@ -81,4 +89,9 @@ class Intervals:
 
     def has(self, start: int, end: int) -> bool:
         """Whether all of ``[start, end)`` lies in the union."""
-        return bool(self.contain(np.array([start], np.uint64), np.array([end - start], np.uint64))[0])
+        return any(low <= start and end <= high for low, high in self.pairs)
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Start and end of each."""
+        return list(zip(self.start.tolist(), self.end.tolist(), strict=True))

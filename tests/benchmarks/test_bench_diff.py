@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from inspector.capture.view import TableView, table_views
-from inspector.compare import Comparison, compare_views
+from inspector.check import Comparison, compare_views
 from inspector.generations import code_of
 from inspector.snapshot import Capture, Scope
 from inspector.symbols import open_symbols
@@ -40,7 +40,7 @@ def best(call: Callable[[], object], times: int) -> float:
 
 def compare(capture: Capture) -> list[Comparison]:
     """Everything that `inspector diff` does but reading and printing: walking the tables too."""
-    return list(compare_views(list(table_views(capture)), code_of(capture.host)))
+    return compare_views(list(table_views(capture)), code_of(capture.host))
 
 
 def scattered(capture: Capture, view: TableView) -> Capture:

@@ -71,7 +71,7 @@ def test_differences_show_both_sides(bad: str) -> None:
     assert "    - 0x0040000080001fdb page PA 0x80001000" in text
     assert "    + 0x00400000800017db page PA 0x80001000" in text
     assert "[stage2_set_prot_attr]" in text and "IPA 0x40001000-0x40002000 (1 x 4K)" in text
-    assert "  note level 3 table" in text and "a table without entries" in text
+    assert "  note S9 level 3 table" in text and "a table without entries" in text
     assert "    - page_count 2\n    + page_count 3\n" in text
     assert text.splitlines()[-1] == "2 errors, 1 note in 3 trees"
     found = document("--from", bad, "diff", code=1)

@@ -10,9 +10,9 @@ import pytest
 
 from inspector.capture.file import load
 from inspector.capture.view import TableView, table_views
+from inspector.check import Sides, compare_views
 from inspector.codec import Kind
-from inspector.compare import Difference, changes, compare_views
-from inspector.compare.columns import columns_of
+from inspector.compare import changes
 from inspector.compare.machine import machine_of
 from inspector.compare.rebuild import rebuild
 from inspector.findings import Severity
@@ -20,6 +20,7 @@ from inspector.generations import code_of
 from inspector.model import MemoryCache, Prot, Stage2
 from inspector.snapshot import Capture, PageInfo
 from inspector.tables import Entry, entries
+from inspector.tables.columns import columns_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "fixtures" / "captures"
 RECORDED = sorted(FOLDER.glob("*.s2cap"))
@@ -32,13 +33,13 @@ def capture(request: pytest.FixtureRequest) -> Capture:
     return load(request.param)
 
 
-def differences(capture: Capture) -> list[Difference]:
+def differences(capture: Capture) -> list[Sides]:
     views = list(table_views(capture))
     return [d for one in compare_views(views, code_of(capture.host)) for d in one.differences]
 
 
 def test_nothing_differs(capture: Capture) -> None:
-    assert [d for d in differences(capture) if d.severity is Severity.ERROR] == []
+    assert [d for d in differences(capture) if d.finding.severity is Severity.ERROR] == []
     assert len(list(table_views(capture))) == len(capture.vms) >= 7
 
 
@@ -102,8 +103,8 @@ def test_a_flipped_bit(capture: Capture, bit: int) -> None:
     _, leaf = some_leaf(capture)
     raw = leaf.descriptor.raw
     found = differences(with_entry(capture, leaf.table_pa, leaf.index, raw ^ 1 << bit))
-    assert [(d.kind, d.severity, d.where.table_pa, d.where.index, d.where.ipa) for d in found] == [
-        ("leaf", Severity.ERROR, leaf.table_pa, leaf.index, leaf.ia)
+    assert [(d.finding.severity, d.where.table_pa, d.where.index, d.where.ipa) for d in found] == [
+        (Severity.ERROR, leaf.table_pa, leaf.index, leaf.ia)
     ]
     assert found[0].model.entry is not None and found[0].model.entry.raw == raw
 
@@ -114,15 +115,18 @@ def test_counts(capture: Capture) -> None:
         found = differences(with_count(capture, leaf.table_pa, by))
         quiet = not any(cpu.running == "host" and cpu.symbol != "cpu_do_idle" for cpu in capture.host.cpus)
         expected = severity if quiet or by > 0 else Severity.NOTE
-        assert [(d.kind, d.severity, d.where.table_pa) for d in found] == [("count", expected, leaf.table_pa)]
+        assert [(d.finding.check, d.finding.severity, d.where.table_pa) for d in found] == [
+            ("R1", expected, leaf.table_pa)
+        ]
 
 
 def test_a_dropped_entry(capture: Capture) -> None:
     _, leaf = some_leaf(capture)
     found = differences(with_entry(capture, leaf.table_pa, leaf.index, 0))
     # Its table is either left with a count too high, or (if it was the only entry) empty as well.
-    assert {d.kind for d in found} <= {"count", "empty"} and found
-    assert {d.where.table_pa for d in found} == {leaf.table_pa} and {d.severity for d in found} == {Severity.NOTE}
+    assert {d.finding.check for d in found} <= {"R1", "S9"} and found
+    assert {d.where.table_pa for d in found} == {leaf.table_pa}
+    assert {d.finding.severity for d in found} == {Severity.NOTE}
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -139,7 +143,7 @@ def test_any_data_is_survived(capture: Capture, seed: int) -> None:
     for label in (None, "5.10", "6.18"):
         kernel = code_of(capture.host, label)
         views = [view for view in table_views(spoiled) if kernel.behaviours.lpa2 or not view.geometry.lpa2]
-        results = list(compare_views(views, kernel))
+        results = compare_views(views, kernel)
         assert label is not None or any(one.errors for one in results)
     assert not changes(capture, spoiled).same
 

@@ -9,8 +9,8 @@ import pytest
 
 from fixtures.kernels import COMPILED
 from inspector.capture.view import TableView, table_views
+from inspector.check import Sides, compare_views
 from inspector.codec import Kind
-from inspector.compare import Difference, compare_views
 from inspector.findings import Severity
 from inspector.generations import code_of
 from inspector.snapshot import Capture
@@ -23,7 +23,7 @@ from tests.live.poke import written
 pytestmark = pytest.mark.live
 
 
-def differences(capture: Capture) -> list[Difference]:
+def differences(capture: Capture) -> list[Sides]:
     views = list(table_views(capture))
     return [d for one in compare_views(views, code_of(capture.host)) for d in one.differences]
 
@@ -35,7 +35,7 @@ def test_every_table_is_the_models(booted: Booted) -> None:
     assert kernel.cross_checked == (series in COMPILED)
     assert kernel.label == series or not kernel.cross_checked
     assert len(list(table_views(capture))) == len(capture.vms) >= 4
-    assert [d for d in differences(capture) if d.severity is Severity.ERROR] == []
+    assert [d for d in differences(capture) if d.finding.severity is Severity.ERROR] == []
 
 
 def test_the_same_instant_twice(booted: Booted) -> None:
@@ -75,8 +75,8 @@ def test_a_changed_leaf(default_machine: Machine, symbols: Symbols, change: int)
     raw = leaf.descriptor.raw
     with written(default_machine, {leaf.pa: word(raw ^ change)}):
         found = differences(take_from(default_machine, symbols))
-    assert [(d.kind, d.severity, d.where.vm, d.where.table_pa, d.where.index) for d in found] == [
-        ("leaf", Severity.ERROR, view.vm.name, leaf.table_pa, leaf.index)
+    assert [(d.finding.severity, d.where.vm, d.where.table_pa, d.where.index) for d in found] == [
+        (Severity.ERROR, view.vm.name, leaf.table_pa, leaf.index)
     ]
     assert found[0].model.entry is not None and (found[0].model.entry.raw ^ raw) & ~(1 << 10) == 0
 
