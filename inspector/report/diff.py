@@ -27,11 +27,7 @@ class SideFacts(Record, frozen=True):
 
 
 class DifferenceFacts(Record, frozen=True):
-    """Neighbouring entries, or a table page, that differ in the same way.
-
-    They are the findings of `check` about what tables are made of, any other where the model has another entry, and
-    what `check` does not show: an access flag that ageing cleared, and pages where the host has one block.
-    """
+    """Neighbouring entries, or a table page, that differ in the same way: a finding, with both sides."""
 
     check: Annotated[str, Meta(description="The rule, as in findings; `M10` is equality with the model itself.")]
     severity: Severity
@@ -155,7 +151,8 @@ def lines(paint: Painter, compared: Sequence[Comparison], kernel: KernelCode, ca
         yield f"{paint(one.view.title, 'bold')}: {what}, {said}"
         for found in one.shown:
             about = found.finding
-            yield f"  {paint(f'{about.severity.value} {about.check}', SEVERITY_STYLE[about.severity])} {_place_text(found)}"
+            title = paint(f"{about.severity.value} {about.check}", SEVERITY_STYLE[about.severity])
+            yield f"  {title} {_place_text(found)}"
             for sign, side, color in (("-", found.live, "red"), ("+", found.model, "green")):
                 line = _side_text(sign, side)
                 if line is not None:
