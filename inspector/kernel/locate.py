@@ -147,7 +147,7 @@ def _maps_itself(space: KernelSpace) -> bool:
     """Does the tree at ``space.root_pa`` map this image's read-only data and first text to where they lie?"""
     try:
         probe = space.link_text + space.slide + _EFI_KIMG_ALIGN  # up to 6.6 the first 64K are freed after boot
-        return space._walk(probe) == space.image_pa + _EFI_KIMG_ALIGN
+        return space.walk(probe) == space.image_pa + _EFI_KIMG_ALIGN
     except (BadPointer, UnreadableMemory):
         return False
 

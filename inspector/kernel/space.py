@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from inspector.codec import Format, Geometry, Kind, Regime, decode
+from inspector.codec import Format, Geometry, Regime
 from inspector.kernel.memory import StoppedMemory
+from inspector.tables import translate
 from inspector.target.api import UnreadableMemory
 
 _VA_TOP = 1 << 64
@@ -82,28 +83,18 @@ class KernelSpace:
         page = va >> self.geometry.granule_shift
         frame = self._tlb.get(page)
         if frame is None:
-            frame = self._walk(va) >> self.geometry.granule_shift
+            frame = self.walk(va) >> self.geometry.granule_shift
             self._tlb[page] = frame
         return (frame << self.geometry.granule_shift) | (va & (self.geometry.granule - 1))
 
-    def _walk(self, va: int) -> int:
+    def walk(self, va: int) -> int:
+        """As `pa`, by the tables alone."""
         if va >> self.geometry.ia_bits != (1 << (64 - self.geometry.ia_bits)) - 1:
             raise BadPointer(va, "not a kernel address")
-        table = self.root_pa
-        for level in range(self.geometry.start_level, 4):
-            try:
-                raw = self.memory.u64(table + 8 * self.geometry.index(level, va))
-            except UnreadableMemory as e:
-                raise BadPointer(va, f"its level-{level} table cannot be read: {e}") from None
-            entry = decode(raw, level, self.geometry, self.format)
-            address = entry.output_address
-            if entry.kind is Kind.TABLE and address is not None:
-                table = address
-            elif entry.kind.is_leaf and address is not None:
-                return address + (va & (self.geometry.block_size(level) - 1))
-            else:
-                raise BadPointer(va, f"not mapped (level {level} entry {raw:#x})")
-        raise BadPointer(va, "the walk does not end in a leaf")
+        found = translate(self.memory.read, self.root_pa, self.geometry, self.format, va)
+        if found.pa is None:
+            raise BadPointer(va, found.verdict)
+        return found.pa
 
     def read(self, va: int, size: int) -> bytes:
         """``size`` bytes at kernel address ``va``, page by page; raises `BadPointer`."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from inspector.codec import Format, Geometry, Regime, bulk, decoder, layouts
 from inspector.codec.layouts import Rule
+from inspector.tables.intervals import Intervals
 from inspector.tables.rules import LevelRules, Pointing, level_rules
 from inspector.tables.rules import reachable as reachable
 from inspector.tables.shapes import Entry, Level, Problem, ReadMany, Table, Tree
@@ -69,7 +70,7 @@ class _Found:
     parent_index: bulk.Flat
     parent_raw: bulk.Words
 
-    def rows(self, chosen: Sequence[int] | slice) -> _Found:
+    def rows(self, chosen: Sequence[int] | slice | bulk.Flags) -> _Found:
         """Only these rows."""
         return _Found(
             self.pa[chosen],
@@ -83,12 +84,15 @@ class _Found:
 class _Walk:
     """State of one walk; `run` is its only use."""
 
-    def __init__(self, read_many: ReadMany, geometry: Geometry, fmt: Format, max_bytes: int) -> None:
+    def __init__(
+        self, read_many: ReadMany, geometry: Geometry, fmt: Format, max_bytes: int, within: Intervals | None
+    ) -> None:
         self.read_many = read_many
         self.geometry = geometry
         self.format = fmt
         self.rules = level_rules(geometry, fmt)
         self.left = max_bytes
+        self.within = within
         self.levels: list[Level] = []
         self.problems: list[Problem] = []
 
@@ -256,6 +260,9 @@ class _Walk:
         index = where - row * rules.reachable
         ia = tables.ia[row] + (index.astype(np.uint64) << np.uint64(rules.shift))
         found = _Found(pa, ia, row, index, values)
+        if self.within is not None:
+            found = found.rows(self.within.touch(ia, np.full(len(ia), 1 << rules.shift, dtype=np.uint64)))
+            pa = found.pa
         met = np.concatenate([pa, *(at.pa for at in self.levels)])
         met.sort()
         if (met[1:] != met[:-1]).all():
@@ -302,14 +309,16 @@ def walk_tree(
     *,
     ia_base: int = 0,
     max_bytes: int = MAX_BYTES,
+    within: Intervals | None = None,
 ) -> Tree:
     """Read every table that the root(s) at ``root_pa`` lead to.
 
     One ``read_many`` a level.  Each page is visited at most once at each level, and at most ``max_bytes`` of
     tables are read, so any data ends.  ``ia_base`` is added to every input address (TTBR1: ``2**64 -
-    2**ia_bits``).  What ``read_many`` raises goes through; what it cannot read is a `Problem`.
+    2**ia_bits``).  Tables that translate nothing ``within`` some input addresses are not followed.  What
+    ``read_many`` raises goes through; what it cannot read is a `Problem`.
     """
-    return _Walk(read_many, geometry, fmt, max_bytes).run(root_pa, ia_base)
+    return _Walk(read_many, geometry, fmt, max_bytes, within).run(root_pa, ia_base)
 
 
 def entries(tree: Tree, *, nonzero: bool = True) -> Iterator[Entry]:

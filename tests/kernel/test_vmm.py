@@ -13,7 +13,7 @@ import pytest
 
 from inspector.codec import Format, Geometry, Regime
 from inspector.kernel.memory import StoppedMemory
-from inspector.kernel.vmm import _covered, _walk
+from inspector.kernel.vmm import _behind, _covered
 from inspector.snapshot import Backing, BackingState
 from inspector.target.api import RamRange, UnreadableMemory
 
@@ -62,9 +62,8 @@ def tree(level3: dict[int, int], level2: dict[int, int] | None = None) -> Ram:
 
 def runs(ram: Ram, start: int, size: int, *, new: bool = False) -> list[Backing]:
     geometry = Geometry.for_stage1(48)
-    kernel: Any = SimpleNamespace(space=SimpleNamespace(geometry=geometry, memory=StoppedMemory(ram)))
-    fmt = Format(regime=Regime.LINUX_STAGE1, linux_612=new)
-    found = sorted(_walk(kernel, ROOT, [(start, size)], fmt), key=lambda run: run.hva)
+    space: Any = SimpleNamespace(geometry=geometry, memory=StoppedMemory(ram))
+    (found,) = _behind(space, ROOT, Format(regime=Regime.LINUX_STAGE1, linux_612=new), [(start, start + size)])
     return list(_covered(found, start, start + size))
 
 
@@ -123,8 +122,19 @@ def test_52_bit_addresses_start_a_level_higher() -> None:
         ram.put(ROOT + level * PAGE, index, ROOT + (level + 1) * PAGE | TABLE)
     ram.put(ROOT + 4 * PAGE, 0, 0x5000_0000 | USER_RW & ~0x300)
     geometry = Geometry.for_stage1(52, pa_bits=52, lpa2=True)
-    kernel: Any = SimpleNamespace(space=SimpleNamespace(geometry=geometry, memory=StoppedMemory(ram)))
+    space: Any = SimpleNamespace(geometry=geometry, memory=StoppedMemory(ram))
     fmt = Format(regime=Regime.LINUX_STAGE1, linux_612=True)
-    assert list(_walk(kernel, ROOT, [(HVA, PAGE)], fmt)) == [
-        Backing(HVA, PAGE, 0x5000_0000, BackingState.PRESENT, True, True, PAGE)
+    (found,) = _behind(space, ROOT, fmt, [(HVA, HVA + PAGE)])
+    assert found == [Backing(HVA, PAGE, 0x5000_0000, BackingState.PRESENT, True, True, PAGE)]
+
+
+def test_two_mappings_may_share_a_table() -> None:
+    """huge_pmd_share: two mappings of one hugetlb file, a GiB apart, through one level-2 table."""
+    ram = tree({}, {1: 0x6000_0000 | USER_RW & ~0b10})
+    ram.put(ROOT + PAGE, 511, ROOT + 2 * PAGE | TABLE)
+    space: Any = SimpleNamespace(geometry=Geometry.for_stage1(48), memory=StoppedMemory(ram))
+    starts = [HVA + BLOCK, HVA + (1 << 30) + BLOCK]
+    found = _behind(space, ROOT, Format(regime=Regime.LINUX_STAGE1), [(at, at + BLOCK) for at in starts])
+    assert [list(_covered(runs, at, at + BLOCK)) for at, runs in zip(starts, found, strict=True)] == [
+        [Backing(at, BLOCK, 0x6000_0000, BackingState.PRESENT, True, True, BLOCK)] for at in starts
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 
 from inspector.codec import Format, Geometry, Kind, Regime
 from inspector.tables import Problem, Table, Tree, entries, merged_ranges, reader_of, translate, walk_tree
+from inspector.tables.intervals import Intervals
 from tests.tables.build import FWB, ROOT, Builder, NotRam
 
 FOUR_K = Geometry.for_ipa(40)
 
 
-def _walk(built: Builder, **options: int) -> Tree:
+def _walk(built: Builder, **options: Any) -> Tree:
     return walk_tree(built.read_many, built.root, built.geometry, built.format, **options)
 
 
@@ -374,3 +376,12 @@ def test_tables_are_made_once() -> None:
     tree = _walk(Builder(FOUR_K))
     assert tree.tables is tree.tables
     assert all(isinstance(table, Table) for table in tree.tables)
+
+
+def test_only_what_translates_the_wanted_addresses_is_read() -> None:
+    """Two level-2 tables and three level-3 tables, of which one range of 2 MiB needs a single way down."""
+    built = Builder(Geometry.for_ipa(39))
+    for ia in (0, 2 << 20, 1 << 30):
+        built.map(ia, 0x8000_0000 + ia, 3)
+    wanted = Intervals.of([(2 << 20, (2 << 20) + 4096)])
+    assert [(table.level, table.ia) for table in _walk(built, within=wanted).tables] == [(1, 0), (2, 0), (3, 2 << 20)]
