@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 from pathlib import Path
+
+import pytest
 
 from fixtures.kernels import TESTED
 
@@ -24,6 +27,14 @@ def pytest_configure() -> None:
     """
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Random choices.  A failure shows the seed; INSPECTOR_TEST_SEED=SEED makes the same choices again."""
+    seed = int(os.environ.get("INSPECTOR_TEST_SEED") or random.randrange(1 << 32))
+    print(f"seed {seed}")
+    return random.Random(seed)
 
 
 def pytest_report_header() -> list[str]:

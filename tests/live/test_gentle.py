@@ -118,10 +118,8 @@ def _until_python_is_ours(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
 @pytest.mark.parametrize("memory", ["process", "gdb"])
-def test_a_signal_at_any_time(spinning: Machine, name: signal.Signals, memory: str) -> None:
+def test_a_signal_at_any_time(spinning: Machine, name: signal.Signals, memory: str, rng: random.Random) -> None:
     """Interrupted anywhere: one sentence, exit code 3 (or done before it came), and nothing is left behind."""
-    seed = random.randrange(1 << 32)
-    rng = random.Random(seed)
     codes = set()
     for _ in range(8):
         process = subprocess.Popen(
@@ -135,8 +133,8 @@ def test_a_signal_at_any_time(spinning: Machine, name: signal.Signals, memory: s
         time.sleep(rng.uniform(0, 1.5))
         process.send_signal(name)
         _, errors = process.communicate(timeout=60)
-        assert "Traceback" not in errors, f"seed {seed}: {errors}"
-        assert process.returncode in (0, 3), f"seed {seed}: {process.returncode} {errors}"
+        assert "Traceback" not in errors, errors
+        assert process.returncode in (0, 3), (process.returncode, errors)
         codes.add(process.returncode)
     assert 3 in codes, "no signal came in time to interrupt anything"
     left_alone(spinning)
@@ -155,9 +153,8 @@ def test_a_machine_found_stopped_is_left_stopped(spinning: Machine) -> None:
     left_alone(spinning)
 
 
-def test_qemu_killed_in_the_middle() -> None:
+def test_qemu_killed_in_the_middle(rng: random.Random) -> None:
     """One sentence and exit code 3, whenever QEMU goes away."""
-    seed = random.randrange(1 << 32)
     with Machine.start(scenario="none") as machine:
         process = subprocess.Popen(
             [INSPECTOR, "--memory", "gdb", "check"],
@@ -166,10 +163,10 @@ def test_qemu_killed_in_the_middle() -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(random.Random(seed).uniform(0.2, 0.8))
+        time.sleep(rng.uniform(0.2, 0.8))
         machine.kill()
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 3, f"seed {seed}: {errors}"
+        assert process.returncode == 3, errors
         assert "Traceback" not in errors
         assert len(errors.strip().splitlines()) == 1, errors
         assert children(str(machine.run_dir)) == []

@@ -206,10 +206,8 @@ def judged(captures: Iterable[Capture]) -> Counter[tuple[str, str]]:
     return notes
 
 
-def test_at_many_instants(host: Host) -> None:
+def test_at_many_instants(host: Host, rng: random.Random) -> None:
     """All scenarios run, one after the other and all alive; captures at whatever instants."""
-    seed = random.randrange(1 << 32)
-    rng = random.Random(seed)
     captures: list[Capture] = []
     with attached(host.machine.gdb_socket) as target:
         target.resume()
@@ -280,9 +278,7 @@ def stop_inside(target: Attached, address: int, rng: random.Random) -> bool:
     return hit
 
 
-def test_in_the_middle_of_a_walk(host: Host) -> None:
-    seed = random.randrange(1 << 32)
-    rng = random.Random(seed)
+def test_in_the_middle_of_a_walk(host: Host, rng: random.Random) -> None:
     captures: list[Capture] = []
     tried: Counter[str] = Counter()
     with attached(host.machine.gdb_socket) as target:
@@ -302,7 +298,7 @@ def test_in_the_middle_of_a_walk(host: Host) -> None:
                         tried[name] += 3  # not one that this kernel or these scenarios come by often
                     target.resume()
     inside = [capture for capture in captures if any(vm.mmu_lock_held for vm in capture.vms)]
-    assert len(inside) > len(captures) // 2, f"seed {seed}: {[c.host.cpus[0].symbol for c in captures]}"
+    assert len(inside) > len(captures) // 2, [c.host.cpus[0].symbol for c in captures]
     for (check, why), count in judged(captures).items():
         print(f"{host.cell}: {len(captures)} captures in {len(places)} functions, {count} notes {check}: {why}")
 
