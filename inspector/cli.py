@@ -25,7 +25,7 @@ from inspector import report
 from inspector.capture.selection import choose_one, choose_views, require_tables, require_vms, translate_in
 from inspector.capture.source import load_for
 from inspector.check import CATALOGUE, NOT_SHOWN, compare_views, run_checks, selected
-from inspector.codec import REGISTERS, Geometry, Regime, is_known, levels_of
+from inspector.codec import GRANULES, REGISTERS, Regime, entry_geometry, is_known
 from inspector.codec import decode as decode_bits
 from inspector.compare import changes
 from inspector.findings import BadInput, ExitCode, InspectorError, Severity
@@ -170,7 +170,7 @@ def reverse(options: Options, pa: str) -> None:
     options.emit(report.reverse.document, report.reverse.lines, address, found)
 
 
-_GRANULES = {"4k": 12, "16k": 14, "64k": 16}
+_REGIMES = {"stage2": Regime.STAGE2, "hyp": Regime.HYP_STAGE1, "linux": Regime.LINUX_STAGE1}
 
 
 @_command(
@@ -183,7 +183,7 @@ _GRANULES = {"4k": 12, "16k": 14, "64k": 16}
 @click.option("--register", metavar="NAME", help="VALUE is this system register (vtcr_el2, esr_el2, hpfar_el2 …).")
 @click.option("--e2h", is_flag=True, help="HCR_EL2.E2H was set (VHE, hVHE): tcr_el2, ttbr0_el2, cptr_el2 differ.")
 @click.option("--level", type=click.IntRange(-1, 3), help="The level of the table VALUE was read from.")
-@click.option("--granule", type=click.Choice(list(_GRANULES), case_sensitive=False), default="4k", help="Default: 4k.")
+@click.option("--granule", type=click.Choice(list(GRANULES), case_sensitive=False), default="4k", help="Default: 4k.")
 @click.option("--fwb", is_flag=True, help="HCR_EL2.FWB was set.")
 @click.option("--lpa2", is_flag=True, help="VTCR_EL2.DS was set (52-bit descriptors).")
 @click.option("--xnx", is_flag=True, help="XN has two bits (FEAT_XNX, written by 6.19 and later).")
@@ -194,7 +194,7 @@ _GRANULES = {"4k": 12, "16k": 14, "64k": 16}
     default="6.12",
     help="The kernel that wrote the entry, which tells its invalid forms. Default: 6.12.",
 )
-@click.option("--regime", type=click.Choice(["stage2", "hyp", "linux"]), default="stage2", help="Default: stage2.")
+@click.option("--regime", type=click.Choice(list(_REGIMES)), default="stage2", help="Default: stage2.")
 def decode(
     options: Options,
     value: str,
@@ -223,14 +223,11 @@ def decode(
         return
     if level is None:
         raise BadInput("a descriptor is decoded by its level: give --level, or --register for a register")
-    shift = _GRANULES[granule.lower()]
-    bits = 52 if lpa2 or shift == 16 else 48
-    geometry = Geometry.for_ipa(bits if lpa2 else 48, shift, bits, lpa2)
-    kind = {"stage2": Regime.STAGE2, "hyp": Regime.HYP_STAGE1, "linux": Regime.LINUX_STAGE1}[regime]
-    levels = levels_of(shift, lpa2, kind is Regime.STAGE2)
-    if level not in levels:
-        lower = "" if lpa2 or levels == levels_of(shift, True) else f", and {levels[0] - 1} with --lpa2"
-        raise BadInput(f"there is no level {level}: a {granule.upper()} granule has levels {levels[0]} to 3{lower}")
+    kind = _REGIMES[regime]
+    try:
+        geometry = entry_geometry(level, granule, lpa2, kind is Regime.STAGE2)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
     fmt = replace(GENERATIONS[generation].format(kind, fwb=fwb), xnx=xnx)
     found = decode_bits(number, level, geometry, fmt)
     options.emit(report.decode.document, report.decode.lines, found)

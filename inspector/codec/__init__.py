@@ -13,7 +13,7 @@ Any 64-bit value is data: `decode` never raises for one.
 from inspector.codec.bits import RES, Field, Layout, Part
 from inspector.codec.descriptor import Descriptor, decode, decoder, encode
 from inspector.codec.formats import Format, InvalidForm, Kind, Regime
-from inspector.codec.geometry import Geometry, levels_of
+from inspector.codec.geometry import GRANULES, Geometry, entry_geometry, levels_of
 from inspector.codec.meaning import describe as describe_register
 from inspector.codec.meaning import doubts
 from inspector.codec.registers import (
@@ -32,6 +32,7 @@ from inspector.codec.registers import (
 )
 
 __all__ = [
+    "GRANULES",
     "REGISTERS",
     "RES",
     "Descriptor",
@@ -53,6 +54,7 @@ __all__ = [
     "doubts",
     "encode",
     "encode_register",
+    "entry_geometry",
     "has_e2h",
     "is_known",
     "levels_of",

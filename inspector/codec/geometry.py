@@ -24,6 +24,10 @@ VTCR_FIXED = {"RES1": 1, "SH0": 3, "ORGN0": 1, "IRGN0": 1}
 """Inner shareable, write-back walks, and the bit that is always one: what every `kvm_get_vtcr` writes."""
 
 
+GRANULES = {"4k": 12, "16k": 14, "64k": 16}
+"""log2 of the granule by the name it goes by."""
+
+
 def levels_of(granule_shift: int, lpa2: bool, stage2: bool = True) -> range:
     """The levels that tables of this granule can have (DDI 0487 D8.2): the first is the lowest there is.
 
@@ -284,3 +288,17 @@ __all__ = [
     "levels_of",
     "vtcr_problems",
 ]
+
+
+def entry_geometry(level: int, granule: str, lpa2: bool, stage2: bool = True) -> Geometry:
+    """The largest tree of this granule, for an entry of which only its level is known.
+
+    ValueError, with a sentence for people, when there is no such level.
+    """
+    shift = GRANULES[granule]
+    levels = levels_of(shift, lpa2, stage2)
+    if level not in levels:
+        lower = "" if lpa2 or levels == levels_of(shift, True) else f", and {levels[0] - 1} with --lpa2"
+        raise ValueError(f"there is no level {level}: a {granule.upper()} granule has levels {levels[0]} to 3{lower}")
+    bits = 52 if lpa2 or granule == "64k" else 48
+    return Geometry.for_ipa(bits if lpa2 else 48, shift, bits, lpa2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,14 @@ from inspector.tables.intervals import runs
 
 LIMIT = 64
 """At most this many changed ranges of one table are shown."""
+
+
+class ChangeKind(StrEnum):
+    """What became of a VM between two captures."""
+
+    CAME = "came"
+    GONE = "gone"
+    CHANGED = "changed"
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ class VmChange:
 
     name: str
     vm: Vm
-    kind: str
+    kind: ChangeKind
     facts: tuple[Change, ...] = ()
     tables: tuple[TableChange, ...] = ()
 
@@ -100,14 +109,14 @@ def changes(before: Capture, after: Capture) -> Changes:
     """
     other_boot = _boot(before.host) != _boot(after.host)
     pairs, gone, came = _matched(before, after, other_boot)
-    found = [VmChange(vm.name, vm, "gone") for vm in gone]
+    found = [VmChange(vm.name, vm, ChangeKind.GONE) for vm in gone]
     views = {side: _views(capture) for side, capture in (("before", before), ("after", after))}
     for old, new in pairs:
         facts = tuple(_vm_facts(old, new, before.host.page_size))
         tables = tuple(_table_changes(views["before"].get(old.name, []), views["after"].get(new.name, [])))
         if facts or tables:
-            found.append(VmChange(new.name, new, "changed", facts, tables))
-    found += [VmChange(vm.name, vm, "came") for vm in came]
+            found.append(VmChange(new.name, new, ChangeKind.CHANGED, facts, tables))
+    found += [VmChange(vm.name, vm, ChangeKind.CAME) for vm in came]
     return Changes(before, after, other_boot, tuple(_host_facts(before.host, after.host)), tuple(found))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Final, NamedTuple
 
-from inspector.codec import Geometry
+from inspector.codec import GRANULES, Geometry
 from inspector.generations import GENERATIONS, Generation, generation
 from inspector.model.hyp import HypStage1
 from inspector.model.machine import Machine
@@ -17,7 +17,6 @@ from inspector.model.operations import LAST, Operation, ScriptError, number
 from inspector.model.pages import MemoryCache, PageStore
 from inspector.model.stage2 import Stage2
 
-GRANULES: Final = {"4k": 12, "16k": 14, "64k": 16}
 DEFAULT_GENERATION: Final = "6.12"
 _SWITCHES: Final = tuple(each.name for each in fields(Machine) if each.name != "force_pte")
 

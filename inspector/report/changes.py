@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from inspector.capture.view import vm_title
 from inspector.codec import Descriptor
-from inspector.compare.instants import Change, Changes, MappingChange, TableChange, VmChange
+from inspector.compare.instants import Change, ChangeKind, Changes, MappingChange, TableChange, VmChange
 from inspector.report.document import Bytes, Document, Hex, Level, Number, Raw, Record, hexed
 from inspector.report.format import Lines, Painter, address, count, raw, size
 from inspector.tables import Range
@@ -62,7 +62,7 @@ class ChangedVm(Record, frozen=True):
     vm: str
     pid: Number | None
     vmm: str | None
-    kind: Literal["came", "gone", "changed"]
+    kind: ChangeKind
     facts: Sequence[ChangedFact]
     tables: Sequence[ChangedTable]
 
@@ -116,7 +116,7 @@ def _vm(one: VmChange) -> ChangedVm:
         vm=one.name,
         pid=one.vm.pid,
         vmm=one.vm.command,
-        kind=one.kind,  # type: ignore[arg-type]
+        kind=one.kind,
         facts=list(map(_fact, one.facts)),
         tables=list(map(_table, one.tables)),
     )
@@ -179,6 +179,14 @@ def _table_lines(one: TableChange, paint: Painter) -> Lines:
         yield f"    {change.what}, entries unchanged: {change.before} -> {change.after}"
 
 
+_SIGNS = {
+    ChangeKind.GONE: ("- ", "red", " is gone"),
+    ChangeKind.CAME: ("+ ", "green", " is new"),
+    ChangeKind.CHANGED: ("", "bold", ""),
+}
+"""What stands before a VM's name, its colour, and what stands after."""
+
+
 def lines(paint: Painter, found: Changes) -> Lines:
     """What differs between two captures."""
     yield f"- {found.before.made}, + {found.after.made}"
@@ -186,9 +194,8 @@ def lines(paint: Painter, found: Changes) -> Lines:
         yield "these are two boots (or two kernels): VMs are matched by name, addresses mean nothing across them"
     for change in found.host:
         yield from _fact_lines(change)
-    signs = {"gone": ("- ", "red", " is gone"), "came": ("+ ", "green", " is new"), "changed": ("", "bold", "")}
     for vm in found.vms:
-        sign, color, suffix = signs[vm.kind]
+        sign, color, suffix = _SIGNS[vm.kind]
         yield paint(f"{sign}{vm_title(vm.vm)}{suffix}", color)
         for fact in vm.facts:
             yield from _fact_lines(fact)
@@ -198,6 +205,8 @@ def lines(paint: Painter, found: Changes) -> Lines:
     if found.same:
         yield paint(f"nothing differs in {count(len(found.after.vms), 'VM')}", "bold green")
     else:
-        totals = {kind: sum(vm.kind == kind for vm in found.vms) for kind in ("changed", "came", "gone")}
-        said = f"{totals['changed']} changed, {totals['came']} new, {totals['gone']} gone, {unchanged} unchanged"
+        changed, came, gone = (
+            sum(vm.kind is kind for vm in found.vms) for kind in (ChangeKind.CHANGED, ChangeKind.CAME, ChangeKind.GONE)
+        )
+        said = f"{changed} changed, {came} new, {gone} gone, {unchanged} unchanged"
         yield paint(f"VMs: {said}", "bold")

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from inspector.check.catalogue import Invariant, Unseen
 from inspector.findings import Finding, Severity, Where
-from inspector.report.document import Bytes, Document, Hex, Level, Number, Raw, Record, maybe_hex
+from inspector.report.document import Bytes, Document, Hex, Level, Number, Raw, Record, hex_or_null
 from inspector.report.format import Lines, Painter, address, count, raw, size
 from inspector.snapshot import Capture
 
@@ -80,10 +80,10 @@ def place(found: Where) -> Place:
     return Place(
         vm=found.vm,
         regime=found.regime,
-        ipa=maybe_hex(found.ipa),
+        ipa=hex_or_null(found.ipa),
         size=found.size,
         level=found.level,
-        table_pa=maybe_hex(found.table_pa),
+        table_pa=hex_or_null(found.table_pa),
         index=found.index,
         raw=None if found.raw is None else raw(found.raw),
     )

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, UnsetType
 
 from inspector.codec import Descriptor, Kind
-from inspector.report.document import Document, Hex, Level, Number, Raw, Record, hexed, maybe_hex
+from inspector.report.document import Document, Hex, Level, Number, Raw, Record, hex_or_null, hexed
 from inspector.report.format import Lines, Painter, columns, raw
 
 
@@ -78,7 +78,7 @@ def parts(found: Descriptor) -> Parts:
     """Of an entry: ``raw``, ``kind``, ``pa``, ``fields``, ``text``, ``leaf``, as documents have them."""
     values = {name: hexed(value) for name, value in found.fields.items()}
     known = leaf(found) if found.kind.is_leaf else UNSET
-    return raw(found.raw), found.kind, maybe_hex(found.output_address), values, found.describe(), known
+    return raw(found.raw), found.kind, hex_or_null(found.output_address), values, found.describe(), known
 
 
 # --- the command ---

@@ -33,7 +33,7 @@ def hexed(value: int) -> str:
     return f"{value:#x}"
 
 
-def maybe_hex(value: int | None) -> str | None:
+def hex_or_null(value: int | None) -> str | None:
     """`hexed`, where the value is known."""
     return None if value is None else f"{value:#x}"
 

@@ -20,8 +20,8 @@ from inspector.report.document import (
     Raw,
     Record,
     TableName,
+    hex_or_null,
     hexed,
-    maybe_hex,
     rows,
     table_name,
 )
@@ -259,7 +259,7 @@ def _page(view: TableView, table: Table) -> PageFacts:
         pa=hexed(table.pa),
         level=table.level,
         ipa=hexed(table.ia),
-        parent_pa=maybe_hex(table.parent_pa),
+        parent_pa=hex_or_null(table.parent_pa),
         parent_index=table.parent_index,
         page_count=known.refcount if known else None,
         page_state=known.state if known else None,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from inspector.capture.view import vm_title
-from inspector.report.document import Bytes, Document, Hex, Number, Record, hexed, maybe_hex, rows
+from inspector.report.document import Bytes, Document, Hex, Number, Record, hex_or_null, hexed, rows
 from inspector.report.format import Lines, Painter, address, columns, size
 from inspector.snapshot import BackingState, Capture, Memslot, Vm
 
@@ -72,7 +72,7 @@ def _slot(slot: Memslot, page: int) -> Slot:
     def backing() -> Iterator[BackingRun]:
         for run in slot.backing:
             yield BackingRun(
-                hexed(run.hva), run.size, maybe_hex(run.pa), run.state, run.readable, run.writable, run.entry_size
+                hexed(run.hva), run.size, hex_or_null(run.pa), run.state, run.readable, run.writable, run.entry_size
             )
 
     return Slot(

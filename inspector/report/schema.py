@@ -103,7 +103,7 @@ def _type(node: Node) -> str:
 def _tables(definitions: Node, names: list[str]) -> Iterator[str]:
     for name in names:
         definition = definitions[name]
-        yield f"#### {name}\n\n{definition.get('description', '')}\n\n"
+        yield f"#### {name}\n\n{definition.get('description', '').replace('``', '`')}\n\n"
         if "enum" in definition:
             yield "One of " + ", ".join(f"`{value}`" for value in definition["enum"]) + ".\n\n"
             continue

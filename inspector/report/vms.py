@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from inspector.capture.view import regime_name, vm_title
 from inspector.codec import table_address, vttbr
-from inspector.report.document import Bytes, Document, Hex, Level, Number, Record, hexed, maybe_hex
+from inspector.report.document import Bytes, Document, Hex, Level, Number, Record, hex_or_null, hexed
 from inspector.report.format import Lines, Painter, address, count, raw, size
 from inspector.report.sysregs import Register, register, register_text
 from inspector.snapshot import Capture, Mmu, MmuKind, Vm
@@ -92,7 +92,7 @@ def _mmu(mmu: Mmu) -> MmuFacts:
         vmid=mmu.vmid,
         vmid_raw=hexed(mmu.vmid_raw),
         pgd_phys=hexed(mmu.pgd_phys),
-        pgd_pa=maybe_hex(mmu.pgd_pa),
+        pgd_pa=hex_or_null(mmu.pgd_pa),
         vtcr=register("vtcr_el2", mmu.vtcr),
         ia_bits=mmu.ia_bits,
         start_level=mmu.start_level,
@@ -100,8 +100,8 @@ def _mmu(mmu: Mmu) -> MmuFacts:
         geometry=shape,
         unreadable=mmu.unreadable,
         nested_valid=mmu.nested_valid,
-        nested_vttbr=maybe_hex(mmu.nested_vttbr),
-        nested_vtcr=maybe_hex(mmu.nested_vtcr),
+        nested_vttbr=hex_or_null(mmu.nested_vttbr),
+        nested_vtcr=hex_or_null(mmu.nested_vtcr),
     )
 
 

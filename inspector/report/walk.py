@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from inspector.capture.view import TableView
 from inspector.codec import Kind
 from inspector.report.decode import Fields, Leaf, parts
-from inspector.report.document import Document, Hex, Level, Number, Raw, Record, hexed, maybe_hex, table_name
+from inspector.report.document import Document, Hex, Level, Number, Raw, Record, hex_or_null, hexed, table_name
 from inspector.report.format import Lines, Painter, address, fields, raw
 from inspector.report.memslots import flags_text
 from inspector.report.vms import geometry_text
@@ -80,7 +80,7 @@ def document(view: TableView, translation: Translation) -> Walk:
         regime=regime,
         root=root,
         ipa=hexed(translation.ia),
-        pa=maybe_hex(translation.pa),
+        pa=hex_or_null(translation.pa),
         verdict=translation.verdict,
         backing=_backing(view, translation.ia),
         steps=[
@@ -103,7 +103,7 @@ def _backing(view: TableView, ipa: int) -> SlotOfAddress | None:
         return None
     slot, hva, run = found
     pa = run.pa + hva - run.hva if run is not None and run.pa is not None else None
-    return SlotOfAddress(slot.id, hexed(hva), maybe_hex(pa), run.state if run else None)
+    return SlotOfAddress(slot.id, hexed(hva), hex_or_null(pa), run.state if run else None)
 
 
 def lines(paint: Painter, view: TableView, translation: Translation) -> Lines:

@@ -95,7 +95,7 @@ def _term(text: str) -> Rule:
     if name == "size" and equals:
         wanted = parse_number(value, "size")
         return lambda d: d.size == wanted
-    raise BadInput(f"'{text}' is no filter: use {FILTER_HELP}")
+    raise BadInput(f"'{text}' is not a filter: use {FILTER_HELP}")
 
 
 def parse_filter(text: str) -> Rule:

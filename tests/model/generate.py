@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
+from inspector.codec import GRANULES
 from inspector.events import CASFAIL, RawEvent
 from inspector.generations import GENERATIONS, Annotation, Generation, MapScheme, ProtLayout, WalkFlags
 from inspector.model.attributes import AF
 from inspector.model.machine import Machine
 from inspector.model.operations import LAST, PLENTY, Operation
 from inspector.model.prot import Prot
-from inspector.model.session import GRANULES, Session, Setup
+from inspector.model.session import Session, Setup
 from inspector.model.stage2 import Stage2
 from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
 
