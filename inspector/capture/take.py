@@ -14,7 +14,7 @@ from inspector.generations import code_of
 from inspector.kernel.cpus import cpu_states, loaded_vcpus
 from inspector.kernel.host import describe, find_kernel
 from inspector.kernel.memory import StoppedMemory
-from inspector.kernel.objects import Kernel
+from inspector.kernel.objects import HostKernel
 from inspector.kernel.pages import page_map
 from inspector.kernel.space import BadPointer
 from inspector.kernel.vmemmap import UnknownVmemmap
@@ -44,7 +44,7 @@ class _Read:
     notes: list[str]
 
 
-def _trees(kernel: Kernel, host: Host, vms: Sequence[ReadVm]) -> list[Tree]:
+def _trees(kernel: HostKernel, host: Host, vms: Sequence[ReadVm]) -> list[Tree]:
     """The stage-2 tree of every MMU whose root and geometry are known."""
     trees = []
     for read in vms:
@@ -62,7 +62,7 @@ def _root(mmu: Mmu) -> int | None:
 
 
 def _pages(
-    kernel: Kernel, host: Host, trees: Sequence[Tree], notes: list[str]
+    kernel: HostKernel, host: Host, trees: Sequence[Tree], notes: list[str]
 ) -> tuple[Mapping[int, PageInfo], tuple[tuple[int, int], ...]]:
     """``struct page`` of every table page, and the parts of its image that the kernel still holds."""
     try:
@@ -74,7 +74,9 @@ def _pages(
     return pages.page_info({table.pa for tree in trees for table in tree.tables}), held
 
 
-def _backings(kernel: Kernel, vms: Sequence[ReadVm], notes: list[str]) -> dict[tuple[str, int], tuple[Backing, ...]]:
+def _backings(
+    kernel: HostKernel, vms: Sequence[ReadVm], notes: list[str]
+) -> dict[tuple[str, int], tuple[Backing, ...]]:
     result: dict[tuple[str, int], tuple[Backing, ...]] = {}
     for read in vms:
         if read.vm.unreadable:

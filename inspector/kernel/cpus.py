@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from inspector.codec import Vttbr, decode_register
 from inspector.kernel.insn import accessed_address
-from inspector.kernel.objects import Kernel
+from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 from inspector.snapshot import CpuState, Running
 from inspector.symbols.api import Symbols
@@ -19,7 +19,7 @@ _ACCESSOR_BYTES = 64
 _TLB_HELPERS = ("__kvm_tlb_flush_", "__tlb_switch_to_", "enter_vmid_context", "exit_vmid_context")
 
 
-def accessor_variable(kernel: Kernel, function: str) -> int | None:
+def accessor_variable(kernel: HostKernel, function: str) -> int | None:
     """Run-time address of the variable that a one-line accessor returns, or ``None``."""
     link = kernel.symbols.address(function)
     code = kernel.symbols.text(link, _ACCESSOR_BYTES) if link is not None else None
@@ -29,7 +29,7 @@ def accessor_variable(kernel: Kernel, function: str) -> int | None:
     return None if address is None else kernel.space.runtime(address)
 
 
-def loaded_vcpus(kernel: Kernel, count: int, notes: list[str]) -> dict[int, int]:
+def loaded_vcpus(kernel: HostKernel, count: int, notes: list[str]) -> dict[int, int]:
     """CPU index to the address of the vCPU loaded there: the per-CPU ``kvm_running_vcpu`` (virt/kvm/kvm_main.c).
 
     The variable is static; its accessor ``kvm_get_running_vcpus`` (5.10 and later) names it in any kernel.
@@ -59,7 +59,7 @@ def _symbol(registers: Mapping[str, int], symbols: Symbols, slide: int, in_image
     return near[0] if near else None
 
 
-def cpu_state(cpu: Cpu, kernel: Kernel | None, *, protected: bool = False) -> CpuState:
+def cpu_state(cpu: Cpu, kernel: HostKernel | None, *, protected: bool = False) -> CpuState:
     """One CPU's registers with what they mean.
 
     A guest runs at EL1 or EL0 with HCR_EL2.VM=1 and TGE=0.  VTTBR_EL2 is live only where a
@@ -87,5 +87,5 @@ def cpu_state(cpu: Cpu, kernel: Kernel | None, *, protected: bool = False) -> Cp
     return CpuState(cpu.index, dict(r), running, symbol, live)
 
 
-def cpu_states(cpus: Sequence[Cpu], kernel: Kernel | None, *, protected: bool) -> tuple[CpuState, ...]:
+def cpu_states(cpus: Sequence[Cpu], kernel: HostKernel | None, *, protected: bool) -> tuple[CpuState, ...]:
     return tuple(cpu_state(cpu, kernel, protected=protected) for cpu in cpus)

@@ -10,7 +10,7 @@ from inspector.kernel.features import features
 from inspector.kernel.locate import Progress, locate
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.mode import kvm_mode
-from inspector.kernel.objects import Kernel
+from inspector.kernel.objects import HostKernel
 from inspector.kernel.traits import traits
 from inspector.snapshot import Host, Mode
 from inspector.symbols.api import Symbols
@@ -20,12 +20,12 @@ _PATH = re.compile(r"(?<= )/.*/")  # a capture is passed on: it names files, not
 _RELEASE = re.compile(r"Linux version (\S+)")
 
 
-def find_kernel(memory: StoppedMemory, symbols: Symbols, cpus: Sequence[Cpu], progress: Progress) -> Kernel:
+def find_kernel(memory: StoppedMemory, symbols: Symbols, cpus: Sequence[Cpu], progress: Progress) -> HostKernel:
     """The running kernel; raises `BadInput` for another kernel's file, `TargetLost` when none has booted."""
-    return Kernel(symbols, locate(memory, symbols, cpus, progress))
+    return HostKernel(symbols, locate(memory, symbols, cpus, progress))
 
 
-def describe(kernel: Kernel, cpus: Sequence[Cpu], memory_backend: str, notes: Sequence[str]) -> Host:
+def describe(kernel: HostKernel, cpus: Sequence[Cpu], memory_backend: str, notes: Sequence[str]) -> Host:
     """Everything that `Host` says, from the running kernel and the CPUs' registers."""
     symbols, space = kernel.symbols, kernel.space
     banner = symbols.banner or ""
@@ -51,7 +51,7 @@ def describe(kernel: Kernel, cpus: Sequence[Cpu], memory_backend: str, notes: Se
     )
 
 
-def _zero_page(kernel: Kernel) -> int | None:
+def _zero_page(kernel: HostKernel) -> int | None:
     """PA of ``empty_zero_page`` (exported; arch/arm64/mm/mmu.c, mm/mm_init.c in 7.3)."""
     address = kernel.symbol("empty_zero_page")
     return None if address is None else kernel.space.pa(address)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from inspector.codec import has_e2h, table_address
 from inspector.kernel.cpus import accessor_variable
-from inspector.kernel.objects import Kernel
+from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 from inspector.snapshot import Mode
 from inspector.target.api import Cpu
 
 
-def kvm_mode(kernel: Kernel, cpus: Sequence[Cpu]) -> Mode:
+def kvm_mode(kernel: HostKernel, cpus: Sequence[Cpu]) -> Mode:
     """How KVM runs; ``NONE`` also where it is absent or switched off.
 
     ``kvm_mode`` and ``kvm_arm_initialised`` (arch/arm64/kvm/arm.c; the latter from 6.4 on) are static; their accessors
@@ -40,7 +40,7 @@ def kvm_mode(kernel: Kernel, cpus: Sequence[Cpu]) -> Mode:
     return Mode.VHE if at_el2 else Mode.HVHE
 
 
-def _enum_value(kernel: Kernel, accessor: str, variable: str) -> int | None:
+def _enum_value(kernel: HostKernel, accessor: str, variable: str) -> int | None:
     address = kernel.symbol(variable) or accessor_variable(kernel, accessor)
     try:
         return None if address is None else kernel.space.u32(address)
@@ -48,7 +48,7 @@ def _enum_value(kernel: Kernel, accessor: str, variable: str) -> int | None:
         return None
 
 
-def _byte(kernel: Kernel, address: int) -> int:
+def _byte(kernel: HostKernel, address: int) -> int:
     try:
         return kernel.space.read(address, 1)[0]
     except BadPointer:

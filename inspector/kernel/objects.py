@@ -13,7 +13,7 @@ _LIST_BOUND = 1 << 16
 
 
 @dataclass(frozen=True)
-class Kernel:
+class HostKernel:
     """The running kernel: its symbols and its address space.
 
     Layout facts are asked for thousands of times in one capture, while the machine stands still: each is looked up
@@ -82,7 +82,7 @@ class Kernel:
 class Obj:
     """One object: ``data`` is its bytes as they were when it was read."""
 
-    kernel: Kernel
+    kernel: HostKernel
     struct: str
     address: int
     data: bytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inspector.kernel.objects import Kernel
+from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 from inspector.kernel.vmemmap import find_vmemmap
 from inspector.snapshot import PageInfo, PageState
@@ -20,7 +20,7 @@ _PG_BUDDY_BEFORE_ENUM = 0x80  # PG_buddy, a macro up to 6.10 (include/linux/page
 class PageMap:
     """``struct page`` of frame ``pfn`` is at ``base + pfn * size`` (the kernel's biased ``vmemmap``)."""
 
-    kernel: Kernel
+    kernel: HostKernel
     base: int
     size: int
 
@@ -91,6 +91,6 @@ class PageMap:
         return PageState.USED
 
 
-def page_map(kernel: Kernel) -> PageMap:
+def page_map(kernel: HostKernel) -> PageMap:
     """The array of ``struct page``; raises `UnknownVmemmap` when nothing tells, for certain, where it lies."""
     return PageMap(kernel, find_vmemmap(kernel), kernel.sizeof("page"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inspector.kernel.cpus import accessor_variable
-from inspector.kernel.objects import Kernel
+from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 
 _NOTE_HEADER = 12  # Elf64_Nhdr: namesz, descsz, type
@@ -17,7 +17,7 @@ def parse(text: bytes) -> dict[str, str]:
     return {key: value for key, found, value in (line.partition("=") for line in lines) if found}
 
 
-def vmcoreinfo(kernel: Kernel) -> dict[str, str]:
+def vmcoreinfo(kernel: HostKernel) -> dict[str, str]:
     """What the running kernel's own note says; empty when it has none (CONFIG_VMCORE_INFO off) or cannot name it.
 
     ``vmcoreinfo_note`` is a pointer to the ELF note; ``paddr_vmcoreinfo_note``, exported, names the variable.

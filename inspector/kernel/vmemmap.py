@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
-from inspector.kernel.objects import Kernel
+from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 from inspector.kernel.tasks import processes
 from inspector.kernel.vmcoreinfo import vmcoreinfo
@@ -26,7 +26,7 @@ class UnknownVmemmap(Exception):
     """Nothing tells where ``struct page`` lies, or what does disagrees; the message says which."""
 
 
-def _of_area(kernel: Kernel, address: int) -> set[int]:
+def _of_area(kernel: HostKernel, address: int) -> set[int]:
     """What the ``vm_struct`` at ``address`` tells: it names the page behind each address that it maps."""
     area = kernel.at("vm_struct", address)
     space, size, shift = kernel.space, kernel.sizeof("page"), kernel.space.geometry.granule_shift
@@ -39,7 +39,7 @@ def _of_area(kernel: Kernel, address: int) -> set[int]:
     }
 
 
-def task_stack(kernel: Kernel) -> set[int]:
+def task_stack(kernel: HostKernel) -> set[int]:
     """The stack of the first task that has one made of pages (CONFIG_VMAP_STACK)."""
     for task in processes(kernel):
         area = task.u("stack_vm_area") if task.has("stack_vm_area") else 0
@@ -48,7 +48,7 @@ def task_stack(kernel: Kernel) -> set[int]:
     return set()
 
 
-def memory_sections(kernel: Kernel) -> set[int]:
+def memory_sections(kernel: HostKernel) -> set[int]:
     """``mem_section`` (exported): each ``section_mem_map`` is ``vmemmap`` with flags below.
 
     mm/sparse.c: ``sparse_encode_mem_map``.  One page of the array of roots covers the first 16 TiB or more.
@@ -67,7 +67,7 @@ def memory_sections(kernel: Kernel) -> set[int]:
     return found
 
 
-def _vmap_lists(kernel: Kernel) -> Iterator[int]:
+def _vmap_lists(kernel: HostKernel) -> Iterator[int]:
     """Heads of the lists of ``struct vmap_area``: ``vmap_area_list`` up to 6.8, one a node since (mm/vmalloc.c)."""
     head = kernel.symbol("vmap_area_list")
     if head is not None:
@@ -79,7 +79,7 @@ def _vmap_lists(kernel: Kernel) -> Iterator[int]:
             yield first + number * size + kernel.member("vmap_node", "busy.head").offset
 
 
-def vmap_areas(kernel: Kernel) -> set[int]:
+def vmap_areas(kernel: HostKernel) -> set[int]:
     """A few of the areas that ``vmalloc`` made."""
     found: set[int] = set()
     vm = kernel.member("vmap_area", "vm").offset
@@ -98,7 +98,7 @@ def vmap_areas(kernel: Kernel) -> set[int]:
     return found
 
 
-def vmcoreinfo_constants(kernel: Kernel) -> set[int]:
+def vmcoreinfo_constants(kernel: HostKernel) -> set[int]:
     """``VMEMMAP_START`` and ``PHYS_OFFSET`` of VMCOREINFO (6.1 and later; arch/arm64/kernel/vmcore_info.c)."""
     info = vmcoreinfo(kernel)
     try:
@@ -110,7 +110,7 @@ def vmcoreinfo_constants(kernel: Kernel) -> set[int]:
     return {(start - (offset >> kernel.space.geometry.granule_shift) * kernel.sizeof("page")) % _WORD}
 
 
-METHODS: Mapping[str, Callable[[Kernel], set[int]]] = {
+METHODS: Mapping[str, Callable[[HostKernel], set[int]]] = {
     "a task's stack": task_stack,
     "mem_section": memory_sections,
     "the vmalloc areas": vmap_areas,
@@ -119,7 +119,7 @@ METHODS: Mapping[str, Callable[[Kernel], set[int]]] = {
 """Each gives the bases that it was told; none where the kernel does not have, or does not name, what it reads."""
 
 
-def find_vmemmap(kernel: Kernel, methods: Mapping[str, Callable[[Kernel], set[int]]] = METHODS) -> int:
+def find_vmemmap(kernel: HostKernel, methods: Mapping[str, Callable[[HostKernel], set[int]]] = METHODS) -> int:
     """``vmemmap``, on which all methods that answer agree; raises `UnknownVmemmap`."""
     found: dict[str, set[int]] = {}
     failed: list[str] = []

@@ -8,7 +8,7 @@ import numpy as np
 
 from inspector.codec import Descriptor, Format, Regime
 from inspector.generations import TRAITS
-from inspector.kernel.objects import Kernel
+from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import KernelSpace
 from inspector.kernel.traits import has_trait
 from inspector.snapshot import Backing, BackingState
@@ -80,7 +80,7 @@ def _covered(runs: Sequence[Backing], start: int, end: int) -> Iterator[Backing]
         yield Backing(at, end - at, None, BackingState.NONE)
 
 
-def backing(kernel: Kernel, mm: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[Backing, ...]]:
+def backing(kernel: HostKernel, mm: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[Backing, ...]]:
     """For each of ``ranges`` (host virtual address, bytes) of the process ``mm``: runs that cover it, ascending.
 
     Entries as in kernel.md 14.3a; the root is ``mm_struct.pgd``, whose level follows from the kernel's actual VA size

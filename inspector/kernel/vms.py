@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from inspector.codec import Geometry
 from inspector.kernel.memslots import memslots
-from inspector.kernel.objects import Kernel, Obj
+from inspector.kernel.objects import HostKernel, Obj
 from inspector.kernel.space import BadPointer, pointers_in
 from inspector.kernel.tasks import open_files
 from inspector.snapshot import Mmu, MmuKind, Vcpu, Vm
@@ -21,7 +21,7 @@ _VCPU_BOUND = 4096
 
 
 @dataclass
-class _Found:
+class _FoundBy:
     """How a ``struct kvm`` was found, and by whom."""
 
     ways: list[str] = field(default_factory=list)
@@ -30,25 +30,25 @@ class _Found:
     fd: int | None = None
 
 
-def _add(found: dict[int, _Found], kvm: int, way: str) -> _Found:
-    entry = found.setdefault(kvm, _Found())
+def _add(found: dict[int, _FoundBy], kvm: int, way: str) -> _FoundBy:
+    entry = found.setdefault(kvm, _FoundBy())
     if way not in entry.ways:
         entry.ways.append(way)
     return entry
 
 
-def _pointers_to(kernel: Kernel, function: str) -> frozenset[int | None]:
+def _pointers_to(kernel: HostKernel, function: str) -> frozenset[int | None]:
     """What a pointer to ``function`` may hold: with clang's CFI of up to 6.0, its entry in a table of jumps."""
     return frozenset((kernel.symbol(function), kernel.symbol(f"{function}.cfi_jt")))
 
 
-def find_vms(kernel: Kernel, notes: list[str]) -> dict[int, _Found]:
+def find_vms(kernel: HostKernel, notes: list[str]) -> dict[int, _FoundBy]:
     """Addresses of every ``struct kvm``, with how each was found.
 
     ``vm_list`` (virt/kvm/kvm_main.c) is a static variable: it has a name only in a vmlinux or with KALLSYMS_ALL.  A
     VM's and a vCPU's open file are recognised by their release function, whose text symbol every kernel has.
     """
-    found: dict[int, _Found] = {}
+    found: dict[int, _FoundBy] = {}
     head = kernel.symbol("vm_list")
     if head is not None:
         try:
@@ -79,7 +79,7 @@ def find_vms(kernel: Kernel, notes: list[str]) -> dict[int, _Found]:
     return found
 
 
-def _explain_differences(found: Mapping[int, _Found], notes: list[str]) -> None:
+def _explain_differences(found: Mapping[int, _FoundBy], notes: list[str]) -> None:
     for kvm, entry in found.items():
         if entry.ways == ["vm_list"]:
             notes.append(
@@ -94,7 +94,7 @@ def _explain_differences(found: Mapping[int, _Found], notes: list[str]) -> None:
             notes.append(f"the VM at {kvm:#x} is kept alive by a vCPU's file; its own file is closed")
 
 
-def _vmid(kernel: Kernel, mmu: Obj, bits: int) -> tuple[int | None, int]:
+def _vmid(kernel: HostKernel, mmu: Obj, bits: int) -> tuple[int | None, int]:
     """``(VMID, raw)``: 6.1+ ``atomic64 id`` with the generation above the VMID; 5.10/5.15 ``{vmid_gen, vmid}``."""
     if mmu.has("vmid.id"):
         raw = mmu.u("vmid.id")
@@ -111,7 +111,7 @@ def _geometry(vtcr: int) -> Geometry | None:
         return None
 
 
-def read_mmu(kernel: Kernel, address: int, kind: MmuKind, vtcr: int | None, vmid_bits: int, *, pkvm: bool) -> Mmu:
+def read_mmu(kernel: HostKernel, address: int, kind: MmuKind, vtcr: int | None, vmid_bits: int, *, pkvm: bool) -> Mmu:
     """One ``struct kvm_s2_mmu`` (kernel.md 13.2).  ``vtcr`` is the VM's where the structure has none (before 6.12)."""
     mmu = kernel.at("kvm_s2_mmu", address)
     vmid, vmid_raw = _vmid(kernel, mmu, vmid_bits)
@@ -154,7 +154,7 @@ def read_mmu(kernel: Kernel, address: int, kind: MmuKind, vtcr: int | None, vmid
     )
 
 
-def _shadow_mmus(kernel: Kernel, kvm: Obj) -> list[int]:
+def _shadow_mmus(kernel: HostKernel, kvm: Obj) -> list[int]:
     """Addresses of the nested MMUs: an array of structs (6.18.2) or of pointers (6.12.117, 7.3), by its type."""
     if not kvm.has("arch.nested_mmus"):
         return []
@@ -169,7 +169,7 @@ def _shadow_mmus(kernel: Kernel, kvm: Obj) -> list[int]:
     return [base + i * size for i in range(count)]
 
 
-def _vcpu_addresses(kernel: Kernel, kvm: Obj) -> list[int]:
+def _vcpu_addresses(kernel: HostKernel, kvm: Obj) -> list[int]:
     """vCPUs: the ``vcpu_array`` xarray (5.16 and later) or the ``vcpus[]`` array before."""
     if kvm.has("vcpu_array"):
         return list(_xarray(kernel, kvm.u("vcpu_array.xa_head")))
@@ -178,7 +178,7 @@ def _vcpu_addresses(kernel: Kernel, kvm: Obj) -> list[int]:
     return [p for p in pointers_in(raw) if p]
 
 
-def _xarray(kernel: Kernel, entry: int, depth: int = 0) -> list[int]:
+def _xarray(kernel: HostKernel, entry: int, depth: int = 0) -> list[int]:
     """The pointers in an xarray; raises `BadPointer` on an entry that no array of pointers holds.
 
     Bits 1:0 of an entry: 00 a pointer, 10 internal (include/linux/xarray.h: xa_is_internal), and then above 4096 a
@@ -189,7 +189,7 @@ def _xarray(kernel: Kernel, entry: int, depth: int = 0) -> list[int]:
     if entry & 3 == 0:
         return [entry]
     if entry & 3 != 2 or entry <= 4096 or depth > _XA_DEPTH:
-        raise BadPointer(entry, "no entry of an xarray of pointers")
+        raise BadPointer(entry, "not an entry of an xarray of pointers")
     node = kernel.at("xa_node", entry - 2)
     member = kernel.member("xa_node", "slots")
     raw = node.data[member.offset : member.offset + 8 * member.type.count]
@@ -199,7 +199,7 @@ def _xarray(kernel: Kernel, entry: int, depth: int = 0) -> list[int]:
     return result
 
 
-def _vcpu(kernel: Kernel, address: int, running: Mapping[int, int]) -> Vcpu:
+def _vcpu(kernel: HostKernel, address: int, running: Mapping[int, int]) -> Vcpu:
     vcpu = kernel.at("kvm_vcpu", address)
     return Vcpu(
         address=address,
@@ -234,7 +234,7 @@ def _mmu_lock_held(kvm: Obj) -> bool | None:
     return None
 
 
-def look_at(kernel: Kernel, vm: Vm) -> tuple[bool | None, dict[int, int]]:
+def look_at(kernel: HostKernel, vm: Vm) -> tuple[bool | None, dict[int, int]]:
     """``mmu_lock_held`` of ``vm`` as it is now, and the ``pgd_phys`` of each of its MMUs, by the MMU's address.
 
     ``kvm_free_stage2_pgd`` leaves 0.  Raises `BadPointer` when the VM's memory is no longer mapped.
@@ -252,7 +252,7 @@ class ReadVm:
 
 
 def read_vms(
-    kernel: Kernel, running: Mapping[int, int], vmid_bits: int, notes: list[str], *, pkvm: bool
+    kernel: HostKernel, running: Mapping[int, int], vmid_bits: int, notes: list[str], *, pkvm: bool
 ) -> list[ReadVm]:
     """Every VM, named ``vm0`` … by process and file number.
 
@@ -285,7 +285,14 @@ def read_vms(
 
 
 def _read_vm(
-    kernel: Kernel, name: str, address: int, how: _Found, running: Mapping[int, int], vmid_bits: int, *, pkvm: bool
+    kernel: HostKernel,
+    name: str,
+    address: int,
+    how: _FoundBy,
+    running: Mapping[int, int],
+    vmid_bits: int,
+    *,
+    pkvm: bool,
 ) -> ReadVm:
     kvm = kernel.at("kvm", address)
     vtcr = kvm.u("arch.vtcr") if kvm.has("arch.vtcr") else None

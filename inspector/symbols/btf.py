@@ -192,7 +192,7 @@ class _Type:
 
 
 @dataclass(frozen=True)
-class _Field:
+class _Part:
     name: str
     bit_offset: int
     bit_size: int | None
@@ -223,7 +223,7 @@ class Btf:
         """The member at a dotted ``path``, offsets counted from the start of ``struct_name``."""
         number = self._struct_id(struct_name)
         bits = 0
-        found: _Field | None = None
+        found: _Part | None = None
         for part in path.split("."):
             if found is not None:
                 number = self._strip(found.type)
@@ -336,7 +336,7 @@ class Btf:
             number = each.value
         raise BadBtf("a typedef goes round in a circle")
 
-    def _fields(self, number: int, bits: int = 0, inside: tuple[int, ...] = ()) -> Iterator[_Field]:
+    def _fields(self, number: int, bits: int = 0, inside: tuple[int, ...] = ()) -> Iterator[_Part]:
         """Named members, those of anonymous structs and unions in their place."""
         if number in inside or len(inside) > _MAX_NESTING:
             raise BadBtf("an anonymous struct contains itself")
@@ -352,7 +352,7 @@ class Btf:
                 if size is None and inner.kind == INT:
                     size, offset = self._old_bit_field(inner, offset)
                 text = _string(self.blob, self._header, name).decode("utf-8", "replace")
-                yield _Field(text, bits + offset, size, type_id)
+                yield _Part(text, bits + offset, size, type_id)
             elif inner.kind in (STRUCT, UNION):
                 yield from self._fields(stripped, bits + offset, (*inside, number))
 
@@ -362,7 +362,7 @@ class Btf:
         bits, shift = encoding & 0xFF, encoding >> 16 & 0xFF
         return (None, offset) if bits == 8 * integer.value else (bits, offset + shift)
 
-    def _member(self, each: _Field) -> Member:
+    def _member(self, each: _Part) -> Member:
         bit_offset = None if each.bit_size is None else each.bit_offset
         return Member(each.name, each.bit_offset // 8, self._ref(each.type), bit_offset, each.bit_size)
 

@@ -10,7 +10,7 @@ from inspector.symbols import btf
 
 
 @dataclass(frozen=True)
-class Field:
+class MemberSpec:
     """A member: type id and offset in bits from the struct's start; ``bit_size`` for a bit-field."""
 
     name: str
@@ -50,7 +50,7 @@ class BtfWriter:
         """An array; the index type is not said."""
         return self._add("", btf.ARRAY, 0, struct.pack("<III", element, 0, count))
 
-    def compound(self, kind: int, name: str, size: int, fields: Sequence[Field]) -> int:
+    def compound(self, kind: int, name: str, size: int, fields: Sequence[MemberSpec]) -> int:
         """A STRUCT or UNION of ``size`` bytes."""
         flag = any(each.bit_size is not None for each in fields)
         body = bytearray()

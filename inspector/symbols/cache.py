@@ -24,7 +24,7 @@ _HEAD = struct.Struct("<8sII")
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedFile:
     """What a cache file holds."""
 
     meta: Mapping[str, Any]
@@ -38,7 +38,7 @@ def default_cache_dir() -> Path:
     return root / "kvm-stage2-inspector" / "symbols"
 
 
-def load(path: Path) -> Entry | None:
+def load(path: Path) -> CachedFile | None:
     """The file's content, or ``None`` when there is none to trust."""
     try:
         data = path.read_bytes()
@@ -51,7 +51,7 @@ def load(path: Path) -> Entry | None:
         sections = {}
         for name, (offset, size) in header["sections"].items():
             sections[name] = view[base + offset : base + offset + size]
-        return Entry(header["meta"], sections)
+        return CachedFile(header["meta"], sections)
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return None
 

@@ -19,7 +19,7 @@ from elftools.dwarf.dwarfinfo import DebugSectionDescriptor, DwarfConfig, DWARFI
 
 from inspector.findings import BadInput
 from inspector.symbols import btf
-from inspector.symbols.btfwrite import BtfWriter, Field
+from inspector.symbols.btfwrite import BtfWriter, MemberSpec
 from inspector.symbols.elf import Elf
 from inspector.symbols.table import SymbolTable
 
@@ -342,7 +342,7 @@ class _Converter:
         else:
             raise _Damaged(f"a type of kind {tag} is unknown to this tool")
 
-    def _fields(self, die: Any) -> Iterator[Field]:
+    def _fields(self, die: Any) -> Iterator[MemberSpec]:
         for each in _children(die, "DW_TAG_member"):
             if "DW_AT_external" in each.attributes or "DW_AT_const_value" in each.attributes:
                 continue
@@ -354,7 +354,7 @@ class _Converter:
                 elif "DW_AT_bit_offset" in each.attributes:  # counts from the most significant bit of its unit
                     size = _number(each, "DW_AT_byte_size") or _type_size(each)
                     offset += 8 * size - _number(each, "DW_AT_bit_offset") - bits
-            yield Field(_name(each), self._target(each), offset, bits)
+            yield MemberSpec(_name(each), self._target(each), offset, bits)
 
 
 def _descriptor(name: str, view: memoryview | None) -> DebugSectionDescriptor | None:

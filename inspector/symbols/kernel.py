@@ -14,7 +14,7 @@ from inspector.symbols.table import SymbolTable
 
 
 @dataclass(frozen=True)
-class Found:
+class FileContent:
     """What one file told: ``sources`` names the providers (``BTF``, ``kallsyms``)."""
 
     sources: tuple[str, ...]
@@ -36,7 +36,7 @@ class KernelSymbols:
 
     def __init__(
         self,
-        found: Found,
+        found: FileContent,
         description: str,
         image: Callable[[], bytes],
         search: Callable[[str], Btf | None] = lambda _: None,
@@ -146,7 +146,7 @@ class KernelSymbols:
         return None if at < 0 else self.link_text + at
 
     def _types(self, struct: str) -> Btf:
-        """The types that define ``struct``, or `Found.types` when none do."""
+        """The types that define ``struct``, or `FileContent.types` when none do."""
         types = self._found.types
         if types.struct(struct) is None:
             types = self._elsewhere(struct) or types

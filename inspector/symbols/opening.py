@@ -13,7 +13,7 @@ from inspector.symbols import cache
 from inspector.symbols.btf import BadBtf, Btf, find_btf
 from inspector.symbols.elf import Elf
 from inspector.symbols.image import Image, is_plain_image, open_image
-from inspector.symbols.kernel import Found, KernelSymbols
+from inspector.symbols.kernel import FileContent, KernelSymbols
 from inspector.symbols.notes import image_banner, image_build_id
 from inspector.symbols.packing import read_file
 from inspector.symbols.table import Symbol, SymbolTable, is_noise
@@ -59,7 +59,7 @@ def _open_image(path: Path, directory: Path, tell: Progress) -> KernelSymbols:
     return KernelSymbols(found, _describe("Image", path, found), lambda: image.data)
 
 
-def _describe(kind: str, path: Path, found: Found) -> str:
+def _describe(kind: str, path: Path, found: FileContent) -> str:
     return f"{kind} {path} ({', '.join(found.sources)})"
 
 
@@ -104,7 +104,7 @@ def _with_image(symbols: KernelSymbols, path: Path) -> KernelSymbols:
     return symbols.with_image(lambda: image.data)
 
 
-def read_image(image: Image) -> Found:
+def read_image(image: Image) -> FileContent:
     """Everything an Image tells; raises `BadInput` when it has no BTF or no kallsyms."""
     table, link_text, sources = _image_table(image.path, image.data, image.text_offset, image.image_size)
     blob = find_btf(image.data)
@@ -112,7 +112,7 @@ def read_image(image: Image) -> Found:
         raise BadInput(
             f"{image.path} holds no BTF (CONFIG_DEBUG_INFO_BTF), so no types: give the kernel's vmlinux with --vmlinux"
         )
-    return Found(
+    return FileContent(
         ("BTF", *sources),
         image_build_id(image.data),
         image_banner(image.data),
@@ -123,7 +123,7 @@ def read_image(image: Image) -> Found:
     )
 
 
-def read_vmlinux(elf: Elf) -> Found:
+def read_vmlinux(elf: Elf) -> FileContent:
     """Everything a vmlinux tells, types out of BTF when it has some; raises `BadInput` when it has none at
     all.
     """
@@ -159,7 +159,7 @@ def read_vmlinux(elf: Elf) -> Found:
         more = elf.read(banner[0].address + len(text), 1)
         text = text + more if more else text + b"\0"
     line = text.split(b"\0")[0].rstrip(b"\n").decode("utf-8", "replace") or None
-    return Found((kind, *sources), elf.build_id(), line, link_text, image_size, table, types)
+    return FileContent((kind, *sources), elf.build_id(), line, link_text, image_size, table, types)
 
 
 def _image_table(path: Path, data: bytes, text_offset: int, size: int) -> tuple[SymbolTable, int, tuple[str, ...]]:
@@ -209,13 +209,13 @@ def _index(path: Path, blob: bytes) -> Btf:
         raise BadInput(f"the BTF in {path} cannot be read: {error}") from error
 
 
-def _recall(slot: Path) -> Found | None:
+def _recall(slot: Path) -> FileContent | None:
     entry = cache.load(slot)
     if entry is None:
         return None
     meta: Mapping[str, Any] = entry.meta
     try:
-        return Found(
+        return FileContent(
             tuple(meta["sources"]),
             meta["build_id"],
             meta["banner"],
@@ -228,7 +228,7 @@ def _recall(slot: Path) -> Found | None:
         return None
 
 
-def _remember(slot: Path, found: Found) -> None:
+def _remember(slot: Path, found: FileContent) -> None:
     meta = {
         "sources": list(found.sources),
         "build_id": found.build_id,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inspector.kernel.memory import StoppedMemory
-from inspector.kernel.objects import Kernel
+from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer, KernelSpace, stage1_geometry
 from inspector.symbols.api import Member, StructType, TypeKind, TypeRef
 from tests.kernel.test_vmm import PAGE, ROOT, TABLE, Ram
@@ -60,7 +60,7 @@ def test_pointers_lose_their_tag_wherever_they_are_read(ram: Ram, space: KernelS
     symbols: Any = SimpleNamespace(
         member=lambda _, path: members[path], sizeof=lambda _: 32, struct=lambda _: StructType("node", 32, members)
     )
-    kernel = Kernel(symbols, space)
+    kernel = HostKernel(symbols, space)
     head, first, second = 0, 0x100, 0x200
     for at, tag, following in ((head, 0xF3, first), (first, 0xF7, second), (second, 0xF5, head)):
         ram.put(FRAME, at // 8, PLAIN + following & (1 << 56) - 1 | tag << 56)

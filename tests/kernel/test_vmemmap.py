@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from inspector.kernel.objects import Kernel
+from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 from inspector.kernel.vmcoreinfo import parse
 from inspector.kernel.vmemmap import UnknownVmemmap, find_vmemmap
 
 KERNEL: Any = None
-Method = Callable[[Kernel], set[int]]
+Method = Callable[[HostKernel], set[int]]
 
 
 def says(*bases: int) -> Method:
     return lambda _: set(bases)
 
 
-def fails(_: Kernel) -> set[int]:
+def fails(_: HostKernel) -> set[int]:
     raise BadPointer(0x1000, "not mapped")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inspector.symbols import btf
-from inspector.symbols.btfwrite import BtfWriter, Field
+from inspector.symbols.btfwrite import BtfWriter, MemberSpec
 from tests.symbols.synth import Entry
 
 FUNCTIONS = [
@@ -29,10 +29,13 @@ def types() -> bytes:
     number = writer.integer("unsigned int", 4)
     long = writer.integer("long int", 8, signed=True)
     anonymous = writer.compound(
-        btf.STRUCT, "", 8, [Field("deep", number, 0), Field("bits", number, 32, 3), Field("more", number, 35, 5)]
+        btf.STRUCT,
+        "",
+        8,
+        [MemberSpec("deep", number, 0), MemberSpec("bits", number, 32, 3), MemberSpec("more", number, 35, 5)],
     )
-    union = writer.compound(btf.UNION, "", 8, [Field("whole", long, 0), Field("", anonymous, 0)])
-    inner = writer.compound(btf.STRUCT, "inner", 24, [Field("first", long, 0), Field("", union, 64)])
+    union = writer.compound(btf.UNION, "", 8, [MemberSpec("whole", long, 0), MemberSpec("", anonymous, 0)])
+    inner = writer.compound(btf.STRUCT, "inner", 24, [MemberSpec("first", long, 0), MemberSpec("", union, 64)])
     named = writer.reference(btf.TYPEDEF, writer.reference(btf.CONST, inner), "inner_t")
     pointer = writer.reference(btf.PTR, named)
     row = writer.array(number, 3)
@@ -47,13 +50,13 @@ def types() -> bytes:
         "outer",
         96,
         [
-            Field("arch", named, 0),
-            Field("link", pointer, 192),
-            Field("table", both, 256),
-            Field("mode", mode, 448),
-            Field("wide", wide, 512),
-            Field("hidden", to_hidden, 576),
-            Field("call", function, 640),
+            MemberSpec("arch", named, 0),
+            MemberSpec("link", pointer, 192),
+            MemberSpec("table", both, 256),
+            MemberSpec("mode", mode, 448),
+            MemberSpec("wide", wide, 512),
+            MemberSpec("hidden", to_hidden, 576),
+            MemberSpec("call", function, 640),
         ],
     )
     return writer.blob()

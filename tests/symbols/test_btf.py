@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inspector.symbols import TypeKind, TypeRef, btf
 from inspector.symbols.btf import BadBtf, Btf, find_btf
-from inspector.symbols.btfwrite import BtfWriter, Field
+from inspector.symbols.btfwrite import BtfWriter, MemberSpec
 from tests.symbols.build import types
 
 INT = TypeRef(TypeKind.INT, "unsigned int", 4)
@@ -91,7 +91,7 @@ def test_bit_fields_of_before_kind_flag() -> None:
     """The INT holds the number of bits and an offset (btf.rst, BTF_INT_BITS and BTF_INT_OFFSET)."""
     writer = BtfWriter()
     three = writer.integer("unsigned int", 4, bits=3 | 2 << 16)
-    writer.compound(btf.STRUCT, "old", 4, [Field("field", three, 8)])
+    writer.compound(btf.STRUCT, "old", 4, [MemberSpec("field", three, 8)])
     member = Btf(writer.blob()).member("old", "field")
     assert member is not None
     assert (member.offset, member.bit_offset, member.bit_size) == (1, 10, 3)
@@ -113,7 +113,7 @@ def test_a_type_of_an_unknown_kind_is_stepped_over_by_the_layout_section() -> No
     head, body = blob[:24], blob[24:36] + bytes(8)
     later = BtfWriter()
     number = later.integer("unsigned int", 4)
-    later.compound(btf.STRUCT, "after", 4, [Field("value", number + 1, 0)])
+    later.compound(btf.STRUCT, "after", 4, [MemberSpec("value", number + 1, 0)])
     rest = later.blob()
     (type_len,) = struct.unpack_from("<I", rest, 12)
     strings = rest[24 + type_len :]
@@ -164,8 +164,8 @@ def test_damage_is_refused_or_answered_but_nothing_else(changes: list[tuple[int,
 
 def test_a_struct_that_contains_itself_is_refused() -> None:
     writer = BtfWriter()
-    writer.compound(btf.STRUCT, "", 8, [Field("", 1, 0), Field("", 1, 0)])
-    writer.compound(btf.STRUCT, "round", 8, [Field("", 1, 0)])
+    writer.compound(btf.STRUCT, "", 8, [MemberSpec("", 1, 0), MemberSpec("", 1, 0)])
+    writer.compound(btf.STRUCT, "round", 8, [MemberSpec("", 1, 0)])
     writer.reference(btf.TYPEDEF, 3, "self")
     blob = Btf(writer.blob())
     with pytest.raises(BadBtf, match="contains itself"):
