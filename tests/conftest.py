@@ -43,4 +43,5 @@ def pytest_report_header() -> list[str]:
     lines = [f"kernels: {', '.join(have) or 'none (./run_qemu.sh test fetches them)'}"]
     if missing:
         lines.append(f"not collected, their suite was not reachable: tests on {', '.join(missing)}")
+    lines.append("a random test that fails prints its seed and how to repeat it (hypothesis: --hypothesis-seed)")
     return lines

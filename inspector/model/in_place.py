@@ -94,12 +94,16 @@ def stage2_relax_perms(pgt: Stage2Table, addr: int, prot: int, flags: int = 0) -
         set_bits |= xn
         clear_bits |= field & ~xn
     ret, change = update_leaf_attrs(pgt, addr, 1, set_bits, clear_bits, _fault_flags(pgt, flags))
-    kind = "ipa_nsh" if behaviours.relax_local_tlbi else "ipa"
     if ret == 0:
-        pgt.emit((TLBI, kind, addr, change.level, None))
+        flush_relaxed(pgt, addr, change.level)
     elif ret == -EAGAIN and behaviours.relax_flush_on_eagain:
-        pgt.emit((TLBI, kind, addr, behaviours.relax_eagain_level, None))
+        flush_relaxed(pgt, addr, behaviours.relax_eagain_level)
     return ret
+
+
+def flush_relaxed(pgt: Stage2Table, addr: int, level: int) -> None:
+    """``__kvm_tlb_flush_vmid_ipa_nsh`` where only the CPU that faulted need see the new permissions."""
+    pgt.emit((TLBI, "ipa_nsh" if pgt.behaviours.relax_local_tlbi else "ipa", addr, level, None))
 
 
 def stage2_mkyoung(pgt: Stage2Table, addr: int, flags: int = 0) -> int:

@@ -47,6 +47,11 @@ class Outcome:
     difference: Difference | None = None
     script: list[str] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        """What it did and how to repeat it."""
+        again = f"python -m tests.model.campaign --label {self.label} --seed {self.seed}"
+        return f"{self.operations} operations on {self.sequences} tables, seed {self.seed} (again: {again})"
+
 
 def run_sequence(outcome: Outcome, rng: Random, label: str) -> bool:
     """One table from init to destroy; ``False`` when the two sides differed."""

@@ -1,8 +1,8 @@
-"""Mutations of the model: small wrong edits of its source, applied while it runs.
+"""Mutations of the model: one function, method or constant of it, named, replaced by a wrong one while a test runs.
 
-A :class:`Mutation` replaces one piece of a module's text by another; the functions compiled from the edited text
-lend their code to the live ones (``__code__``), so that every import elsewhere sees the edit, and give it back.
-A :class:`Flip` changes one named behaviour of a generation.
+A :class:`Mutation` names its hook (``map_unlink.make_pte``, ``unmap.Unmap.visit``) and makes the wrong form of it from
+the true one; every name under which the model's modules know a function sees the replacement.  A :class:`Flip` changes
+one named behaviour of a generation.
 """
 
 from __future__ import annotations
@@ -11,23 +11,30 @@ import contextlib
 import dataclasses
 import enum
 import importlib
-import inspect
-import types
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from inspector.generations import GENERATIONS
+from inspector.model.state import Visit
+
+Change: TypeAlias = Callable[[Any], Any]
+"""From the true function (or constant) to the wrong one."""
+
+Place: TypeAlias = tuple[Any, str]
+"""A module or class, and a name in it."""
+
+_ROOM = "inspector.model."
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """``old`` occurs exactly once in ``inspector.model.<module>``; ``label`` is the generation that must notice."""
+    """``hook`` of ``inspector.model`` becomes ``change(hook)``; ``label`` is the generation that must notice."""
 
     name: str
-    module: str
-    old: str
-    new: str
+    hook: str
+    change: Change
     label: str = "6.12"
 
 
@@ -44,37 +51,101 @@ class Flip:
         return f"{self.label}-{self.field}-{value}"
 
 
-def _functions(namespace: dict[str, Any], module_name: str) -> Iterator[tuple[str, types.FunctionType]]:
-    for name, thing in namespace.items():
-        if isinstance(thing, types.FunctionType) and thing.__module__ == module_name:
-            yield name, thing
-        elif isinstance(thing, type) and thing.__module__ == module_name:
-            for attribute, member in vars(thing).items():
-                function = member.fget if isinstance(member, property) else member
-                if isinstance(function, types.FunctionType):
-                    yield f"{name}.{attribute}", function
+def _find(hook: str) -> tuple[Any, list[Place]]:
+    """What a hook names, and all places that hold it: a function is imported elsewhere, a constant is not followed."""
+    module, *path = hook.split(".")
+    owner: Any = importlib.import_module(_ROOM + module)
+    for name in path[:-1]:
+        owner = getattr(owner, name)
+    real = vars(owner)[path[-1]]
+    places = [(owner, path[-1])]
+    if callable(real):
+        modules = [module for name, module in list(sys.modules.items()) if name.startswith(_ROOM)]
+        classes = [thing for module in modules for thing in vars(module).values() if isinstance(thing, type)]
+        holders = [*modules, *dict.fromkeys(each for each in classes if each.__module__.startswith(_ROOM))]
+        places += [(each, name) for each in holders for name, thing in vars(each).items() if thing is real]
+    return real, places
+
+
+def _put(places: list[Place], thing: Any) -> None:
+    for owner, name in places:
+        setattr(owner, name, thing)
 
 
 @contextlib.contextmanager
 def applied(mutation: Mutation) -> Iterator[None]:
-    """The model with this mutation.  Raises ``ValueError`` when the text to replace is not there exactly once."""
-    module = importlib.import_module(f"inspector.model.{mutation.module}")
-    source = inspect.getsource(module)
-    if source.count(mutation.old) != 1:
-        raise ValueError(f"{mutation.name}: {mutation.old!r} occurs {source.count(mutation.old)} times")
-    mutated = types.ModuleType(module.__name__)
-    mutated.__file__ = module.__file__
-    exec(compile(source.replace(mutation.old, mutation.new), module.__file__ or "", "exec"), vars(mutated))
-    edited = dict(_functions(vars(mutated), module.__name__))
-    saved: list[tuple[types.FunctionType, types.CodeType]] = []
+    """The model with this mutation.  Raises ``KeyError`` or ``AttributeError`` when there is no such hook."""
+    real, places = _find(mutation.hook)
+    _put(places, mutation.change(real))
     try:
-        for name, function in _functions(vars(module), module.__name__):
-            saved.append((function, function.__code__))
-            function.__code__ = edited[name].__code__
         yield
     finally:
-        for function, code in saved:
-            function.__code__ = code
+        _put(places, real)
+
+
+# ---- kinds of wrong functions
+
+
+def nothing(real: Any) -> Any:
+    """It does nothing."""
+    return lambda *_, **__: None
+
+
+def answers(value: Any) -> Change:
+    """It always gives ``value``."""
+    return lambda real: lambda *_, **__: value
+
+
+def result(wrong: Callable[[Any], Any]) -> Change:
+    """What it gives is made wrong."""
+    return lambda real: lambda *args, **words: wrong(real(*args, **words))
+
+
+def arguments(wrong: Callable[..., tuple[Any, ...]]) -> Change:
+    """It is given other arguments."""
+    return lambda real: lambda *args, **words: real(*wrong(*args, **words))
+
+
+def during(hook: str, change: Change) -> Change:
+    """While it runs, another function of the model is wrong."""
+
+    def wrong(real: Any) -> Any:
+        inner, places = _find(hook)
+        replacement = change(inner)
+
+        def function(*args: Any, **words: Any) -> Any:
+            _put(places, replacement)
+            try:
+                return real(*args, **words)
+            finally:
+                _put(places, inner)
+
+        return function
+
+    return wrong
+
+
+def sees(wrong: Callable[[Visit], dict[str, Any]]) -> Change:
+    """Its visit context is another one: ``wrong`` gives the fields that differ."""
+
+    def change(real: Any) -> Any:
+        def function(owner: Any, ctx: Visit, *rest: Any) -> Any:
+            return real(owner, moved(ctx, **wrong(ctx)), *rest)
+
+        return function
+
+    return change
+
+
+def moved(ctx: Visit, **fields: Any) -> Visit:
+    """A copy of a visit context with other fields."""
+    copy = Visit()
+    for name in Visit.__slots__:
+        setattr(copy, name, fields.get(name, getattr(ctx, name)))
+    return copy
+
+
+# ---- generations
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def _labels() -> list[str]:
 def _explain(outcome: Outcome) -> str:
     if outcome.difference is None:
         return ""
-    return f"{outcome.difference}\nscript:\n" + "\n".join(shrink(outcome.script))
+    return f"{outcome}: {outcome.difference}\nscript:\n" + "\n".join(shrink(outcome.script))
 
 
 @pytest.mark.parametrize("label", _labels())
@@ -75,12 +75,12 @@ def test_every_operation_and_error_is_met(label: str) -> None:
     wanted |= {"test_clear_young"} if behaviours.test_clear_young else {"mkold", "is_young"}
     wanted |= {"split", "create_unlinked", "free_unlinked", "grace_period"} if behaviours.split else set()
     wanted |= {"annotate", "destroy_range"} if behaviours.destroy_in_ranges else {"set_owner"}
-    assert wanted <= set(outcome.by_name)
-    assert {-11, -12, -22, -34} <= set(outcome.returns)
+    assert wanted <= set(outcome.by_name), outcome
+    assert {-11, -12, -22, -34} <= set(outcome.returns), outcome
 
 
 @pytest.mark.parametrize("label", _labels())
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 @given(rng=st.randoms(use_true_random=False))
 def test_hypothesis_finds_nothing(label: str, rng: Random) -> None:
     outcome = Outcome(label, 0)
