@@ -26,7 +26,7 @@ from typing import Any, Final
 from inspector.findings import BadInput
 from inspector.model.attributes import AF
 from inspector.model.prot import SW_MASK, Prot
-from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
+from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO, U64
 
 PLENTY: Final = 1 << 20
 """A memory cache that does not run out."""
@@ -117,6 +117,18 @@ WORDS: Final[dict[str, tuple[str, str, str]]] = {
     "race": ("race_mode", "race", "what that CPU does: set:VALUE, clear:VALUE, value:VALUE"),
 }
 
+_BOUNDS: Final = {
+    # word: what it may be; all others are 64-bit
+    "level": (-1, 3),
+    "refs": (-(1 << 16), 1 << 16),
+    "owner": (0, 255),
+    "type": (0, 15),
+    "mkold": (0, 1),
+    "force": (0, 1),
+    "fail_alloc": (0, 1 << 20),
+    "lose_cas": (0, 1 << 20),
+}
+
 FAULT_WORDS: Final = ("fail_alloc", "lose_cas", "race")
 
 _FLAGS: Final = (
@@ -146,6 +158,13 @@ def number(text: str) -> int:
     return sign * int(digits, 0)
 
 
+def bounded(what: str, value: int, low: int, high: int) -> int:
+    """``value``.  Raises ``ValueError`` when it is not one of ``low`` to ``high``."""
+    if not low <= value <= high:
+        raise ValueError(f"{what} does not fit in 64 bits" if high == U64 else f"{what} is not one of {low} to {high}")
+    return value
+
+
 def _read_prot(text: str) -> int:
     rest = "" if text == "-" else text
     prot = 0
@@ -168,7 +187,7 @@ def _read_flags(text: str) -> int:
     flags = 0
     for word in text.split("+"):
         if word not in known:
-            raise ValueError(f"no walk flag {word}")
+            raise ValueError(f"{word} is not a walk flag")
         flags |= known[word]
     return flags
 
@@ -191,20 +210,22 @@ def _assign(operation: Operation, word: str, text: str) -> None:
             raise ValueError("the memory type is normal, device, nc or device+nc")
         operation.prot |= _MEMORY[text]
     elif form == "sw":
-        operation.prot |= number(text) << 55 & SW_MASK
+        operation.prot |= bounded(word, number(text), 0, 15) << 55
     elif form == "cache":
-        operation.cache = None if text == "none" else PLENTY if text == "plenty" else number(text)
+        operation.cache = (
+            None if text == "none" else PLENTY if text == "plenty" else bounded(word, number(text), 0, PLENTY)
+        )
     elif form == "flags":
         operation.flags = _read_flags(text)
     elif form == "page":
-        operation.value = LAST if text == "last" else number(text)
+        operation.value = LAST if text == "last" else bounded(word, number(text), 0, U64)
     elif form == "race":
         mode, _, value = text.partition(":")
         if mode not in ("set", "clear", "value"):
             raise ValueError("race is set:VALUE, clear:VALUE or value:VALUE")
-        operation.race_mode, operation.race_value = mode, number(value)
+        operation.race_mode, operation.race_value = mode, bounded(word, number(value), 0, U64)
     else:
-        setattr(operation, field, number(text))
+        setattr(operation, field, bounded(word, number(text), *_BOUNDS.get(word, (0, U64))))
 
 
 def parse_operation(line: str) -> Operation:
@@ -212,7 +233,7 @@ def parse_operation(line: str) -> Operation:
     words = line.split()
     name = words[0] if words else ""
     if name not in OPERATIONS:
-        raise ScriptError(f"{name!r} is no operation: use one of {', '.join(OPERATIONS)}")
+        raise ScriptError(f"{name!r} is not an operation: use one of {', '.join(OPERATIONS)}")
     positional, keywords = OPERATIONS[name]
     operation = Operation(name)
     given = words[1:]
@@ -220,7 +241,7 @@ def parse_operation(line: str) -> Operation:
         raise ScriptError(f"{name} needs {' and '.join(positional)} first")
     try:
         for field, text in zip(positional, given, strict=False):
-            setattr(operation, field, number(text))
+            setattr(operation, field, bounded(field, number(text), 0, U64))
         for word in given[len(positional) :]:
             key, _, text = word.partition("=")
             if key not in keywords and key not in FAULT_WORDS:

@@ -14,6 +14,7 @@ from inspector.codec import Format, Kind, Regime, decode
 from inspector.events import CACHE, CASFAIL, STORE, TLBI, Event, PageNames, RawEvent, format_raw, to_event
 from inspector.generations import Generation
 from inspector.model.operations import Operation, ScriptError, format_operation, parse_operation
+from inspector.model.pages import NoSuchPage
 from inspector.model.prot import SW_MASK, kernel_prot
 from inspector.model.session import NoSuchEntry, Outcome, Session, Setup, parse_setup
 from inspector.model.stage2 import Stage2
@@ -107,8 +108,8 @@ def render_table(pgt: Pgtable, names: PageNames) -> Iterator[str]:
     fmt = format_of(pgt)
     for page, level, base, _, _ in pgt.tables():
         depth = "  " * (level - pgt.start_level)
-        yield f"{depth}{names.page(page)} level {level} ia {base:#x} refs {pgt.store.counts[page]}"
-        entries = pgt.store.pages[page]
+        yield f"{depth}{names.page(page)} level {level} ia {base:#x} refs {pgt.store.page_count(page)}"
+        entries = pgt.store.entries(page)
         index = 0
         while index < len(entries):
             entry = entries[index]
@@ -188,7 +189,6 @@ def run_script(text: str, generation: str | None = None) -> Iterator[StepResult]
                     kept = [word for word in body.split() if not word.startswith("generation=")]
                     body = " ".join((*kept, f"generation={generation}"))
                 setup = parse_setup(body)
-                setup.geometry()
                 session = Session(setup)
                 names = PageNames(session.store.granule)
                 yield StepResult(number, body, tuple(comment), setup, None, None, (), (), ())
@@ -197,11 +197,11 @@ def run_script(text: str, generation: str | None = None) -> Iterator[StepResult]
             operation = parse_operation(body)
             _check_prot(operation, setup.behaviours)
             outcome = session.apply(operation)
-        except (ScriptError, ValueError, NoSuchEntry) as error:
+            raws = session.store.take_events()
+            events = tuple(render_events(raws, names))
+            table = tuple(render_table(session.table, names))
+        except (ScriptError, ValueError, NoSuchEntry, NoSuchPage) as error:
             raise ScriptError(f"line {number}: {error}") from None
-        raws = session.store.take_events()
-        events = tuple(render_events(raws, names))
-        table = tuple(render_table(session.table, names))
         yield StepResult(
             number, format_operation(operation), tuple(comment), setup, operation, outcome, table, events, tuple(raws)
         )

@@ -13,11 +13,13 @@ from inspector.codec import GRANULES, Geometry
 from inspector.generations import GENERATIONS, Generation, generation
 from inspector.model.hyp import HypStage1
 from inspector.model.machine import Machine
-from inspector.model.operations import LAST, Operation, ScriptError, number
+from inspector.model.operations import LAST, Operation, ScriptError, bounded, number
 from inspector.model.pages import MemoryCache, PageStore
 from inspector.model.stage2 import Stage2
 
 DEFAULT_GENERATION: Final = "6.12"
+_BITS: Final = {"ipa": (32, 52), "pa": (32, 52), "va": (16, 52)}
+"""Sizes of addresses: what ``kvm_init_stage2_mmu`` and TCR_EL2.T0SZ allow."""
 _SWITCHES: Final = tuple(each.name for each in fields(Machine) if each.name != "force_pte")
 
 
@@ -62,7 +64,7 @@ def parse_setup(line: str) -> Setup:
     for word in line.split()[1:]:
         key, equals, text = word.partition("=")
         if not equals:
-            raise ScriptError(f"machine: {word} is no key=value")
+            raise ScriptError(f"machine: {word} is not key=value")
         values[key] = text
     setup = Setup()
     try:
@@ -74,18 +76,19 @@ def parse_setup(line: str) -> Setup:
             if granule not in GRANULES:
                 raise ScriptError(f"machine: the granule is one of {', '.join(GRANULES)}")
             setup = replace(setup, granule=granule)
-        sizes = {key: number(values.pop(key)) for key in ("ipa", "pa", "va") if key in values}
-        setup = replace(
-            setup, ipa=sizes.get("ipa", setup.ipa), pa=sizes.get("pa", setup.pa), va=sizes.get("va", setup.va)
-        )
+        sizes = {key: bounded(key, number(values.pop(key)), *_BITS[key]) for key in _BITS if key in values}
+        ipa, pa, va = (sizes.get(key, getattr(setup, key)) for key in _BITS)
+        setup = replace(setup, ipa=ipa, pa=pa, va=va)
         if "lpa2" in values:
             setup = replace(setup, lpa2=bool(number(values.pop("lpa2"))))
         switches = {key: bool(number(values.pop(key))) for key in (*_SWITCHES, "force_pte") if key in values}
+        if values:
+            raise ValueError(f"{next(iter(values))} is not a word of it")
+        setup = replace(setup, machine=replace(setup.machine, **switches))
+        setup.geometry()
     except ValueError as error:
         raise ScriptError(f"machine: {error}") from None
-    if values:
-        raise ScriptError(f"machine: it knows no {next(iter(values))}")
-    return replace(setup, machine=replace(setup.machine, **switches))
+    return setup
 
 
 class Outcome(NamedTuple):
