@@ -14,12 +14,12 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.codec import Descriptor, Format, Geometry, bulk, decoder
+from inspector.codec import Descriptor, Format, Geometry, bulk
 from inspector.codec.bits import WORD
+from inspector.tables.columns import columns_of
 from inspector.tables.intervals import runs
 from inspector.tables.rules import LevelRules, level_rules
 from inspector.tables.shapes import Entry, Level, Range, Tree
-from inspector.tables.walk import chunks
 
 _Runs = tuple[bulk.Flat, bulk.Flat, bulk.Words]
 """start, count, first entry: see `bulk.Runs`."""
@@ -173,23 +173,12 @@ def reverse(tree: Tree, pa: int, size: int = 1) -> list[tuple[int, Entry]]:
 
     Each comes with the input address of the first such byte.
     """
-    geometry, fmt = tree.geometry, tree.format
-    hits: list[tuple[int, Entry]] = []
-    rules = level_rules(geometry, fmt)
-    for at in tree.levels:
-        level, leaf = at.level, rules[at.level].leaf
-        if leaf is None:
-            continue
-        per_table, block = rules[level].reachable, geometry.block_size(level)
-        decode = decoder(level, geometry, fmt)
-        for first, raw in chunks(at.raw, per_table):
-            output = bulk.field(raw, leaf.address)
-            match = (output < np.uint64(pa + size)) & (output + np.uint64(block) > np.uint64(pa))
-            match &= bulk.are(raw, bulk.summary(raw), leaf.rules)
-            for n in np.flatnonzero(match).tolist():
-                row, index = first + n // per_table, n % per_table
-                ia = int(at.ia[row]) + index * block
-                entry = Entry(int(at.pa[row]), index, level, ia, decode(int(raw[n])))
-                hits.append((ia + max(0, pa - int(output[n])), entry))
+    columns = columns_of(tree)
+    match = columns.leaf & (columns.output < np.uint64(pa + size)) & (columns.output + columns.size > np.uint64(pa))
+    hits = []
+    for at in np.flatnonzero(match).tolist():
+        leaf, ia = columns.decoded(at), int(columns.ia[at])
+        entry = Entry(int(columns.table_pa[at]), int(columns.index[at]), leaf.level, ia, leaf)
+        hits.append((ia + max(0, pa - int(columns.output[at])), entry))
     hits.sort(key=lambda hit: hit[0])
     return hits

@@ -6,11 +6,13 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from inspector.capture.file import load
 from inspector.capture.view import TableView, table_views
 from inspector.check import Sides, compare_views
+from inspector.check.counts import references
 from inspector.codec import Kind
 from inspector.compare import changes
 from inspector.compare.machine import machine_of
@@ -75,6 +77,20 @@ def test_the_fast_rebuild_is_the_slow_one(capture: Capture) -> None:
             assert fast.store.counts[ours] == slow.store.counts[theirs]
             for a, b in zip(fast.store.pages[ours], slow.store.pages[theirs], strict=True):
                 assert a == b or (fast.is_table(a, level) and slow.is_table(b, level))
+
+
+def test_the_counts_that_the_rule_asks_for_are_the_models(capture: Capture) -> None:
+    code = code_of(capture.host)
+    for view in table_views(capture):
+        columns = columns_of(view.tree)
+        model, right = rebuild(view, code, columns), references(columns, code.behaviours)
+        built = [row for row, page in enumerate(model.page.tolist()) if page]
+        assert len(built) > 1
+        for row in built:
+            empty = (
+                columns.table & (columns.row == row) & ~np.isin(np.arange(len(columns.raw)), columns.page_entry[built])
+            )
+            assert model.pgt.store.counts[model.page[row]] + empty.sum() == right.low[row] == right.high[row]
 
 
 # --- faults, one at a time, in every capture ---
