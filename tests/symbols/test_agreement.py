@@ -23,6 +23,8 @@ from tests.symbols import gdb_oracle
 from tests.symbols.conftest import debug_kernels
 from tests.symbols.used import ALWAYS, DATA_SYMBOLS, ENUMERATORS, MEMBERS, SYMBOLS
 
+pytestmark = pytest.mark.kernels
+
 
 @dataclass(frozen=True)
 class Providers:

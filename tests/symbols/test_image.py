@@ -6,6 +6,7 @@ import lzma
 import shutil
 import struct
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from inspector.symbols.ksymtab import decode_ksymtab
 from inspector.symbols.linkbase import find_link_base
 from inspector.symbols.notes import image_banner, image_build_id
 from tests.symbols.build import DATA, EXPORTS, FUNCTIONS, types
-from tests.symbols.synth import BANNER, BUILD_ID, LINK, Entry, image, packed_gzip, zboot
+from tests.symbols.synth import BANNER, BUILD_ID, LINK, Data, Entry, image, packed_gzip, zboot
 
 LAYOUTS = ("6.1", "6.12", "7.3")
 # A 7.x table has no relative base to store; an older one without a stored base always has relocations.
@@ -270,11 +271,16 @@ def test_cut_images_are_refused(plain: bytes, tmp_path: Path) -> None:
     assert served <= (len(plain) - end_of_types) // 64 + 1
 
 
+@cache
+def _built(layout: str) -> Data:
+    return image(entries(layout), EXPORTS, types(), layout, link="pointers" if layout == "7.3" else "stored")
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_tables_are_refused_or_answered_but_nothing_else(data: st.DataObject) -> None:
     layout = data.draw(st.sampled_from(LAYOUTS))
-    built = image(entries(layout), EXPORTS, types(), layout, link="pointers" if layout == "7.3" else "stored")
+    built = _built(layout)
     blob = bytearray(built.bytes)
     first = min(at for name, at in built.labels.items() if name.startswith("kallsyms"))
     for _ in range(data.draw(st.integers(1, 5))):
