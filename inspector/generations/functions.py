@@ -21,7 +21,7 @@ def functions(generation: Generation) -> Mapping[str, str]:
         "invalid": "kvm_set_invalid_pte" if first else "kvm_clear_pte",
         "locked": "stage2_try_break_pte",
         "put": "stage2_unmap_walker",
-        "get": "stage2_make_pte" if unlink else "stage2_map_walker_try_leaf",
+        "get": "stage2_make_pte" if unlink else "stage2_map_walk_leaf" if first else "stage2_map_walker_try_leaf",
         "age": "kvm_pgtable_stage2_test_clear_young" if generation.test_clear_young else "kvm_pgtable_stage2_mkold",
         "split": "user_mem_abort",
     }
