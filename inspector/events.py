@@ -2,29 +2,44 @@
 
 Ground floor: standard library only, imports no other room.
 
-A line is ``<kind> key=value ...``; addresses and descriptors are hexadecimal, counts, levels and flags decimal::
+An event is ``<kind> key=value ...``; addresses and descriptors are hexadecimal, counts, levels and flags decimal::
 
     store pa=0x40001018 old=0x0 new=0x40002003 release=1 cas=0
     tlbi kind=ipa ipa=0x80000000 level=3
     put page=0x40002000 count=0
 
-Three forms of the same event, each for its use:
+In memory it is a plain tuple ``(KIND, field, ...)`` (:data:`RawEvent`), which hot loops append.  ``EVENT_TYPES`` is
+the whole grammar as a table; every conversion is driven by it.  Addresses are bytes.
 
-- *raw*: a plain tuple ``(KIND, field, ...)``, what hot loops append (nothing is built but the tuple);
-- *event*: one frozen dataclass per kind, what readable code matches on;
-- *text*: the line, what files hold.
+Where events of several CPUs and sources meet, or a stream may lose a piece, each travels in an :class:`Envelope`::
 
-``EVENT_TYPES`` is the whole grammar as a table; every conversion is driven by it.  Addresses are bytes.
+    @17 cpu=2 source=plugin store pa=0x40001018 old=0x0 new=0x40002003 release=1 cas=0 ;17;
 
-What each kind stands for in the kernel (``arch/arm64/kvm/hyp/pgtable.c``): ``store`` a descriptor store that took
-effect (``WRITE_ONCE``: release=0, ``smp_store_release``: release=1, successful ``cmpxchg``: cas=1); ``casfail`` a
-``cmpxchg`` that lost; ``tlbi`` a call of a TLB helper; ``cache``, ``get``, ``put``, ``alloc``, ``defer`` the
-``kvm_pgtable_mm_ops`` callbacks (``dcache_clean_inval_poc`` and ``icache_inval_pou``, ``get_page``, ``put_page``,
-``zalloc_page``, ``free_unlinked_table``); ``free`` a page whose count reached 0.
+The ``@`` and the ``;`` are in no event and the number stands at both ends, so that of a stream that was cut at any
+bytes, its pieces joined or not, :func:`read_envelopes` gives the events that are there as a whole; a gap in the numbers
+says how many are missing.
+
+What each kind stands for in the kernel (``arch/arm64/kvm/hyp/pgtable.c``):
+
+- ``store``: a descriptor store that took effect, ``pa`` the address of the entry (``WRITE_ONCE``: release=0,
+  ``smp_store_release``: release=1, successful ``cmpxchg``: cas=1); ``casfail``: a ``cmpxchg`` that found something else
+  than ``old`` and stored nothing.
+- ``tlbi``: a call of a TLB helper with the arguments as passed: ``ipa`` (``__kvm_tlb_flush_vmid_ipa``), ``ipa_nsh``
+  (``..._ipa_nsh``), ``vmid`` (``__kvm_tlb_flush_vmid``), ``range`` (``__kvm_tlb_flush_vmid_range``), ``vae2is`` and
+  ``vale2is`` (the instructions of hyp stage-1); what a helper has no argument for is left out.
+- the ``kvm_pgtable_mm_ops`` callbacks: ``cache`` (``dcache_clean_inval_poc``, ``icache_inval_pou``: ``size`` bytes of
+  memory at ``pa``), ``get`` and ``put`` (a reference on a table page; ``count`` is what is left), ``alloc`` and
+  ``allocfail`` (``zalloc_page``; NULL), ``alloc_exact`` and ``free_exact`` (the root pages), ``defer``
+  (``free_unlinked_table``; ``level`` is that of the entry that pointed there).
+- ``free``: a page whose count reached 0.  ``barrier``: ``ishst`` (``dsb(ishst)``), ``ish`` or ``isb``.
+- ``call`` and ``ret``: a kernel function entered (``args`` is free text without spaces, ``addr=0x0,size=0x1000``), and
+  its result.  ``warn``: a ``WARN_ON`` whose condition held (``WARN_ON_ONCE`` counts each time).
 """
 
 from __future__ import annotations
 
+import enum
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -53,181 +68,31 @@ RET: Final = 14
 WARN: Final = 15
 
 RawEvent: TypeAlias = tuple[Any, ...]
-"""``(KIND, field, ...)``, the fields in the order of the dataclass of that kind."""
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """A descriptor store that took effect; ``pa`` is the address of the entry."""
-
-    pa: int
-    old: int
-    new: int
-    release: int
-    cas: int
-
-
-@dataclass(frozen=True, slots=True)
-class CasFail:
-    """A ``cmpxchg`` that found something else than ``old`` and stored nothing."""
-
-    pa: int
-    old: int
-    new: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tlbi:
-    """A call of a TLB helper, with the arguments as passed.
-
-    ``kind``: ``ipa`` (``__kvm_tlb_flush_vmid_ipa``), ``ipa_nsh`` (``..._ipa_nsh``), ``vmid``
-    (``__kvm_tlb_flush_vmid``), ``range`` (``__kvm_tlb_flush_vmid_range``), ``vae2is`` and ``vale2is`` (the
-    instructions of hyp stage-1).  ``level`` and ``pages`` are ``None`` where the helper has no such argument.
-    """
-
-    kind: str
-    ipa: int | None
-    level: int | None
-    pages: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """Cache maintenance of ``size`` bytes of memory at ``pa``; ``kind`` is ``dcache`` or ``icache``."""
-
-    kind: str
-    pa: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Get:
-    """A reference taken on a table page."""
-
-    page: int
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """A reference dropped; ``count`` is what is left."""
-
-    page: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Alloc:
-    """A table page taken from the memory cache, zeroed, with one reference."""
-
-    page: int
-
-
-@dataclass(frozen=True, slots=True)
-class AllocFail:
-    """An allocation that gave NULL."""
-
-
-@dataclass(frozen=True, slots=True)
-class AllocExact:
-    """The root tables, ``size`` bytes at ``page``."""
-
-    page: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class FreeExact:
-    """The root tables given back."""
-
-    page: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Free:
-    """A table page whose reference count reached 0."""
-
-    page: int
-
-
-@dataclass(frozen=True, slots=True)
-class Defer:
-    """A detached table handed to ``free_unlinked_table``; ``level`` is that of the entry that pointed to it."""
-
-    page: int
-    level: int
-
-
-@dataclass(frozen=True, slots=True)
-class Barrier:
-    """A barrier; ``kind`` is ``ishst`` (``dsb(ishst)``), ``ish`` or ``isb``."""
-
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A kernel function entered; ``args`` is free text without spaces (``addr=0x0,size=0x1000``)."""
-
-    fn: str
-    args: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ret:
-    """A kernel function's result."""
-
-    value: int
-
-
-@dataclass(frozen=True, slots=True)
-class Warn:
-    """A ``WARN_ON`` whose condition held (``WARN_ON_ONCE`` counts each time)."""
-
-
-Event: TypeAlias = (
-    Store
-    | CasFail
-    | Tlbi
-    | Cache
-    | Get
-    | Put
-    | Alloc
-    | AllocFail
-    | AllocExact
-    | FreeExact
-    | Free
-    | Defer
-    | Barrier
-    | Call
-    | Ret
-    | Warn
-)
+"""``(KIND, field, ...)``, the fields in the order of ``EVENT_TYPES``."""
 
 _HEX, _DEC, _WORD, _LEVEL = "hex", "dec", "word", "level"
 
-EVENT_TYPES: Final[tuple[tuple[str, type[Any], tuple[tuple[str, str], ...]], ...]] = (
-    # word, dataclass, (key, form of the value) in the order of the raw tuple; the position is the KIND constant
-    ("store", Store, (("pa", _HEX), ("old", _HEX), ("new", _HEX), ("release", _DEC), ("cas", _DEC))),
-    ("casfail", CasFail, (("pa", _HEX), ("old", _HEX), ("new", _HEX))),
-    ("tlbi", Tlbi, (("kind", _WORD), ("ipa", _HEX), ("level", _LEVEL), ("pages", _DEC))),
-    ("cache", Cache, (("kind", _WORD), ("pa", _HEX), ("size", _DEC))),
-    ("get", Get, (("page", _HEX),)),
-    ("put", Put, (("page", _HEX), ("count", _DEC))),
-    ("alloc", Alloc, (("page", _HEX),)),
-    ("allocfail", AllocFail, ()),
-    ("alloc_exact", AllocExact, (("page", _HEX), ("size", _DEC))),
-    ("free_exact", FreeExact, (("page", _HEX), ("size", _DEC))),
-    ("free", Free, (("page", _HEX),)),
-    ("defer", Defer, (("page", _HEX), ("level", _DEC))),
-    ("barrier", Barrier, (("kind", _WORD),)),
-    ("call", Call, (("fn", _WORD), ("args", _WORD))),
-    ("ret", Ret, (("value", _DEC),)),
-    ("warn", Warn, ()),
+EVENT_TYPES: Final[tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = (
+    # word, (key, form of the value) in the order of the raw tuple; the position is the KIND constant
+    ("store", (("pa", _HEX), ("old", _HEX), ("new", _HEX), ("release", _DEC), ("cas", _DEC))),
+    ("casfail", (("pa", _HEX), ("old", _HEX), ("new", _HEX))),
+    ("tlbi", (("kind", _WORD), ("ipa", _HEX), ("level", _LEVEL), ("pages", _DEC))),
+    ("cache", (("kind", _WORD), ("pa", _HEX), ("size", _DEC))),
+    ("get", (("page", _HEX),)),
+    ("put", (("page", _HEX), ("count", _DEC))),
+    ("alloc", (("page", _HEX),)),
+    ("allocfail", ()),
+    ("alloc_exact", (("page", _HEX), ("size", _DEC))),
+    ("free_exact", (("page", _HEX), ("size", _DEC))),
+    ("free", (("page", _HEX),)),
+    ("defer", (("page", _HEX), ("level", _DEC))),
+    ("barrier", (("kind", _WORD),)),
+    ("call", (("fn", _WORD), ("args", _WORD))),
+    ("ret", (("value", _DEC),)),
+    ("warn", ()),
 )
 
-_KIND_OF_WORD: Final = {word: kind for kind, (word, _, _) in enumerate(EVENT_TYPES)}
-_KIND_OF_TYPE: Final = {cls: kind for kind, (_, cls, _) in enumerate(EVENT_TYPES)}
+_KIND_OF_WORD: Final = {word: kind for kind, (word, _) in enumerate(EVENT_TYPES)}
 _OPTIONAL: Final = frozenset({(TLBI, "ipa"), (TLBI, "level"), (TLBI, "pages"), (CALL, "args")})
 _LEVEL_WORDS: Final = {TTL_UNKNOWN: "unknown", LEVEL_UNDEFINED: "undefined"}
 _LEVEL_VALUES: Final = {word: value for value, word in _LEVEL_WORDS.items()}
@@ -255,7 +120,7 @@ def _text_value(form: str, text: str) -> Any:
 
 def format_raw(raw: RawEvent) -> str:
     """The line of a raw event."""
-    word, _, fields = EVENT_TYPES[raw[0]]
+    word, fields = EVENT_TYPES[raw[0]]
     parts = [word]
     for (key, form), value in zip(fields, raw[1:], strict=True):
         if value is not None and value != "":
@@ -271,7 +136,7 @@ def parse_raw(line: str) -> RawEvent:
     kind = _KIND_OF_WORD[words[0]]
     given = dict(word.partition("=")[::2] for word in words[1:])
     values: list[Any] = [kind]
-    for key, form in EVENT_TYPES[kind][2]:
+    for key, form in EVENT_TYPES[kind][1]:
         text = given.pop(key, None)
         if text is None:
             if (kind, key) not in _OPTIONAL:
@@ -281,37 +146,53 @@ def parse_raw(line: str) -> RawEvent:
         try:
             values.append(_text_value(form, text))
         except ValueError:
-            raise BadEvent(f"{key}={text} is no number in {line!r}") from None
+            raise BadEvent(f"{key}={text} is not a number in {line!r}") from None
     if given:
         raise BadEvent(f"{next(iter(given))}= does not belong in {line!r}")
     return tuple(values)
 
 
-def to_event(raw: RawEvent) -> Event:
-    """The dataclass of a raw event."""
-    event: Event = EVENT_TYPES[raw[0]][1](*raw[1:])
-    return event
+class Source(enum.StrEnum):
+    """Who saw the event."""
+
+    MODEL = "model"
+    HARNESS = "harness"
+    PLUGIN = "plugin"
+    GDB = "gdb"
 
 
-def to_raw(event: Event) -> RawEvent:
-    """The raw tuple of an event."""
-    kind = _KIND_OF_TYPE[type(event)]
-    return (kind, *(getattr(event, key) for key, _ in EVENT_TYPES[kind][2]))
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """An event with its place among others: ``seq`` counts up by one within a source, over all CPUs."""
+
+    seq: int
+    cpu: int
+    source: Source
+    event: RawEvent
+
+    def __str__(self) -> str:
+        return f"@{self.seq} cpu={self.cpu} source={self.source} {format_raw(self.event)} ;{self.seq};"
 
 
-def format_event(event: Event) -> str:
-    """The line of an event; :func:`parse_event` is the inverse."""
-    return format_raw(to_raw(event))
+_ENVELOPE: Final = re.compile(r"@(\d+) cpu=(\d+) source=(\w+) ([^@;\n]*) ;\1;")
 
 
-def parse_event(line: str) -> Event:
-    """The event of a line.  Raises :class:`BadEvent`."""
-    return to_event(parse_raw(line))
+def parse_envelope(line: str) -> Envelope:
+    """The envelope of a line.  Raises :class:`BadEvent`, also for a line that was cut."""
+    found = _ENVELOPE.fullmatch(line.strip())
+    if found is None or found[3] not in tuple(Source):
+        raise BadEvent(f"not an event in its envelope: {line!r}")
+    return Envelope(int(found[1]), int(found[2]), Source(found[3]), parse_raw(found[4]))
 
 
-def to_events(raws: Iterable[RawEvent]) -> Iterator[Event]:
-    """The dataclasses of raw events, lazily."""
-    return map(to_event, raws)
+def read_envelopes(text: str) -> Iterator[Envelope]:
+    """Every event that is there as a whole, of a stream that may be cut anywhere.  Raises :class:`BadEvent`."""
+    return (parse_envelope(found[0]) for found in _ENVELOPE.finditer(text))
+
+
+def enveloped(events: Iterable[RawEvent], source: Source, cpu: int = 0, first: int = 0) -> Iterator[Envelope]:
+    """The events of one CPU in their order, numbered from ``first``."""
+    return (Envelope(seq, cpu, source, event) for seq, event in enumerate(events, first))
 
 
 class PageNames:

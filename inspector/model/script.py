@@ -11,7 +11,7 @@ from errno import errorcode
 from typing import Final
 
 from inspector.codec import Format, Kind, Regime, decode
-from inspector.events import CACHE, CASFAIL, STORE, TLBI, Event, PageNames, RawEvent, format_raw, to_event
+from inspector.events import CACHE, CASFAIL, STORE, TLBI, PageNames, RawEvent, format_raw
 from inspector.generations import Generation
 from inspector.model.operations import Operation, ScriptError, format_operation, parse_operation
 from inspector.model.pages import NoSuchPage
@@ -43,10 +43,6 @@ class StepResult:
     table: tuple[str, ...]
     events: tuple[str, ...]
     raw_events: tuple[RawEvent, ...]
-
-    def parsed_events(self) -> tuple[Event, ...]:
-        """The events as dataclasses."""
-        return tuple(map(to_event, self.raw_events))
 
     def result_text(self) -> str:
         """What the operation returned, in words."""

@@ -347,7 +347,8 @@ class Generator:
             return self._leaf()
         if entry == 0 and self.behaviours.locked_value and kind < 0.7:
             self.pending.append(rng.choice((self._map, self._map, self._relax, self._mkyoung, self._unmap))())
-            self.pending[-1].addr = addr
+            # The address that was chosen with a size is gone: a large one would now be mapped page by page.
+            self.pending[-1].addr, self.pending[-1].size = addr, min(self.pending[-1].size, 8 * self.page)
             return Operation("poke", addr, level=level, value=self.behaviours.locked_value, change=1)
         if entry == 0 and kind < 0.9:
             return Operation("poke", addr, level=level, value=4, change=1)

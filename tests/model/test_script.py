@@ -16,7 +16,8 @@ from inspector.model.session import Setup, parse_setup
 from inspector.model.state import Pgtable
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "fixtures" / "scripts"
-U64 = st.integers(0, (1 << 64) - 1)
+U64_MAX = (1 << 64) - 1
+U64 = st.integers(0, U64_MAX)
 
 
 def _event(kind: int) -> st.SearchStrategy[ev.RawEvent]:
@@ -26,13 +27,65 @@ def _event(kind: int) -> st.SearchStrategy[ev.RawEvent]:
         "word": st.sampled_from(["ipa", "vmid", "x"]),
         "level": st.one_of(st.integers(-1, 3), st.sampled_from([ev.TTL_UNKNOWN, ev.LEVEL_UNDEFINED])),
     }
-    return st.tuples(st.just(kind), *(forms[form] for _, form in ev.EVENT_TYPES[kind][2]))
+    return st.tuples(st.just(kind), *(forms[form] for _, form in ev.EVENT_TYPES[kind][1]))
 
 
 @given(st.one_of(*(_event(kind) for kind in range(len(ev.EVENT_TYPES)))))
 def test_events_round_trip(raw: ev.RawEvent) -> None:
     assert ev.parse_raw(ev.format_raw(raw)) == raw
-    assert ev.to_raw(ev.parse_event(ev.format_event(ev.to_event(raw)))) == raw
+
+
+ENVELOPES = st.builds(
+    ev.Envelope,
+    st.integers(0, U64_MAX),
+    st.integers(0, 511),
+    st.sampled_from(ev.Source),
+    st.one_of(*(_event(kind) for kind in range(len(ev.EVENT_TYPES)))),
+)
+
+
+@given(st.lists(ENVELOPES, max_size=4), st.data())
+def test_a_stream_cut_at_any_byte_keeps_its_whole_events(envelopes: list[ev.Envelope], data: st.DataObject) -> None:
+    lines = [f"{envelope}\n" for envelope in envelopes]
+    stream = "".join(lines)
+    start = data.draw(st.integers(0, len(stream)))
+    end = data.draw(st.integers(start, len(stream)))
+    ends = [sum(map(len, lines[: n + 1])) for n in range(len(lines))]
+    whole = [
+        envelope
+        for envelope, line, at in zip(envelopes, lines, ends, strict=True)
+        if start <= at - len(line) and at - 1 <= end
+    ]
+    assert list(ev.read_envelopes(stream[start:end])) == whole
+    other = str(ev.Envelope(7, 0, ev.Source.GDB, (ev.GET, 0x1000)))
+    assert list(ev.read_envelopes(stream[start:end] + other)) == [*whole, ev.parse_envelope(other)]
+
+
+def test_pieces_that_were_joined_make_no_event() -> None:
+    first, second = (str(ev.Envelope(n, 0, ev.Source.GDB, (ev.GET, 0x1000))) for n in (1, 2))
+    assert list(ev.read_envelopes(first[:-6] + second[-6:])) == []
+
+
+def test_the_events_of_an_operation_in_envelopes() -> None:
+    steps = list(run_script("init\nmap 0x0 4K pa=0x48000000 prot=R"))
+    envelopes = list(ev.enveloped(steps[-1].raw_events, ev.Source.MODEL, cpu=1, first=10))
+    assert [envelope.seq for envelope in envelopes] == list(range(10, 10 + len(steps[-1].raw_events)))
+    assert str(envelopes[0]) == "@10 cpu=1 source=model alloc page=0x40002000 ;10;"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "get page=0x1",
+        "@1 cpu=0 source=model get page=0x1",
+        "@1 cpu=0 source=cat get page=0x1 ;1;",
+        "@1 cpu=0 source=gdb get page=0x1 ;2;",
+    ],
+)
+def test_a_bad_envelope_says_so(line: str) -> None:
+    with pytest.raises(ev.BadEvent, match="not an event in its envelope"):
+        ev.parse_envelope(line)
 
 
 @pytest.mark.parametrize("line", ["", "jump pa=0x1", "get", "get page=zz", "get page=0x1 color=2"])
