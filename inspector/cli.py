@@ -31,8 +31,9 @@ from inspector.compare import changes
 from inspector.findings import BadInput, ExitCode, InspectorError, Severity
 from inspector.generations import GENERATIONS, code_of
 from inspector.model import run_script
+from inspector.numbers import parse_number
 from inspector.options import Options, complete_vm, say, shared_options
-from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval, parse_number
+from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval
 from inspector.snapshot import Capture, Scope
 from inspector.tables import reverse as reverse_tree
 

@@ -164,10 +164,12 @@ def _runs(span: Any, runs: NDArray[np.void]) -> tuple[Backing, ...]:
 
 
 def _int_from_json(value: Any, where: str) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
     if isinstance(value, str) and _HEX.fullmatch(value):
-        return int(value, 16)
+        value = int(value, 16)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if -1 << 63 <= value < 1 << 64:
+            return value
+        raise _Malformed(f"{where} has more than 64 bits")
     raise _Malformed(f"{where} is not a number")
 
 
@@ -339,9 +341,15 @@ def _refuse_constant(name: str) -> typing.NoReturn:
     raise _Malformed(f"the header holds {name}")
 
 
+def _header_int(digits: str) -> int:
+    if len(digits) > 20:
+        raise _Malformed(f"the header holds a number of {len(digits)} digits")
+    return int(digits)
+
+
 def _parse_header(data: bytes, path: str) -> Any:
     """The header's ``capture`` object, once format and schema are known to be ours."""
-    header = json.loads(data.decode(), parse_constant=_refuse_constant)
+    header = json.loads(data.decode(), parse_constant=_refuse_constant, parse_int=_header_int)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise _Malformed("its header is not that of a capture")
     schema = header.get("schema")

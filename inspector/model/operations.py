@@ -27,6 +27,7 @@ from inspector.findings import BadInput
 from inspector.model.attributes import AF
 from inspector.model.prot import SW_MASK, Prot
 from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO, U64
+from inspector.numbers import parse_number
 
 PLENTY: Final = 1 << 20
 """A memory cache that does not run out."""
@@ -145,23 +146,14 @@ _MEMORY: Final = {
     "device+nc": Prot.DEVICE | Prot.NORMAL_NC,
 }
 _EXECUTE: Final = {"": Prot.NONE, "X": Prot.X, "Xp": Prot.PX, "Xu": Prot.UX}
-_SUFFIXES: Final = {"K": 10, "M": 20, "G": 30, "T": 40}
 _ALL_MEMORY: Final = int(Prot.DEVICE | Prot.NORMAL_NC)
 _DEFAULTS: Final = {field.name: field.default for field in fields(Operation)}
-
-
-def number(text: str) -> int:
-    """A number of the grammar.  Raises ``ValueError``."""
-    sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text)
-    if not digits.startswith("0x") and digits[-1:].upper() in _SUFFIXES:
-        return sign * (int(digits[:-1], 0) << _SUFFIXES[digits[-1].upper()])
-    return sign * int(digits, 0)
 
 
 def bounded(what: str, value: int, low: int, high: int) -> int:
     """``value``.  Raises ``ValueError`` when it is not one of ``low`` to ``high``."""
     if not low <= value <= high:
-        raise ValueError(f"{what} does not fit in 64 bits" if high == U64 else f"{what} is not one of {low} to {high}")
+        raise ValueError(f"{what} is not one of {low} to {high}")
     return value
 
 
@@ -210,22 +202,27 @@ def _assign(operation: Operation, word: str, text: str) -> None:
             raise ValueError("the memory type is normal, device, nc or device+nc")
         operation.prot |= _MEMORY[text]
     elif form == "sw":
-        operation.prot |= bounded(word, number(text), 0, 15) << 55
+        operation.prot |= bounded(word, parse_number(text, word), 0, 15) << 55
     elif form == "cache":
         operation.cache = (
-            None if text == "none" else PLENTY if text == "plenty" else bounded(word, number(text), 0, PLENTY)
+            None
+            if text == "none"
+            else PLENTY
+            if text == "plenty"
+            else bounded(word, parse_number(text, word), 0, PLENTY)
         )
     elif form == "flags":
         operation.flags = _read_flags(text)
     elif form == "page":
-        operation.value = LAST if text == "last" else bounded(word, number(text), 0, U64)
+        operation.value = LAST if text == "last" else parse_number(text, word)
     elif form == "race":
         mode, _, value = text.partition(":")
         if mode not in ("set", "clear", "value"):
             raise ValueError("race is set:VALUE, clear:VALUE or value:VALUE")
-        operation.race_mode, operation.race_value = mode, bounded(word, number(value), 0, U64)
+        operation.race_mode, operation.race_value = mode, parse_number(value, word)
     else:
-        setattr(operation, field, bounded(word, number(text), *_BOUNDS.get(word, (0, U64))))
+        low, high = _BOUNDS.get(word, (0, U64))
+        setattr(operation, field, bounded(word, parse_number(text, word, signed=low < 0), low, high))
 
 
 def parse_operation(line: str) -> Operation:
@@ -241,13 +238,13 @@ def parse_operation(line: str) -> Operation:
         raise ScriptError(f"{name} needs {' and '.join(positional)} first")
     try:
         for field, text in zip(positional, given, strict=False):
-            setattr(operation, field, bounded(field, number(text), 0, U64))
+            setattr(operation, field, parse_number(text, field))
         for word in given[len(positional) :]:
             key, _, text = word.partition("=")
             if key not in keywords and key not in FAULT_WORDS:
                 raise ValueError(f"it takes {', '.join((*keywords, *FAULT_WORDS))}, not {word}")
             _assign(operation, key, text)
-    except ValueError as error:
+    except (ValueError, BadInput) as error:
         raise ScriptError(f"{name}: {error}") from None
     return operation
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Final, NamedTuple
 
 from inspector.codec import GRANULES, Geometry
+from inspector.findings import BadInput
 from inspector.generations import GENERATIONS, Generation, generation
 from inspector.model.hyp import HypStage1
 from inspector.model.machine import Machine
-from inspector.model.operations import LAST, Operation, ScriptError, bounded, number
+from inspector.model.operations import LAST, Operation, ScriptError, bounded
 from inspector.model.pages import MemoryCache, PageStore
 from inspector.model.stage2 import Stage2
+from inspector.numbers import parse_number
 
 DEFAULT_GENERATION: Final = "6.12"
 _BITS: Final = {"ipa": (32, 52), "pa": (32, 52), "va": (16, 52)}
@@ -70,23 +72,23 @@ def parse_setup(line: str) -> Setup:
     try:
         if (label := values.pop("generation", None)) is not None:
             if label not in GENERATIONS:
-                raise ScriptError(f"machine: no generation {label}; known are {', '.join(GENERATIONS)}")
+                raise ValueError(f"no generation {label}; known are {', '.join(GENERATIONS)}")
             setup = replace(setup, generation=label)
         if (granule := values.pop("granule", None)) is not None:
             if granule not in GRANULES:
-                raise ScriptError(f"machine: the granule is one of {', '.join(GRANULES)}")
+                raise ValueError(f"the granule is one of {', '.join(GRANULES)}")
             setup = replace(setup, granule=granule)
-        sizes = {key: bounded(key, number(values.pop(key)), *_BITS[key]) for key in _BITS if key in values}
+        sizes = {key: bounded(key, parse_number(values.pop(key), key), *_BITS[key]) for key in _BITS if key in values}
         ipa, pa, va = (sizes.get(key, getattr(setup, key)) for key in _BITS)
         setup = replace(setup, ipa=ipa, pa=pa, va=va)
         if "lpa2" in values:
-            setup = replace(setup, lpa2=bool(number(values.pop("lpa2"))))
-        switches = {key: bool(number(values.pop(key))) for key in (*_SWITCHES, "force_pte") if key in values}
+            setup = replace(setup, lpa2=bool(parse_number(values.pop("lpa2"), "lpa2")))
+        switches = {key: bool(parse_number(values.pop(key), key)) for key in (*_SWITCHES, "force_pte") if key in values}
         if values:
             raise ValueError(f"{next(iter(values))} is not a word of it")
         setup = replace(setup, machine=replace(setup.machine, **switches))
         setup.geometry()
-    except ValueError as error:
+    except (ValueError, BadInput) as error:
         raise ScriptError(f"machine: {error}") from None
     return setup
 

@@ -11,32 +11,16 @@ from numpy.typing import NDArray
 
 from inspector.codec import Descriptor, Geometry, Kind
 from inspector.findings import BadInput
+from inspector.numbers import parse_number
 from inspector.report.leaves import ByPattern, attribute_mask
 from inspector.tables import RangeTable
 
 _LAST = (1 << 64) - 1
 
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
 FILTER_HELP = (
     "terms joined by commas, all of which must hold; '!' before a term negates it: r, w, x, ro, af, sw, normal, nc, "
-    "device, page, block, level=N, size=4K|2M|1G"
+    "device, page, block, level=N (-1 to 3), size=4K|2M|1G"
 )
-
-
-def parse_number(text: str, what: str = "number") -> int:
-    """A non-negative number: ``0x`` hex, decimal, or decimal with K, M, G, T.  Raises `BadInput`."""
-    match = re.fullmatch(r"(0x[0-9a-f_]+)|([0-9_]+)([kmgt]?)b?", text.strip().lower())
-    if match is None or text.strip().startswith("_"):
-        raise BadInput(f"'{text}' is not {_article(what)}: write it as 0x40000000, 4096 or 2M")
-    value = int(match[1], 16) if match[1] else int(match[2]) * _UNITS[match[3]]
-    if value >> 64:
-        raise BadInput(f"'{text}' is not {_article(what)}: it has more than 64 bits")
-    return value
-
-
-def _article(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeioAEI" else f"a {noun}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +74,7 @@ def _term(text: str) -> Rule:
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals and name in _TERMS:
         return _TERMS[name]
-    if name == "level" and re.fullmatch(r"-?\d", value):
+    if name == "level" and re.fullmatch(r"-1|[0-3]", value):
         return lambda d: d.level == int(value)
     if name == "size" and equals:
         wanted = parse_number(value, "size")

@@ -174,7 +174,8 @@ def reverse(tree: Tree, pa: int, size: int = 1) -> list[tuple[int, Entry]]:
     Each comes with the input address of the first such byte.
     """
     columns = columns_of(tree)
-    match = columns.leaf & (columns.output < np.uint64(pa + size)) & (columns.output + columns.size > np.uint64(pa))
+    last = np.uint64(min(pa + size - 1, WORD))
+    match = columns.leaf & (columns.output <= last) & (columns.output + columns.size > np.uint64(pa))
     hits = []
     for at in np.flatnonzero(match).tolist():
         leaf, ia = columns.decoded(at), int(columns.ia[at])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from dataclasses import dataclass
 
 from inspector.findings import BadInput
+from inspector.numbers import parse_number
 
 # gdb's own syntax: an IPv6 host stands in brackets.
 _TCP = re.compile(r"^(?:tcp:)?(?P<host>\[[^\]]*\]|[^:/]*):(?P<port>[0-9]+)$")
@@ -63,13 +65,13 @@ def parse_address(connection: str) -> Address:
     text = connection.strip()
     match = _TCP.match(text)
     if match:
-        port = int(match["port"])
+        port = parse_number(match["port"], "port")
         if not 1 <= port <= 65535:
             raise BadInput(f"{connection!r} names port {port}: give a port from 1 to 65535")
         return TcpAddress(match["host"].strip("[]") or "localhost", port)
     path = text.removeprefix("unix:")
     if not path or path.endswith(":") or "\n" in path:
         raise BadInput(f"{connection!r} is no address: give HOST:PORT, :PORT or the path of a unix socket")
-    if len(path.encode()) > _UNIX_PATH_MAX:
+    if len(os.fsencode(path)) > _UNIX_PATH_MAX:
         raise BadInput(f"the socket path {path!r} is longer than {_UNIX_PATH_MAX} bytes: use a shorter one")
     return UnixAddress(path)

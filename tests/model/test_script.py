@@ -126,8 +126,11 @@ def test_setups_round_trip() -> None:
         ("init\nmap 0 4Q", "line 2"),
         ("machine speed=9", "line 1: machine: speed is not a word of it"),
         ("init\ncreate_unlinked level=9", "line 2: create_unlinked: level is not one of -1 to 3"),
-        ("init\npoke 0 level=1 entry=-1", "line 2: poke: entry does not fit in 64 bits"),
-        ("init\nmap 0x10000000000000000 4K", "line 2: map: addr does not fit in 64 bits"),
+        ("init\npoke 0 level=1 entry=-1", "line 2: poke: '-1' is not an entry: write it as"),
+        (
+            "init\nmap 0x10000000000000000 4K",
+            "line 2: map: '0x10000000000000000' is not an addr: it has more than 64 bits",
+        ),
         ("machine ipa=1T", "line 1: machine: ipa is not one of 32 to 52"),
         ("init\nmap 0 4K prot=R\npoke 0 level=1 entry=0x700000003\nunmap 0 4K", "line 3: 0x700000000 is not a table"),
         ("init\npoke 0x0 level=3 entry=1", "no entry of level 3"),
