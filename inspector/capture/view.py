@@ -14,23 +14,6 @@ from inspector.generations import code_of
 from inspector.snapshot import Capture, Mmu, MmuKind, Vm
 from inspector.tables import Tree, walk_tree
 
-#: VTTBR_EL2.BADDR [47:1] without CnP and without the PA[51:48] field (DDI 0487 D24.2 VTTBR_EL2).
-_BADDR = (1 << 48) - (1 << 6)
-
-
-def root_of(vttbr: int) -> int:
-    """The physical address of the root in a VTTBR_EL2.
-
-    Bits [5:2] hold PA[51:48] when the output size is 52 bits; otherwise a root is aligned to at least 64 bytes and they
-    are zero, so one reading serves both.
-    """
-    return (vttbr & _BADDR) | (vttbr >> 2 & 0xF) << 48
-
-
-def vmid_of(vttbr: int) -> int:
-    """VTTBR_EL2.VMID [63:48]."""
-    return vttbr >> 48
-
 
 def regime_name(mmu: Mmu) -> str:
     """``stage-2 VMID 3``, ``shadow stage-2 VMID 4``, ``stage-2, no VMID yet``."""

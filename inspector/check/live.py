@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from inspector.capture.view import root_of
+from inspector.codec import table_address
 from inspector.snapshot import Capture, CpuState, Mmu, Mode, Vm
 
 
@@ -59,9 +59,9 @@ def live_cpus(capture: Capture) -> Iterator[Live]:
         if not cpu.vttbr_live or vttbr is None:
             continue
         loaded = _by_loaded_vcpu(capture, cpu)
-        found = loaded or _by_root(capture, root_of(vttbr))
+        found = loaded or _by_root(capture, table_address(vttbr))
         if capture.host.mode is Mode.PROTECTED:
-            found, loaded = _by_root(capture, root_of(vttbr)), None
+            found, loaded = _by_root(capture, table_address(vttbr)), None
             if found is None:
                 continue
         vm, mmu = found or (None, None)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from inspector.capture.view import root_of
 from inspector.check.catalogue import Judge, invariant
 from inspector.check.context import Context
 from inspector.check.live import live_cpus
 from inspector.check.places import where_view, where_vm
-from inspector.codec import RES, Geometry, decode_register, encode_register
+from inspector.codec import RES, Geometry, decode_register, encode_register, table_address
 from inspector.codec.registers import PS_BITS, TG0_SHIFT
 from inspector.findings import Finding, Where
 from inspector.snapshot import Mmu, Mode, PageState
@@ -88,16 +87,16 @@ def _root_pages(rule: Judge, context: Context) -> Iterator[Finding]:
 
 def _live_roots(rule: Judge, context: Context) -> Iterator[Finding]:
     for live in live_cpus(context.capture):
-        actual = f"VTTBR_EL2 {live.vttbr:#018x} on CPU {live.cpu.index}: root {root_of(live.vttbr):#x}"
+        actual = f"VTTBR_EL2 {live.vttbr:#018x} on CPU {live.cpu.index}: root {table_address(live.vttbr):#x}"
         if live.vm is None or live.mmu is None:
             yield rule.error(
-                Where(table_pa=root_of(live.vttbr)),
+                Where(table_pa=table_address(live.vttbr)),
                 "a root that a VM has",
                 actual,
                 "this CPU translates guest addresses with a table that belongs to no VM",
                 _LOAD,
             )
-        elif root_of(live.vttbr) != live.mmu.pgd_phys:
+        elif table_address(live.vttbr) != live.mmu.pgd_phys:
             yield rule.error(
                 where_vm(live.vm, live.mmu),
                 f"root {live.mmu.pgd_phys:#x}, of the vCPU loaded there",
@@ -136,7 +135,7 @@ def vtcr(rule: Judge, context: Context) -> Iterator[Finding]:
                     "all but T0SZ and SL0 comes from the CPUs and the kernel's configuration, one for all VMs",
                 )
     for live in live_cpus(context.capture):
-        if live.mmu is None or live.vm is None or live.vtcr is None or root_of(live.vttbr) != live.mmu.pgd_phys:
+        if live.mmu is None or live.vm is None or live.vtcr is None or table_address(live.vttbr) != live.mmu.pgd_phys:
             continue
         if live.vtcr != live.mmu.vtcr and context.capture.host.mode is not Mode.PROTECTED:
             yield rule.error(

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.capture.view import regime_name, root_of, vmid_of
+from inspector.capture.view import regime_name
 from inspector.check.catalogue import Judge, invariant
 from inspector.check.context import Context
 from inspector.check.live import live_cpus
 from inspector.check.places import where_vm
-from inspector.codec import decode_register
+from inspector.codec import Vttbr, table_address, vmid_bits
 from inspector.findings import Finding, Where
 from inspector.snapshot import Mmu, Vm
-
-
-def _vmid_bits(vtcr: int) -> int:
-    """VMID bits in force under VTCR_EL2.VS."""
-    return 16 if decode_register("vtcr_el2", vtcr)["VS"] else 8
 
 
 @invariant(
@@ -41,9 +36,9 @@ def unique(rule: Judge, context: Context) -> Iterator[Finding]:
                     "the TLB cannot tell the two guests apart: each uses the other's translations",
                 )
     for live in live_cpus(context.capture):
-        if live.mmu is None or live.vm is None or root_of(live.vttbr) != live.mmu.pgd_phys:
+        if live.mmu is None or live.vm is None or table_address(live.vttbr) != live.mmu.pgd_phys:
             continue  # another root altogether is S1's
-        vmid, where = vmid_of(live.vttbr), where_vm(live.vm, live.mmu)
+        vmid, where = Vttbr.decode(live.vttbr).vmid, where_vm(live.vm, live.mmu)
         actual = f"VMID {vmid} in VTTBR_EL2 {live.vttbr:#018x} on CPU {live.cpu.index}"
         if vmid == 0:
             yield rule.error(
@@ -52,7 +47,7 @@ def unique(rule: Judge, context: Context) -> Iterator[Finding]:
                 actual,
                 "VMID 0 is the host's: the guest's translations mix with those",
             )
-        elif live.mmu.vmid is not None and vmid != live.mmu.vmid and not vmid >> _vmid_bits(live.mmu.vtcr):
+        elif live.mmu.vmid is not None and vmid != live.mmu.vmid and not vmid >> vmid_bits(live.mmu.vtcr):
             yield rule.error(
                 where,
                 f"VMID {live.mmu.vmid}, as the MMU has it",
@@ -70,7 +65,7 @@ def unique(rule: Judge, context: Context) -> Iterator[Finding]:
 def width(rule: Judge, context: Context) -> Iterator[Finding]:
     for vm in context.capture.vms:
         for mmu in vm.mmus:
-            bits = _vmid_bits(mmu.vtcr)
+            bits = vmid_bits(mmu.vtcr)
             if mmu.vmid is not None and mmu.vmid >> bits:
                 yield rule.error(
                     where_vm(vm, mmu),
@@ -79,9 +74,9 @@ def width(rule: Judge, context: Context) -> Iterator[Finding]:
                     "the CPU drops the upper bits: the VMID is another guest's",
                 )
     for live in live_cpus(context.capture):
-        if live.vtcr is None or not vmid_of(live.vttbr) >> _vmid_bits(live.vtcr):
+        if live.vtcr is None or not Vttbr.decode(live.vttbr).vmid >> vmid_bits(live.vtcr):
             continue
-        if live.mmu is not None and live.mmu.vmid == vmid_of(live.vttbr):
+        if live.mmu is not None and live.mmu.vmid == Vttbr.decode(live.vttbr).vmid:
             continue  # reported above, from memory
         yield rule.error(
             Where() if live.vm is None or live.mmu is None else where_vm(live.vm, live.mmu),

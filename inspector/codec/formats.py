@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 
-class Regime(enum.Enum):
+class Regime(enum.StrEnum):
     """Which kind of table the entry belongs to.
 
     ``HYP_STAGE1`` is KVM's own stage 1 at EL2 (EL2 regime, or EL2&0 with hVHE); ``LINUX_STAGE1`` is a table of the
@@ -18,7 +18,7 @@ class Regime(enum.Enum):
     LINUX_STAGE1 = "Linux stage-1"
 
 
-class InvalidForm(enum.Enum):
+class InvalidForm(enum.StrEnum):
     """What a kernel generation writes into stage-2 entries whose bit 0 is clear.
 
     ``STALE`` (5.10): ``kvm_set_invalid_pte`` only clears bit 0, the rest is whatever was there.
@@ -34,7 +34,7 @@ class InvalidForm(enum.Enum):
     TYPED = "typed"
 
 
-class Kind(enum.Enum):
+class Kind(enum.StrEnum):
     """What an entry is.
 
     For stage 2 and hyp stage 1 the first bit decides what the hardware sees.  ``ANNOTATED`` and ``LOCKED`` are invalid

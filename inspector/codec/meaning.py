@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from inspector.codec import syndrome
 from inspector.codec.geometry import Geometry, vtcr_problems
-from inspector.codec.registers import REGISTERS, Register, Vttbr, faulting_ipa, register_layout
+from inspector.codec.registers import REGISTERS, Register, Vttbr, faulting_ipa, register_key, register_layout
 from inspector.codec.sysreg import RESERVED
 
 
@@ -38,16 +38,16 @@ _WORDS: Mapping[str, Callable[[int], str]] = {
 
 def describe(name: str, value: int) -> str:
     """The value in one line; empty for a register whose fields say all there is."""
-    words = _WORDS.get(name.lower())
+    words = _WORDS.get(register_key(name))
     return words(value) if words else ""
 
 
 def doubts(name: str, value: int, e2h: bool = False) -> list[str]:
     """A sentence for everything that makes the value one that no CPU of this layout gives: `register_layout`."""
     found = [*_reserved(register_layout(name, e2h), value)]
-    if name.lower() == "vtcr_el2":
+    if register_key(name) == "vtcr_el2":
         found += [*vtcr_problems(value), *_ignored_in_vtcr(value)]
-    elif name.lower() in ("esr_el1", "esr_el2"):
+    elif register_key(name) in ("esr_el1", "esr_el2"):
         found += _unassigned(value)
     return list(dict.fromkeys(found))
 

@@ -337,14 +337,18 @@ REGISTERS: Mapping[str, Register] = {
 """Every register known, by lower-case name."""
 
 
+def register_key(name: str) -> str:
+    """A register's name as `REGISTERS` has it: lower case, and ``_el1`` for ``_el12``, a VHE host's name for that."""
+    key = name.lower()
+    return key[:-1] if key.endswith("_el12") else key
+
+
 def register_layout(name: str, e2h: bool = False) -> Register:
     """The table of a register, by its name in either case; ValueError for one that is not known.
 
-    ``e2h`` is HCR_EL2.E2H, under which some registers of EL2 have another layout.  A name in ``_EL12`` is the EL1
-    register, as a VHE host names it.
+    ``e2h`` is HCR_EL2.E2H, under which some registers of EL2 have another layout.
     """
-    key = name.lower()
-    key = key[:-1] if key.endswith("_el12") else key
+    key = register_key(name)
     found = REGISTERS.get(f"{key}_e2h" if e2h else key) or REGISTERS.get(key)
     if found is None:
         raise ValueError(f"unknown register {name!r}; known: {', '.join(sorted(REGISTERS))}")
@@ -353,8 +357,7 @@ def register_layout(name: str, e2h: bool = False) -> Register:
 
 def is_known(name: str) -> bool:
     """Whether there is a table for this register."""
-    key = name.lower()
-    return key in REGISTERS or (key.endswith("_el12") and key[:-1] in REGISTERS)
+    return register_key(name) in REGISTERS
 
 
 def decode_register(name: str, value: int, e2h: bool = False) -> Mapping[str, int]:
@@ -433,6 +436,7 @@ __all__ = [
     "faulting_ipa",
     "has_e2h",
     "is_known",
+    "register_key",
     "register_layout",
     "table_address",
     "vmid_bits",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from inspector.codec.bits import Layout, bits
 
 
-class Operand(enum.Enum):
+class Operand(enum.StrEnum):
     """What the register operand holds."""
 
     NONE = "none"

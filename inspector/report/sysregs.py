@@ -13,6 +13,7 @@ from inspector.codec import (
     describe_register,
     doubts,
     is_known,
+    register_key,
     register_layout,
     table_address,
 )
@@ -41,7 +42,7 @@ class DecodedRegister(Document, frozen=True, kw_only=True):
     doubts: Annotated[Sequence[str], Meta(description="A sentence for each thing that no CPU would have there.")]
 
 
-_SAID_FIRST = ("esr_el1", "esr_el2", "esr_el12", "hpfar_el2")
+_SAID_FIRST = ("esr_el1", "esr_el2", "hpfar_el2")
 """Registers whose fields say little by themselves."""
 
 
@@ -64,7 +65,7 @@ def register_text(name: str, value: int, e2h: bool = False) -> str:
         elif number:
             meaning = meanings[field].describe(number) if field in meanings else ""
             said.append(fields([(field, number)]) + (f" ({meaning})" if meaning else ""))
-    if name.lower() in _SAID_FIRST:
+    if register_key(name) in _SAID_FIRST:
         return f"{describe_register(name, value)} [{' '.join(said)}]"
     return " ".join(said)
 

@@ -189,6 +189,7 @@ def test_layout_under_e2h() -> None:
     for name in ("hcr_el2", "vtcr_el2", "esr_el2", "hpfar_el2"):
         assert register_layout(name, e2h=True) is register_layout(name)
     assert register_layout("TCR_EL12") is register_layout("tcr_el1")
+    assert describe_register("ESR_EL12", 0x5600_0000) == "SVC from AArch64: SVC #0x0"
 
 
 def test_hcr_bits_that_matter() -> None:
