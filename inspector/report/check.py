@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from inspector.capture.view import not_viewed
 from inspector.check.catalogue import Invariant, Unseen
 from inspector.findings import Finding, Severity, Where
 from inspector.report.document import Bytes, Document, Hex, Level, Number, Raw, Record, hex_or_null
@@ -39,6 +40,13 @@ class FindingFacts(Record, frozen=True):
     function: Annotated[str | None, Meta(description="The kernel function responsible.")]
 
 
+class NotJudged(Record, frozen=True):
+    """A table that could not be judged."""
+
+    table: str
+    reason: str
+
+
 class Check(Document, frozen=True, kw_only=True):
     """`inspector check`."""
 
@@ -48,6 +56,7 @@ class Check(Document, frozen=True, kw_only=True):
     errors: Number
     notes: Number
     findings: Sequence[FindingFacts]
+    not_judged: Sequence[NotJudged]
 
 
 class RuleFacts(Record, frozen=True):
@@ -109,6 +118,7 @@ def document(found: Sequence[Finding], checked: Mapping[str, str], capture: Capt
             )
             for one in found
         ],
+        not_judged=[NotJudged(table, reason) for table, reason in not_viewed(capture)],
     )
 
 
@@ -133,6 +143,8 @@ def lines(paint: Painter, found: Sequence[Finding], checked: Mapping[str, str], 
         yield f"  expected  {one.expected}"
         yield f"  actual    {one.actual}"
         yield f"  why       {one.why}" + (f" [{one.function}]" if one.function else "")
+    for table, reason in not_viewed(capture):
+        yield f"not judged: {table}: {reason}"
     errors = sum(one.severity is Severity.ERROR for one in found)
     what = f"{count(len(capture.vms), 'VM')}, {count(len(checked), 'check')} ({', '.join(checked)})"
     verdict = f"{count(errors, 'error')}, {count(len(found) - errors, 'note')} in {what}"

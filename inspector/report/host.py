@@ -58,6 +58,7 @@ class Cpu(Record, frozen=True):
     running: Running
     symbol: str | None
     vttbr_live: Annotated[bool, Meta(description="VTTBR_EL2 names the stage-2 in force.")]
+    hosts_own_stage2: Annotated[bool, Meta(description="It is the one that a protected host itself runs under.")]
 
 
 class CpuRegisters(Cpu, frozen=True):
@@ -112,7 +113,7 @@ def info_document(capture: Capture) -> Info:
             notes=host.notes,
             behaviours=behaviours(code_of(host)),
         ),
-        cpus=[Cpu(cpu.index, cpu.running, cpu.symbol, cpu.vttbr_live) for cpu in host.cpus],
+        cpus=[Cpu(cpu.index, cpu.running, cpu.symbol, cpu.vttbr_live, cpu.hosts_own_stage2) for cpu in host.cpus],
         vms=len(capture.vms),
         stopped_seconds=capture.stopped_seconds,
         made=capture.made,
@@ -164,6 +165,7 @@ def registers_document(capture: Capture) -> RegistersDocument:
                 cpu.running,
                 cpu.symbol,
                 cpu.vttbr_live,
+                cpu.hosts_own_stage2,
                 {name: raw(value) for name, value in values.items()},
                 {name: decode_register(name, value, vhe) for name, value in values.items() if is_known(name)},
             )
@@ -174,8 +176,10 @@ def registers_document(capture: Capture) -> RegistersDocument:
 def registers_lines(paint: Painter, capture: Capture) -> Lines:
     """Every captured register of every CPU, decoded where its fields are known."""
     for cpu in capture.host.cpus:
-        live = "VTTBR_EL2 is in force" if cpu.vttbr_live else "VTTBR_EL2 is stale: no guest's stage-2 is in force"
-        yield paint(f"CPU {cpu.index}: {_running(cpu)}; {live}", "bold")
+        live = "in force" if cpu.vttbr_live else "stale: no guest's stage-2 is in force"
+        if cpu.hosts_own_stage2:
+            live = "in force: the stage-2 that the hypervisor keeps the host itself under"
+        yield paint(f"CPU {cpu.index}: {_running(cpu)}; VTTBR_EL2 is {live}", "bold")
         vhe = has_e2h(cpu.registers)
         rows = [(name, raw(value), register_text(name, value, vhe)) for name, value in sorted(cpu.registers.items())]
         yield from columns(("", "", ""), rows, indent="  ")
