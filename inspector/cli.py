@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +24,8 @@ import click
 import inspector
 from inspector import report
 from inspector.capture.selection import choose_one, choose_views, require_tables, require_vms, translate_in
-from inspector.capture.source import load_for
-from inspector.check import CATALOGUE, NOT_SHOWN, compare_views, run_checks, selected
+from inspector.capture.source import Again, load_for
+from inspector.check import CATALOGUE, NOT_SHOWN, compare_views, in_question, run_checks, selected
 from inspector.codec import GRANULES, REGISTERS, Regime, entry_geometry, is_known
 from inspector.codec import decode as decode_bits
 from inspector.compare import changes
@@ -90,9 +91,9 @@ def main_group(context: click.Context, /, **given: Any) -> None:
     Options.take(context, given)
 
 
-def get_capture(options: Options, scope: Scope) -> Capture:
+def get_capture(options: Options, scope: Scope, again: Again | None = None) -> Capture:
     """The capture that a command works on (see `Options.capture`)."""
-    return options.capture(scope)
+    return options.capture(scope, again)
 
 
 def _vm_option(what: str) -> Callable[[F], F]:
@@ -236,16 +237,26 @@ def decode(
 
 @_command("capture", epilog="Example: inspector --connect localhost:1234 capture host.s2cap")
 @click.argument("out", metavar="OUT")
-def capture(options: Options, out: str) -> None:
+@click.option(
+    "--looks",
+    type=click.IntRange(1, 100),
+    default=1,
+    help="Look so many times, within two seconds, at what one look leaves open, for 'check --from'. Default: 1.",
+)
+def capture(options: Options, out: str, looks: int) -> None:
     """Write all that the other commands need to a file."""
     from inspector.capture.file import save
 
     directory = Path(out).absolute().parent
     if not directory.is_dir() or Path(out).is_dir():
         raise BadInput(f"cannot write the capture to {out}: there is no such directory, or it is one itself")
-    taken = get_capture(options, Scope.FULL)
+    taken = get_capture(options, Scope.FULL, (looks - 1, in_question))
     save(taken, out)
     options.emit(report.capture.document, report.capture.lines, out, Path(out).stat().st_size, taken)
+
+
+_LOOKS_AGAIN = 4
+"""How many more times ``check`` looks at what one look at a running machine leaves open."""
 
 
 def _ids(values: tuple[str, ...]) -> list[str]:
@@ -267,7 +278,8 @@ def check(options: Options, listing: bool, only: tuple[str, ...], skip: tuple[st
         unseen = () if only or skip else NOT_SHOWN
         options.emit(report.check.list_document, report.check.list_lines, chosen, unseen)
         return ExitCode.CLEAN
-    capture = require_vms(get_capture(options, Scope.FULL))
+    again = partial(in_question, only=_ids(only), skip=_ids(skip))
+    capture = require_vms(get_capture(options, Scope.FULL, (_LOOKS_AGAIN, again)))
     found = run_checks(capture, _ids(only), _ids(skip))
     if not any(one.severity is Severity.ERROR for one in found):
         require_tables(capture)

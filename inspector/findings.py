@@ -62,7 +62,7 @@ class Finding:
     ``check`` is the invariant's id (``S3``), ``expected`` and ``actual`` are one phrase each, ``why`` says why it
     matters, ``function`` names the kernel function responsible, where one can be named.  ``other`` is a second place
     that the finding is as much about (the other parent of a shared table); ``history`` marks what nobody needs to act
-    on.
+    on.  ``lasting`` marks a note about what may pass by itself: the severity and the ``why`` it has if it does not.
     """
 
     check: str
@@ -74,6 +74,7 @@ class Finding:
     function: str | None = None
     other: Where | None = None
     history: History | None = None
+    lasting: tuple[Severity, str] | None = None
 
 
 class InspectorError(Exception):

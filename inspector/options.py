@@ -20,7 +20,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from inspector.capture.source import load_for, take_from
+from inspector.capture.source import Again, load_for, take_from
 from inspector.findings import BadInput, InspectorError
 from inspector.printable import printable
 from inspector.report.document import Document, encoded
@@ -111,8 +111,8 @@ class Options:
         vmlinux, image = (Path(name) if name else None for name in given)
         return vmlinux, image
 
-    def capture(self, scope: Scope) -> Capture:
-        """The capture to work on: loaded, or taken with just what ``scope`` needs.
+    def capture(self, scope: Scope, again: Again | None = None) -> Capture:
+        """The capture to work on: loaded, or taken with just what ``scope`` needs (``again``: see `take_from`).
 
         Raises `BadInput` when neither or both are named, or the file lacks what is needed; `TargetLost` as the target.
         """
@@ -128,7 +128,9 @@ class Options:
             )
         vmlinux, image = self.kernel_files
         with _progress(self.debug) as tell:
-            return take_from(connect, vmlinux, image, memory=self.memory, gdb=self.gdb, scope=scope, progress=tell)
+            return take_from(
+                connect, vmlinux, image, memory=self.memory, gdb=self.gdb, scope=scope, progress=tell, again=again
+            )
 
     def emit(
         self,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
 from inspector.capture.file import load
 from inspector.findings import BadInput
 from inspector.snapshot import Capture, Scope
+
+Again = tuple[int, Callable[[Capture], Collection[int]]]
+"""How many more looks to take, and at which table pages of what the first one brought."""
 
 
 def load_for(path: str, scope: Scope) -> Capture:
@@ -32,13 +35,16 @@ def take_from(
     gdb: str | None,
     scope: Scope,
     progress: Callable[[str], None],
+    again: Again | None = None,
 ) -> Capture:
     """A capture of the machine behind the stub at ``connect``; its kernel's own file serves when none is given.
+
+    With ``again`` the machine is looked at so many times more, at the pages that the function asks for.
 
     Raises `BadInput` for unusable kernel files, `TargetLost` when the machine cannot be reached or goes away.
     """
     # Imported here: from a file everything works without gdb, pygdbmi and pyelftools being loaded.
-    from inspector.capture.take import take
+    from inspector.capture.take import look_again, take
     from inspector.symbols import open_symbols
     from inspector.target.connect import attached
 
@@ -50,4 +56,8 @@ def take_from(
             kernel = Path(target.kernel_file) if target.kernel_file else None
             symbols = open_symbols(image=kernel, progress=progress)
         command = " ".join(["inspector", *sys.argv[1:]])
-        return take(target, symbols, scope=scope, progress=progress, command=command)
+        taken = take(target, symbols, scope=scope, progress=progress, command=command)
+        if again is None:
+            return taken
+        count, pages = again
+        return look_again(target, symbols, taken, pages(taken), count, progress)

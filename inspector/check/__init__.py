@@ -7,6 +7,7 @@ gdb, and prints nothing.
 
 from inspector.check import attributes, mapping, model, refcount, rights, root, structure, vmid
 from inspector.check.catalogue import CATALOGUE, Invariant, Unseen, selected
+from inspector.check.lasting import in_question
 from inspector.check.unseen import NOT_SHOWN
 from inspector.check.verdict import Comparison, Side, Sides, compare_views, run_checks
 
@@ -19,6 +20,7 @@ __all__ = [
     "Sides",
     "Unseen",
     "compare_views",
+    "in_question",
     "run_checks",
     "selected",
 ]

@@ -23,7 +23,7 @@ class Invariant:
 
     ``why`` and ``function`` are what its findings say unless they say otherwise.  A rule about the ``form`` of tables
     (entries, pages, reference counts, whatever they map) is shown by ``inspector diff`` too; a ``general`` one speaks
-    last, of what no other has.
+    last, of what no other has.  One whose findings may be ``passing`` is asked again of later looks (`lasting`).
     """
 
     id: str
@@ -34,6 +34,7 @@ class Invariant:
     function: str | None
     form: bool
     general: bool
+    passing: bool
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,13 @@ def invariant(
     *,
     form: bool = False,
     general: bool = False,
+    passing: bool = False,
 ) -> Callable[[Check], Check]:
     """Register the decorated function as the invariant ``id``."""
 
     def register(run: Check) -> Check:
         assert id not in CATALOGUE, id
-        CATALOGUE[id] = Invariant(id, statement, source, run, why, function, form, general)
+        CATALOGUE[id] = Invariant(id, statement, source, run, why, function, form, general, passing)
         return run
 
     return register
@@ -92,9 +94,13 @@ class Judge:
         excuse: str | None = None,
         other: Where | None = None,
     ) -> Finding:
-        """What contradicts the rule; with an ``excuse``, a note that states it.  ``other``: see `Finding`."""
+        """What contradicts the rule; with an ``excuse``, a note that states it.  ``other``: see `Finding`.
+
+        Of a ``passing`` rule the excuse holds only until a later look: then ``why`` is the reason.
+        """
         if excuse is not None:
-            return self.note(place, expected, actual, excuse, function)
+            lasting = (Severity.ERROR, why or self.rule.why) if self.rule.passing else None
+            return replace(self.note(place, expected, actual, excuse, function), lasting=lasting)
         found = self._finding(Severity.ERROR, place, expected, actual, why or self.rule.why, function)
         return found if other is None else replace(found, other=other)
 
@@ -160,4 +166,9 @@ def judged(context: Context, chosen: Iterable[Invariant]) -> list[Finding]:
         for one in sorted(chosen, key=lambda rule: rule.general):
             yield from one.run(Judge(one, context.functions), context)
 
-    return sorted(found(), key=lambda f: (f.severity is not Severity.ERROR, _order(CATALOGUE[f.check])))
+    return in_order(found())
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first, then notes, each in the order of the catalogue; those of one rule as they come."""
+    return sorted(findings, key=lambda f: (f.severity is not Severity.ERROR, _order(CATALOGUE[f.check])))

@@ -6,8 +6,7 @@ the MMU notifier, the switching on of dirty logging) can be met half-way; every 
 
 from __future__ import annotations
 
-from inspector.findings import Where
-from inspector.snapshot import Capture, CpuState, Host, Running, Vm
+from inspector.snapshot import CpuState, Host, Running, Vm
 
 #: Functions in which an idle CPU is found; they hold no lock.
 _IDLE = ("cpu_do_idle", "default_idle_call", "arch_cpu_idle", "do_idle", "psci_", "cpu_suspend", "__cpu_suspend")
@@ -42,15 +41,9 @@ def walk_in_progress(host: Host, vm: Vm | None = None) -> str | None:
     return (who or "its mmu_lock was held") if vm.mmu_lock_held else None
 
 
-def passing(capture: Capture, vm: Vm, where: Where, legal: str | None = None) -> str | None:
-    """The excuse of what passes by itself: an entry that is LOCKED, a reference too many, an empty table.
-
-    One look at the place cannot tell whether it passes: ``legal``, beside a walk in progress, is what explains it.
-    """
-    del where  # what several looks at it show would decide here
-    if legal is not None:
-        return legal
-    walkers = walk_in_progress(capture.host, vm)
+def locked(host: Host, vm: Vm) -> str | None:
+    """Why an entry may be LOCKED."""
+    walkers = walk_in_progress(host, vm)
     return None if walkers is None else f"a walk may have been in progress ({walkers}): it replaces the mark"
 
 

@@ -134,7 +134,7 @@ def test_from_a_file_and_from_memory_give_the_same(
     capture = build().capture()
     more = ["--json"] if json_too else []
     from_file = invoke("--from", stored(tmp_path / "x", capture), *arguments, *more)
-    monkeypatch.setattr(cli, "get_capture", lambda options, scope: capture)
+    monkeypatch.setattr(cli, "get_capture", lambda options, scope, again=None: capture)
     in_memory = invoke(*arguments, *more)
     assert from_file.stdout == in_memory.stdout != ""
     assert from_file.exit_code == in_memory.exit_code
