@@ -184,15 +184,15 @@ def _dwarf(data: bytes) -> object:
 
 def btfs() -> dict[str, bytes]:
     from inspector.symbols import btf
-    from inspector.symbols.btfwrite import BtfWriter, Field
+    from inspector.symbols.btfwrite import BtfWriter, MemberSpec
 
     writer = BtfWriter()
     number = writer.integer("unsigned int", 4)
     array = writer.array(number, 3)
-    inner = writer.compound(btf.UNION, "", 12, [Field("x", number, 0), Field("y", array, 0)])
+    inner = writer.compound(btf.UNION, "", 12, [MemberSpec("x", number, 0), MemberSpec("y", array, 0)])
     pointer = writer.reference(btf.PTR, 6)
     writer.enumeration("kind", 4, [("ONE", 1), ("TWO", 2)], signed=False)
-    fields = [Field("next", pointer, 0), Field("u", inner, 64), Field("bits", number, 160, 3)]
+    fields = [MemberSpec("next", pointer, 0), MemberSpec("u", inner, 64), MemberSpec("bits", number, 160, 3)]
     writer.compound(btf.STRUCT, "kvm", 24, fields)
     return {"written": writer.blob()}
 
