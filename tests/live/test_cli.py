@@ -159,3 +159,16 @@ def test_protected_mode_is_recognised() -> None:
         assert info["host"]["mode"] == "protected"
         result = inspector(machine, "check")
         assert result.returncode == 0, result.stdout
+
+
+if "7.3" in kernel_labels():
+
+    def test_where_the_hypervisor_owns_all_tables_nothing_is_judged() -> None:
+        """From 6.18 on: 125, and the host's own stage-2, VMID 0, is in force while the host runs (docs/reach.md)."""
+        with Machine.start("7.3", cpu="max", scenario="default", append="kvm-arm.mode=protected") as machine:
+            for command in ("check", "diff"):
+                assert "hypervisor owns" in one_sentence(inspector(machine, command), 125)
+            cpus = json.loads(inspector(machine, "registers", "--json").stdout)["cpus"]
+        running = [cpu for cpu in cpus if cpu["running"] in ("host", "user")]
+        assert running and all(cpu["hosts_own_stage2"] and cpu["vttbr_live"] for cpu in running)
+        assert all(int(cpu["registers"]["VTTBR_EL2"], 16) >> 48 == 0 for cpu in running)
