@@ -22,10 +22,9 @@ def try_break_pte(pgt: Stage2Table, ctx: Visit) -> bool:
 
     A LOCKED entry met by a walk that has the table for itself is a warning (kernel.md 20).
     """
-    behaviours = pgt.behaviours
     old = ctx.old
-    locked = behaviours.locked_value
-    if not old & 1 and old & behaviours.locked_mask == locked:
+    locked = pgt.locked_value
+    if not old & 1 and old & pgt.locked_mask == locked:
         if not ctx.flags & SHARED:
             pgt.warn()
         return False
@@ -36,7 +35,7 @@ def try_break_pte(pgt: Stage2Table, ctx: Visit) -> bool:
     if not ctx.flags & SKIP_BBM_TLBI:
         if ctx.level != LAST_LEVEL and old & 3 == 3:
             size = 1 << pgt.shifts[ctx.level]
-            pgt.flush_range(ctx.addr & -size if behaviours.span_flush_aligned else ctx.addr, size)
+            pgt.flush_range(ctx.addr & -size if pgt.behaviours.span_flush_aligned else ctx.addr, size)
         elif old & 1:
             pgt.flush_ipa(ctx.addr, ctx.level)
     pgt.store.put(ctx.table)
@@ -46,8 +45,7 @@ def try_break_pte(pgt: Stage2Table, ctx: Visit) -> bool:
 def make_pte(pgt: Stage2Table, ctx: Visit, new: int) -> None:
     """``stage2_make_pte``: reference taken (unless the entry is 0), then a release store."""
     locked = ctx.entries[ctx.idx]
-    behaviours = pgt.behaviours
-    if locked & 1 or locked & behaviours.locked_mask != behaviours.locked_value:
+    if locked & 1 or locked & pgt.locked_mask != pgt.locked_value:
         pgt.warn()
     if new:
         pgt.store.get(ctx.table)

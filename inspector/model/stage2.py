@@ -7,12 +7,27 @@ accepts that.  ``cache`` is the memory cache, ``None`` for the NULL some callers
 
 from __future__ import annotations
 
-from inspector.model import destroy as of_destroy
-from inspector.model import in_place
-from inspector.model import map as of_map
-from inspector.model import split as of_split
-from inspector.model import unmap as of_unmap
+from inspector.model.destroy import (
+    free_unlinked,
+    grace_period,
+    stage2_destroy,
+    stage2_destroy_pgd,
+    stage2_destroy_range,
+)
+from inspector.model.in_place import (
+    get_leaf,
+    stage2_flush,
+    stage2_is_young,
+    stage2_mkold,
+    stage2_mkyoung,
+    stage2_relax_perms,
+    stage2_test_clear_young,
+    stage2_wrprotect,
+)
+from inspector.model.map import stage2_annotate, stage2_map, stage2_set_owner
+from inspector.model.split import create_unlinked, stage2_split
 from inspector.model.state import Stage2Table
+from inspector.model.unmap import stage2_unmap
 
 
 class Stage2(Stage2Table):
@@ -20,22 +35,22 @@ class Stage2(Stage2Table):
 
     __slots__ = ()
 
-    map = of_map.stage2_map
-    set_owner = of_map.stage2_set_owner
-    annotate = of_map.stage2_annotate
-    unmap = of_unmap.stage2_unmap
-    wrprotect = in_place.stage2_wrprotect
-    relax_perms = in_place.stage2_relax_perms
-    mkyoung = in_place.stage2_mkyoung
-    mkold = in_place.stage2_mkold
-    is_young = in_place.stage2_is_young
-    test_clear_young = in_place.stage2_test_clear_young
-    flush = in_place.stage2_flush
-    get_leaf = in_place.get_leaf
-    split = of_split.stage2_split
-    create_unlinked = of_split.create_unlinked
-    free_unlinked = of_destroy.free_unlinked
-    destroy = of_destroy.stage2_destroy
-    destroy_range = of_destroy.stage2_destroy_range
-    destroy_pgd = of_destroy.stage2_destroy_pgd
-    grace_period = of_destroy.grace_period
+    map = stage2_map
+    set_owner = stage2_set_owner
+    annotate = stage2_annotate
+    unmap = stage2_unmap
+    wrprotect = stage2_wrprotect
+    relax_perms = stage2_relax_perms
+    mkyoung = stage2_mkyoung
+    mkold = stage2_mkold
+    is_young = stage2_is_young
+    test_clear_young = stage2_test_clear_young
+    flush = stage2_flush
+    get_leaf = get_leaf
+    split = stage2_split
+    create_unlinked = create_unlinked
+    free_unlinked = free_unlinked
+    destroy = stage2_destroy
+    destroy_range = stage2_destroy_range
+    destroy_pgd = stage2_destroy_pgd
+    grace_period = grace_period

@@ -268,7 +268,15 @@ class Stage2Table(Pgtable):
     generations tell annotations from leaves (``annotates_by_pa``).
     """
 
-    __slots__ = ("annotates_by_pa", "attributes", "phys_limit")
+    __slots__ = (
+        "annotates_by_pa",
+        "attributes",
+        "counts_nonzero",
+        "locked_mask",
+        "locked_value",
+        "phys_limit",
+        "stale_invalid",
+    )
 
     def __init__(
         self, behaviours: Generation, machine: Machine, geometry: Geometry, store: PageStore | None = None
@@ -276,6 +284,11 @@ class Stage2Table(Pgtable):
         super().__init__(behaviours, machine, geometry, store)
         self.attributes = Attributes(behaviours, machine, self.lpa2)
         self.phys_limit = 1 << (52 if self.split_addresses else 48)
+        # What the walks ask at every entry, without the detour over a derived property of the generation.
+        self.counts_nonzero = behaviours.counts_nonzero
+        self.locked_mask = behaviours.locked_mask
+        self.locked_value = behaviours.locked_value
+        self.stale_invalid = behaviours.stale_invalid
         self.annotates_by_pa = behaviours.annotation is Annotation.OWNER_BY_INVALID_PA
 
     def init(self) -> int:
@@ -288,7 +301,7 @@ class Stage2Table(Pgtable):
 
     def is_counted(self, pte: int) -> bool:
         """``stage2_pte_is_counted`` (5.10: validity)."""
-        return pte != 0 if self.behaviours.counts_nonzero else bool(pte & 1)
+        return pte != 0 if self.counts_nonzero else bool(pte & 1)
 
     def cache_maintenance(self, new: int, size: int) -> None:
         """What the memory of a leaf about to be stored needs: ``dcache`` if cacheable, ``icache`` if executable."""

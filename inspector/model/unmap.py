@@ -16,7 +16,7 @@ from inspector.model.walker import walk_range
 
 def invalidate(pgt: Stage2Table, ctx: Visit) -> None:
     """``kvm_clear_pte``, or ``kvm_set_invalid_pte`` of 5.10, which leaves all but bit 0 in place."""
-    pgt.write(ctx, ctx.entries[ctx.idx] & ~1 if pgt.behaviours.stale_invalid else 0)
+    pgt.write(ctx, ctx.entries[ctx.idx] & ~1 if pgt.stale_invalid else 0)
 
 
 def table_hint(pgt: Stage2Table, level: int) -> int:
@@ -52,7 +52,7 @@ class Unmap:
         pgt = self.pgt
         old, level = ctx.old, ctx.level
         if not old & 1:
-            if old and pgt.behaviours.counts_nonzero:
+            if old and pgt.counts_nonzero:
                 pgt.write(ctx, 0)
                 pgt.store.put(ctx.table)
             return 0
@@ -68,7 +68,7 @@ class Unmap:
             hint = table_hint(pgt, level)
         elif self.cleans:
             cleans = pgt.attributes.cacheable(old)
-        pgt.write(ctx, old & ~1 if pgt.behaviours.stale_invalid else 0)
+        pgt.write(ctx, old & ~1 if pgt.stale_invalid else 0)
         if not silent:
             pgt.flush_ipa(ctx.addr, hint)
         pgt.store.put(ctx.table)
