@@ -44,7 +44,7 @@ def in_question(capture: Capture, only: Iterable[str] | None = None, skip: Itera
     }
 
 
-def settled(context: Context, findings: Iterable[Finding]) -> list[Finding]:
+def after_looks(context: Context, findings: Iterable[Finding]) -> list[Finding]:
     """``findings`` with those that may pass decided by the capture's later looks, errors first.
 
     Without looks they stay notes, which then say how to find out.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from inspector.capture.view import TableView
 from inspector.check.catalogue import CATALOGUE, judged, selected
 from inspector.check.context import Context, title
-from inspector.check.lasting import settled
+from inspector.check.lasting import after_looks
 from inspector.check.ownership import Owned
 from inspector.check.places import LIMIT
 from inspector.codec import Descriptor, decode
@@ -34,7 +34,7 @@ def run_checks(capture: Capture, only: Iterable[str] | None = None, skip: Iterab
     code = code_of(capture.host)
     rules = [one for one in chosen if not (one.general and code.assumed)]
     context = Context(capture, code)
-    return [one for one in settled(context, judged(context, rules)) if one.history is None]
+    return [one for one in after_looks(context, judged(context, rules)) if one.history is None]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def compare_views(views: Sequence[TableView], code: KernelCode) -> list[Comparis
     context = Context(views[0].capture, code, {title(view) for view in views})
     # What a rule about more than the form says is shown where an entry differs: else it need not be asked.
     differ = any(owned.view.tree.problems or (owned.columns.raw != model.raw).any() for owned, model in context.models)
-    found = settled(context, judged(context, (one for one in CATALOGUE.values() if differ or one.form)))
+    found = after_looks(context, judged(context, (one for one in CATALOGUE.values() if differ or one.form)))
     return [_comparison(context, owned, model, found) for owned, model in context.models]
 
 
