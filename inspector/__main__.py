@@ -40,8 +40,10 @@ def main() -> None:
     """Run the command line and exit with its code (see `inspector.findings.ExitCode`)."""
     numbers = _answered()
     _handle(numbers, _at_once)
+    from inspector import streams
     from inspector.cli import run
 
+    streams.adopt()
     try:
         _handle(numbers, signal.default_int_handler)
         code = run()
@@ -49,6 +51,7 @@ def main() -> None:
         code = _INTERRUPTED
     # What is left is to exit: too late to be interrupted.
     _handle(numbers, signal.SIG_IGN)
+    streams.release()
     sys.exit(code)
 
 

@@ -33,9 +33,10 @@ from inspector.findings import BadInput, ExitCode, InspectorError, Severity
 from inspector.generations import GENERATIONS, code_of
 from inspector.model import run_script
 from inspector.numbers import parse_number
-from inspector.options import Options, complete_vm, say, shared_options
+from inspector.options import Options, complete_vm, shared_options
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval
 from inspector.snapshot import Capture, Scope
+from inspector.streams import OutputFailed, forget, require_stdout, say
 from inspector.tables import reverse as reverse_tree
 
 _COMPLETE = "_INSPECTOR_COMPLETE"
@@ -245,11 +246,9 @@ def decode(
 )
 def capture(options: Options, out: str, looks: int) -> None:
     """Write all that the other commands need to a file."""
-    from inspector.capture.file import save
+    from inspector.capture.file import require_writable, save
 
-    directory = Path(out).absolute().parent
-    if not directory.is_dir() or Path(out).is_dir():
-        raise BadInput(f"cannot write the capture to {out}: there is no such directory, or it is one itself")
+    require_writable(out)
     taken = get_capture(options, Scope.FULL, (looks - 1, in_question))
     save(taken, out)
     options.emit(report.capture.document, report.capture.lines, out, Path(out).stat().st_size, taken)
@@ -334,13 +333,23 @@ def _diff_captures(options: Options, captures: tuple[str, ...], vm: str | None, 
     return ExitCode.CLEAN if found.same else ExitCode.FINDINGS
 
 
+_LONGEST_SCRIPT = 1 << 22
+"""Bytes: a hundred thousand operations.  A device has no end."""
+
+
 @_command("model", machine=False, epilog="Example: inspector model fixtures/scripts/review_walkthrough.txt")
 @click.argument("script", metavar="SCRIPT")
 @_generation_option
 def model(options: Options, script: str, generation: str | None) -> None:
     """Run a script of page-table operations on the model: the table after each, and the events it performed."""
     try:
-        written = sys.stdin.read() if script == "-" else Path(script).read_text(encoding="utf-8")
+        if script == "-" and sys.stdin is None:
+            raise BadInput("cannot read the script: standard input is closed")
+        with contextlib.nullcontext(sys.stdin.buffer) if script == "-" else Path(script).open("rb") as file:
+            read = file.read(_LONGEST_SCRIPT + 1)
+        if len(read) > _LONGEST_SCRIPT:
+            raise BadInput(f"the script {script} is longer than {_LONGEST_SCRIPT} bytes")
+        written = read.decode()
     except OSError as error:
         raise BadInput(f"cannot read the script {script}: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -356,10 +365,13 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; raises nothing (but with ``--debug``, what a bug raises)."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
+        require_stdout()
         result = click.Group.main(main_group, given, prog_name="inspector", standalone_mode=False)
         sys.stdout.flush()
         return int(result or 0)
     except InspectorError as error:
+        if isinstance(error, OutputFailed):
+            forget(sys.stdout)
         say(str(error))
         return int(error.exit_code)
     except click.ClickException as error:
@@ -369,14 +381,17 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _interrupted()
     except BrokenPipeError:
-        _forget_stdout()
+        forget(sys.stdout)
         return int(ExitCode.CLEAN)
     except SystemExit:
         # click ends by itself after completing a shell's line, and with 1, which here means findings, at a closed pipe.
         if _COMPLETE in os.environ:
             raise
-        _forget_stdout()
+        forget(sys.stdout)
         return int(ExitCode.CLEAN)
+    except MemoryError:
+        say("memory ran out: what was asked for is too large for this machine")
+        return int(ExitCode.USAGE)
     except Exception as error:
         if "--debug" in given:
             raise
@@ -393,9 +408,3 @@ def run(arguments: list[str] | None = None) -> int:
 def _interrupted() -> int:
     say("interrupted; the machine was left as it was found")
     return int(ExitCode.TARGET_LOST)
-
-
-def _forget_stdout() -> None:
-    """The reader has seen enough: what is still buffered must not raise again when Python exits."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

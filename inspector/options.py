@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -20,6 +20,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from inspector import streams
 from inspector.capture.source import Again, load_for, take_from
 from inspector.findings import BadInput, InspectorError
 from inspector.printable import printable
@@ -29,6 +30,8 @@ from inspector.snapshot import Capture, Scope
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
+
+_PLAIN_NAME = re.compile(r"[\w.][\w.-]*", re.ASCII)
 
 _FILE = click.Path()  # that shells complete it; whether it can be read is told by whoever reads it
 
@@ -127,7 +130,7 @@ class Options:
                 "HOST:PORT (QEMU's -s is localhost:1234)"
             )
         vmlinux, image = self.kernel_files
-        with _progress(self.debug) as tell:
+        with streams.progress(self.debug) as tell:
             return take_from(
                 connect, vmlinux, image, memory=self.memory, gdb=self.gdb, scope=scope, progress=tell, again=again
             )
@@ -141,51 +144,12 @@ class Options:
     ) -> None:
         """Print the document with ``--json``, else the lines."""
         if self.as_json:
-            _write(piece.decode() for piece in encoded(document(*arguments, **named)))
-            click.echo()
+            pieces = (piece.decode() for piece in encoded(document(*arguments, **named)))
+            streams.write(chain(pieces, ("\n",)))
             return
         wanted = not self.no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         paint = Painter(wanted and sys.stdout.isatty())
-        _write(paint.finished(line) + "\n" for line in lines(paint, *arguments, **named))
-
-
-def _write(pieces: Iterable[str], at_once: int = 1 << 16) -> None:
-    pending, length = [], 0
-    for piece in pieces:
-        pending.append(piece)
-        length += len(piece)
-        if length >= at_once:
-            click.echo("".join(pending), nl=False, color=True)
-            pending, length = [], 0
-    click.echo("".join(pending), nl=False, color=True)
-
-
-def say(message: str) -> None:
-    """One sentence on stderr."""
-    click.echo(f"inspector: {printable(' '.join(message.split()))}", err=True)
-
-
-@contextmanager
-def _progress(debug: bool) -> Iterator[Callable[[str], None]]:
-    """Tells on stderr what is going on: only on a terminal, and only after a second."""
-    start = time.monotonic()
-    width = 0
-    terminal = sys.stderr.isatty()
-
-    def tell(message: str) -> None:
-        nonlocal width
-        message = printable(message)
-        if debug:
-            click.echo(f"{time.monotonic() - start:7.3f}s {message}", err=True)
-        elif terminal and time.monotonic() - start > 1:
-            click.echo("\r" + message.ljust(width), nl=False, err=True)
-            width = len(message)
-
-    try:
-        yield tell
-    finally:
-        if width:
-            click.echo("\r" + " " * width + "\r", nl=False, err=True)
+        streams.write(paint.finished(line) + "\n" for line in lines(paint, *arguments, **named))
 
 
 def complete_vm(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -195,4 +159,6 @@ def complete_vm(context: click.Context, parameter: click.Parameter, incomplete: 
         vms = load_for(source, Scope.VMS).vms if source else ()
     except InspectorError:
         return []
-    return [CompletionItem(vm.name, help=vm.command) for vm in vms if vm.name.startswith(incomplete)]
+    # A capture can name a VM as it likes: nothing that a shell or a terminal would obey is put on the user's line.
+    names = [vm for vm in vms if vm.name.startswith(incomplete) and _PLAIN_NAME.fullmatch(vm.name)]
+    return [CompletionItem(vm.name, help=vm.command and printable(vm.command)) for vm in names]

@@ -30,6 +30,7 @@ import lzma
 import math
 import os
 import re
+import stat
 import struct
 import types
 import typing
@@ -258,10 +259,32 @@ def _from_json(kind: Any, value: Any, where: str) -> Any:
 # --- writing ---
 
 
+def require_writable(path: str) -> None:
+    """Raises `BadInput` when no capture could get this name, before one is taken.
+
+    A device or a pipe could not: the file would take its place.
+    """
+    why = None
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            why = "it exists and is not a regular file"
+    except FileNotFoundError:
+        if not Path(os.path.realpath(path)).parent.is_dir():
+            why = "there is no such directory"
+    except OSError as error:
+        why = error.strerror
+    if why:
+        raise BadInput(f"cannot write the capture to {path}: {why}")
+
+
 @contextlib.contextmanager
 def _atomic(path: Path) -> Iterator[typing.BinaryIO]:
-    """A new file that takes ``path``'s name only when everything was written and is on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """A new file that takes ``path``'s name only when everything was written and is on disk.
+
+    A symbolic link is followed, as by other programs.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".inspector.{os.getpid()}.part")
     try:
         with temporary.open("xb") as out:
             yield out

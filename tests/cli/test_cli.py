@@ -529,7 +529,7 @@ def test_bad_arguments(good: str, arguments: list[str]) -> None:
 
 def test_a_place_where_nothing_can_be_written(good: str, tmp_path: Path) -> None:
     assert "no such directory" in refused(invoke("--from", good, "capture", str(tmp_path / "no" / "x")))
-    assert "is one itself" in refused(invoke("--from", good, "capture", str(tmp_path)))
+    assert "not a regular file" in refused(invoke("--from", good, "capture", str(tmp_path)))
 
 
 def test_a_capture_of_a_capture_is_the_same_file(good: str, tmp_path: Path) -> None:
