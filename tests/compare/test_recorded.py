@@ -145,8 +145,9 @@ def test_a_dropped_entry(capture: Capture) -> None:
     assert {d.finding.severity for d in found} == {Severity.NOTE}
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_any_data_is_survived(capture: Capture, seed: int) -> None:
+@pytest.mark.parametrize("label", [None, "5.10", "6.18"])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_data_is_survived(capture: Capture, seed: int, label: str | None) -> None:
     """Pages of noise and wild pointers: a verdict, no exception; read as any generation."""
     chance = random.Random(seed)
     pages = dict(capture.pages)
@@ -156,11 +157,10 @@ def test_any_data_is_survived(capture: Capture, seed: int) -> None:
         page[8 * index : 8 * index + 8] = value.to_bytes(8, "little")
         pages[pa] = chance.choice((bytes(page), chance.randbytes(len(page))))
     spoiled = replace(capture, pages=pages)
-    for label in (None, "5.10", "6.18"):
-        kernel = code_of(capture.host, label)
-        views = [view for view in table_views(spoiled) if kernel.behaviours.lpa2 or not view.geometry.lpa2]
-        results = compare_views(views, kernel)
-        assert label is not None or any(one.errors for one in results)
+    kernel = code_of(capture.host, label)
+    views = [view for view in table_views(spoiled) if kernel.behaviours.lpa2 or not view.geometry.lpa2]
+    results = compare_views(views, kernel)
+    assert label is not None or any(one.errors for one in results)
     assert not changes(capture, spoiled).same
 
 
