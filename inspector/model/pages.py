@@ -7,6 +7,7 @@ Stands for what ``kvm_pgtable_mm_ops`` reaches in a kernel: pages, ``page_count`
 from __future__ import annotations
 
 from array import array
+from typing import Final
 
 from inspector.events import ALLOC, ALLOC_EXACT, ALLOCFAIL, FREE, FREE_EXACT, GET, PUT, RawEvent
 
@@ -93,10 +94,13 @@ class PageStore:
         return first
 
     def free_exact(self, first: int, count: int) -> None:
-        """Give back what :meth:`zalloc_exact` gave; a page that somebody else still refers to stays."""
+        """Give back what :meth:`zalloc_exact` gave; a page that somebody else still refers to stays.
+
+        Raises :class:`NoSuchPage`.
+        """
         size = count * self.granule
         for page in range(first, first + size, self.granule):
-            self.counts[page] -= 1
+            self.counts[page] = self.page_count(page) - 1
             if self.counts[page] == 0:
                 del self.pages[page]
                 del self.counts[page]
@@ -135,3 +139,46 @@ class PageStore:
             del self.pages[page]
             del self.counts[page]
             self.emit((FREE, page))
+
+
+class TooLarge(Exception):
+    """More was asked for than an `Effort` allows."""
+
+
+class Effort:
+    """What may be spent, in table entries: a visit of a table page costs its entries, an event or a line `LINE`."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    def spend(self, entries: int) -> None:
+        """Raises :class:`TooLarge` when it is more than is left."""
+        self.left -= entries
+        if self.left < 0:
+            raise TooLarge("this is too large: the script visits too many entries or performs too many events")
+
+
+LINE: Final = 64
+"""Table entries that cost about the memory and time of an event, or of a line of a table that is shown."""
+
+
+class BoundedStore(PageStore):
+    """A store for operations that anybody may have written: a table that leads to itself is walked for ever."""
+
+    __slots__ = ("effort",)
+
+    def __init__(self, granule: int, effort: Effort) -> None:
+        super().__init__(granule)
+        self.effort = effort
+        self.emit = self._emit_bounded
+
+    def _emit_bounded(self, event: RawEvent) -> None:
+        self.effort.spend(LINE)
+        self.events.append(event)
+
+    def entries(self, page: int) -> array[int]:
+        """As of the base; raises :class:`TooLarge` too."""
+        self.effort.spend(self.granule // 8)
+        return super().entries(page)

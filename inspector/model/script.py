@@ -14,7 +14,7 @@ from inspector.codec import Format, Kind, Regime, decode
 from inspector.events import CACHE, CASFAIL, STORE, TLBI, PageNames, RawEvent, format_raw
 from inspector.generations import Generation
 from inspector.model.operations import Operation, ScriptError, format_operation, parse_operation
-from inspector.model.pages import NoSuchPage
+from inspector.model.pages import LINE, Effort, NoSuchPage, TooLarge
 from inspector.model.prot import SW_MASK, kernel_prot
 from inspector.model.session import NoSuchEntry, Outcome, Session, Setup, parse_setup
 from inspector.model.stage2 import Stage2
@@ -154,6 +154,12 @@ def _named(word: str, names: PageNames) -> str:
     return f"{key}={names.page(int(value, 16))}" if key == "page" else word
 
 
+def _counted(lines: Iterator[str], effort: Effort) -> Iterator[str]:
+    for line in lines:
+        effort.spend(LINE)
+        yield line
+
+
 def _check_prot(operation: Operation, behaviours: Generation) -> None:
     """Refuse what the generation has no enumerator for (``ValueError``)."""
     kernel_prot(operation.prot, behaviours)
@@ -161,13 +167,20 @@ def _check_prot(operation: Operation, behaviours: Generation) -> None:
         raise ValueError("this kernel has no software bits")
 
 
-def run_script(text: str, generation: str | None = None) -> Iterator[StepResult]:
+EFFORT: Final = 1 << 26
+"""What a script may spend, in table entries: some hundred thousand visits of tables, or a million events, a minute."""
+
+
+def run_script(text: str, generation: str | None = None, most: int = EFFORT) -> Iterator[StepResult]:
     """Run a script, one step a line; with ``generation``, on the model of that, whatever its ``machine`` lines say.
+
+    ``most`` is what the script may spend (see `Effort`).
 
     Raises :class:`ScriptError` with the line's number when a line is not in the grammar or cannot be run.
     """
     setup = Setup() if generation is None else Setup(generation=generation)
-    session = Session(setup)
+    effort = Effort(most)
+    session = Session(setup, effort)
     names = PageNames(session.store.granule)
     comment: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -185,7 +198,7 @@ def run_script(text: str, generation: str | None = None) -> Iterator[StepResult]
                     kept = [word for word in body.split() if not word.startswith("generation=")]
                     body = " ".join((*kept, f"generation={generation}"))
                 setup = parse_setup(body)
-                session = Session(setup)
+                session = Session(setup, effort)
                 names = PageNames(session.store.granule)
                 yield StepResult(number, body, tuple(comment), setup, None, None, (), (), ())
                 comment.clear()
@@ -195,8 +208,8 @@ def run_script(text: str, generation: str | None = None) -> Iterator[StepResult]
             outcome = session.apply(operation)
             raws = session.store.take_events()
             events = tuple(render_events(raws, names))
-            table = tuple(render_table(session.table, names))
-        except (ScriptError, ValueError, NoSuchEntry, NoSuchPage) as error:
+            table = tuple(_counted(render_table(session.table, names), effort))
+        except (ScriptError, ValueError, NoSuchEntry, NoSuchPage, TooLarge) as error:
             raise ScriptError(f"line {number}: {error}") from None
         yield StepResult(
             number, format_operation(operation), tuple(comment), setup, operation, outcome, table, events, tuple(raws)

@@ -15,7 +15,7 @@ from inspector.generations import GENERATIONS, Generation, generation
 from inspector.model.hyp import HypStage1
 from inspector.model.machine import Machine
 from inspector.model.operations import LAST, Operation, ScriptError, bounded
-from inspector.model.pages import MemoryCache, PageStore
+from inspector.model.pages import BoundedStore, Effort, MemoryCache, PageStore
 from inspector.model.stage2 import Stage2
 from inspector.numbers import parse_number
 
@@ -106,11 +106,15 @@ class NoSuchEntry(Exception):
 
 
 class Session:
-    """A store with a stage-2 or hyp stage-1 table in it, and the operations of a script applied to it."""
+    """A store with a stage-2 or hyp stage-1 table in it, and the operations of a script applied to it.
 
-    def __init__(self, setup: Setup) -> None:
+    With ``effort`` no more than that is spent: `apply` and walks of the table then raise ``TooLarge``.
+    """
+
+    def __init__(self, setup: Setup, effort: Effort | None = None) -> None:
         self.setup = setup
-        self.store = PageStore(1 << GRANULES[setup.granule])
+        granule = 1 << GRANULES[setup.granule]
+        self.store = PageStore(granule) if effort is None else BoundedStore(granule, effort)
         self.pgt: Stage2 | HypStage1 | None = None
         self.last_page = 0
         self._apply = {name.removeprefix("_do_"): getattr(self, name) for name in dir(self) if name[:4] == "_do_"}

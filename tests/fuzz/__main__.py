@@ -49,7 +49,9 @@ def fuzz(name: str, seconds: float, seed: int, keep: Path, engine: str = "auto")
         name,
         int(said[1]) if said else 0,
         time.monotonic() - start,
-        (done.stderr[-3000:] or f"exit code {done.returncode}") if failed else None,
+        (re.sub(r"^INFO: .*\n", "", done.stderr, flags=re.MULTILINE)[-3000:] or f"exit code {done.returncode}")
+        if failed
+        else None,
     )
 
 

@@ -325,17 +325,35 @@ def _qemu_texts(data: bytes) -> object:
 # --- what people write ---
 
 
+_VALUES = {"prot": "RW", "mem": "normal", "flags": "shared+fault", "page": "last", "race": "set:0x400"}
+_VALUES |= {"pa": "0x80000000", "cache": "4", "level": "2", "entry": "0x80000003"}
+
+
 def scripts() -> dict[str, bytes]:
-    walkthrough = REPO / "fixtures/scripts/review_walkthrough.txt"
-    short = b"machine generation=6.12 ipa=40\ninit\nmap 0x1000 size=4K pa=0x40000000 prot=rw\npoke 0 level=1 entry=3\n"
-    return {"walkthrough": walkthrough.read_bytes(), "short": short}
+    """Each operation with all of its words, after a map that it finds, and each generation with each granule."""
+    from inspector.generations import GENERATIONS
+    from inspector.model.operations import FAULT_WORDS, OPERATIONS
+
+    found = {}
+    for name, (places, words) in OPERATIONS.items():
+        start = "hyp_init\nhyp_map 0 4M" if name.startswith("hyp") else "init\nmap 0 4M"
+        line = " ".join((name, *("0x200000" for _ in places), *(f"{word}={_VALUES.get(word, 1)}" for word in words)))
+        faults = " ".join(f"{word}={_VALUES.get(word, 1)}" for word in FAULT_WORDS)
+        text = f"machine generation=7.3 ipa=40\n{start} pa=0x80000000 prot=RW\n{line}\n"
+        found[name] = text.encode()
+        found[f"{name}-faults"] = f"{text}{line} {faults}\n".encode()
+    for generation in GENERATIONS:
+        setups = (f"machine generation={generation} granule={granule} force_pte=1" for granule in ("4k", "16k", "64k"))
+        lines = "init\nmap 0 64K pa=0x80000000 prot=RWX\ndestroy"
+        found[f"setups-{generation}"] = "".join(f"{setup}\n{lines}\n" for setup in setups).encode()
+    return found
 
 
 @target("model-script", scripts)
 def _script(data: bytes) -> object:
     from inspector.model import run_script
 
-    return list(run_script(text_of(data)))
+    return list(run_script(text_of(data), most=1 << 22))
 
 
 def numerals() -> dict[str, bytes]:

@@ -134,11 +134,37 @@ def test_setups_round_trip() -> None:
         ("machine ipa=1T", "line 1: machine: ipa is not one of 32 to 52"),
         ("init\nmap 0 4K prot=R\npoke 0 level=1 entry=0x700000003\nunmap 0 4K", "line 3: 0x700000000 is not a table"),
         ("init\npoke 0x0 level=3 entry=1", "no entry of level 3"),
+        ("init\ndestroy\ndestroy", "line 3: 0x0 is not a table page"),
     ],
 )
 def test_a_bad_script_names_its_line(text: str, says: str) -> None:
     with pytest.raises(ScriptError, match=says):
         list(run_script(text))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(["machine ipa=48 force_pte=1", "init", "map 0 64T pa=0 prot=R"], id="a table of 130 GB"),
+        pytest.param(["init", "create_unlinked level=0 force=1 prot=R"], id="a detached one"),
+        pytest.param(
+            [
+                "machine ipa=48",
+                "init",
+                *(f"poke {n << 39:#x} level=0 entry=0x40000003" for n in range(512)),
+                "unmap 0 4K",
+            ],
+            id="a table that leads to itself",
+        ),
+        pytest.param(
+            ["machine force_pte=1", "init", "map 0 8M pa=0 prot=R", *["flush 0 8M"] * 10000], id="no end of it"
+        ),
+    ],
+)
+def test_a_script_without_end_ends_by_its_line(lines: list[str]) -> None:
+    with pytest.raises(ScriptError, match=r"^line \d+: this is too large"):
+        for _ in run_script("\n".join(lines), most=1 << 20):
+            pass
 
 
 def test_the_walkthrough_shows_the_review() -> None:
