@@ -24,7 +24,7 @@ import click
 import inspector
 from inspector import report
 from inspector.capture.selection import choose_one, choose_views, require_tables, require_vms, translate_in
-from inspector.capture.source import Again, load_for
+from inspector.capture.source import Again
 from inspector.check import CATALOGUE, NOT_SHOWN, compare_views, in_question, run_checks, selected
 from inspector.codec import GRANULES, REGISTERS, Regime, entry_geometry, is_known
 from inspector.codec import decode as decode_bits
@@ -328,7 +328,7 @@ def _diff_captures(options: Options, captures: tuple[str, ...], vm: str | None, 
         raise BadInput("two captures are compared with each other: leave --from and --connect out")
     if vm is not None or generation is not None:
         raise BadInput("--vm and --generation are for live against modelled: between two captures all is compared")
-    found = changes(load_for(captures[0], Scope.WALK), load_for(captures[1], Scope.WALK))
+    found = changes(*(options.load(path, Scope.WALK) for path in captures))
     options.emit(report.changes.document, report.changes.lines, found)
     return ExitCode.CLEAN if found.same else ExitCode.FINDINGS
 

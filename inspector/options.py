@@ -21,8 +21,10 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from inspector import streams
+from inspector.budget import DEFAULT
 from inspector.capture.source import Again, load_for, take_from
 from inspector.findings import BadInput, InspectorError
+from inspector.numbers import parse_number
 from inspector.printable import printable
 from inspector.report.document import Document, encoded
 from inspector.report.format import Painter
@@ -67,6 +69,13 @@ _MACHINE = (
         type=click.Choice(["auto", "process", "gdb"]),
         help="How physical memory is read: QEMU's own memory, or through the stub. Default: auto.",
     ),
+    click.option(
+        "--max-memory",
+        metavar="SIZE",
+        envvar="INSPECTOR_MAX_MEMORY",
+        help="What a file holds may take so much memory once unpacked (512M, 8G). Default: 2G. Also "
+        "$INSPECTOR_MAX_MEMORY.",
+    ),
     click.option("--gdb", metavar="PROGRAM", help="The gdb to use. Default: gdb-multiarch, else gdb."),
 )
 
@@ -87,6 +96,7 @@ class Options:
     image: str | None = None
     memory: Literal["auto", "process", "gdb"] = "auto"
     gdb: str | None = None
+    max_memory: str | None = None
     as_json: bool = False
     no_color: bool = False
     debug: bool = False
@@ -114,6 +124,16 @@ class Options:
         vmlinux, image = (Path(name) if name else None for name in given)
         return vmlinux, image
 
+    @property
+    def most(self) -> int:
+        """Bytes of memory that what a file holds may take."""
+        given = (self.environment or {}).get("max_memory") if self.max_memory is None else self.max_memory
+        return DEFAULT if given is None else parse_number(given, "size")
+
+    def load(self, path: str, scope: Scope) -> Capture:
+        """The capture in a file (see `load_for`)."""
+        return load_for(path, scope, self.most)
+
     def capture(self, scope: Scope, again: Again | None = None) -> Capture:
         """The capture to work on: loaded, or taken with just what ``scope`` needs (``again``: see `take_from`).
 
@@ -122,7 +142,7 @@ class Options:
         if self.source is not None:
             if self.connect is not None:
                 raise BadInput("--from and --connect exclude each other: a command reads a capture or a machine")
-            return load_for(self.source, scope)
+            return self.load(self.source, scope)
         connect = self.connect or (self.environment or {}).get("connect")
         if not connect:
             raise BadInput(
@@ -132,7 +152,15 @@ class Options:
         vmlinux, image = self.kernel_files
         with streams.progress(self.debug) as tell:
             return take_from(
-                connect, vmlinux, image, memory=self.memory, gdb=self.gdb, scope=scope, progress=tell, again=again
+                connect,
+                vmlinux,
+                image,
+                memory=self.memory,
+                gdb=self.gdb,
+                scope=scope,
+                progress=tell,
+                again=again,
+                most=self.most,
             )
 
     def emit(

@@ -44,6 +44,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inspector.budget import DEFAULT, Budget
 from inspector.codec import Geometry
 from inspector.codec.geometry import MAX_ROOT_PAGES
 from inspector.codec.registers import PS_BITS
@@ -53,12 +54,21 @@ from inspector.snapshot import SCHEMA, Backing, BackingState, Capture, Memslot
 FORMAT = "kvm-stage2-inspector capture"
 HEADER, PAGES, INDEX, BACKING = "header.json", "pages.bin", "pages.idx", "backing.bin"
 _RECORD = struct.Struct("<QQI")
+_PLACE = np.dtype([("pa", "<u8"), ("offset", "<u8"), ("length", "<u4")])
 _RUN = np.dtype(
     [("hva", "<u8"), ("size", "<u8"), ("pa", "<u8"), ("entry_size", "<u8"), ("state", "u1"), ("flags", "u1")]
 )
 """A `Backing`: ``state`` indexes `_STATES`; ``flags``: 1 readable, 2 writable, 4 ``pa`` is known, 8 special."""
 _STATES = tuple(BackingState)
 _JSON_NUMBER_LIMIT = 1 << 32
+
+#: Bytes of memory that what is read takes, by what the file holds of it: a byte of JSON (``[],`` makes a list of 56
+#: and a reference), a record of the index (a key, a slice and their places), a record of backing (a `Backing`).
+_PER_HEADER_BYTE, _PER_PAGE, _PER_RUN = 24, 256, 320
+#: A byte of a table page, wherever the index names it: a walk lays pages that share their bytes end to end, and an
+#: entry of eight bytes becomes a row of columns.
+_PER_TABLE_BYTE = 6
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HEX = re.compile(r"-?0x[0-9a-f]+")
 
 #: What ``zipfile`` and its decompressors raise on damaged data (found by flipping bytes; none is documented as a set).
@@ -129,7 +139,10 @@ def _take_backing(header: dict[str, Any], capture: Capture) -> bytes:
 
 
 def _put_backing(capture: Capture, runs: NDArray[np.void]) -> Capture:
-    """Read the records that each slot's ``backing`` (so far a pair of numbers) names."""
+    """Read the records that each slot's ``backing`` (so far a pair of numbers) names; no record is two slots'."""
+    spans: list[Any] = [slot.backing for vm in capture.vms for slot in vm.memslots]
+    if sum(count for _, count in spans if count > 0) > len(runs):
+        raise _Malformed("what backs its slots is more than the file holds")
     return dataclasses.replace(
         capture,
         vms=tuple(
@@ -348,16 +361,36 @@ def save(capture: Capture, path: str | os.PathLike[str]) -> None:
 # --- reading ---
 
 
-def _unpack_pages(blob: bytes, index: bytes) -> dict[int, bytes]:
+def _member(archive: zipfile.ZipFile, name: str, budget: Budget, cost: int = 1) -> bytes:
+    """A member, of which each byte takes ``cost`` bytes of memory: unpacked only when that is affordable.
+
+    `zipfile` never unpacks more than the size stated, which is compared first.
+    """
+    info = archive.getinfo(name)
+    if info.compress_type not in _METHODS:
+        raise _Malformed(f"{name} is packed in a way that no capture is")
+    budget.spend(info.file_size * cost, f"{name} in {archive.filename}")
+    return archive.read(info)
+
+
+def _unpack_pages(archive: zipfile.ZipFile, names: tuple[str, str], budget: Budget) -> dict[int, bytes]:
+    """The table pages of the members ``names``, pages and index.  Two pages have all their bytes in common or none."""
+    blob = _member(archive, names[0], budget)
+    index = _member(archive, names[1], budget, 1 + _PER_PAGE // _RECORD.size)
     if len(index) % _RECORD.size:
         raise _Malformed("the index of the table pages is cut off")
-    shared: dict[tuple[int, int], bytes] = {}
-    pages: dict[int, bytes] = {}
-    for pa, offset, length in _RECORD.iter_unpack(index):
-        if offset + length > len(blob):
-            raise _Malformed(f"the table page at {pa:#x} lies outside of the file")
-        pages[pa] = shared.setdefault((offset, length), blob[offset : offset + length])
-    return pages
+    records = np.frombuffer(index, dtype=_PLACE)
+    size = np.uint64(len(blob))
+    outside = (records["offset"] > size) | (records["length"] > size - np.minimum(records["offset"], size))
+    if outside.any():
+        raise _Malformed(f"the table page at {records['pa'][outside][0]:#x} lies outside of the file")
+    places = np.unique(records[["offset", "length"]])
+    if (places["offset"][1:] < places["offset"][:-1] + places["length"][:-1]).any():
+        raise _Malformed("its table pages overlap")
+    total = int(records["length"].sum(dtype=np.uint64))
+    budget.spend(total * _PER_TABLE_BYTE, f"the {len(records)} table pages in {archive.filename}")
+    shared = {(at, length): blob[at : at + length] for at, length in places.tolist()}
+    return {pa: shared[at, length] for pa, at, length in records.tolist()}
 
 
 def _refuse_constant(name: str) -> typing.NoReturn:
@@ -386,13 +419,14 @@ def _parse_header(data: bytes, path: str) -> Any:
     return header.get("capture")
 
 
-def load(path: str | os.PathLike[str]) -> Capture:
-    """Read a capture.
+def load(path: str | os.PathLike[str], most: int = DEFAULT) -> Capture:
+    """Read a capture, whose contents may take ``most`` bytes of memory.
 
-    Raises `BadInput` with one sentence when the file is missing, cut off, damaged, of another kind or of a newer
-    schema; never anything else.
+    Raises `BadInput` with one sentence when the file is missing, cut off, damaged, of another kind, too large or of a
+    newer schema; never anything else.
     """
     name = os.fspath(path)
+    budget = Budget(most)
     try:
         with Path(path).open("rb"):
             pass
@@ -400,15 +434,14 @@ def load(path: str | os.PathLike[str]) -> Capture:
         raise BadInput(f"cannot read the capture {name}: {error.strerror or error}") from None
     try:
         with zipfile.ZipFile(path) as archive:
-            body = _parse_header(archive.read(HEADER), name)
-            pages = _unpack_pages(archive.read(PAGES), archive.read(INDEX))
-            runs = np.frombuffer(archive.read(BACKING), dtype=_RUN)
+            body = _parse_header(_member(archive, HEADER, budget, _PER_HEADER_BYTE), name)
+            pages = _unpack_pages(archive, (PAGES, INDEX), budget)
+            runs = np.frombuffer(_member(archive, BACKING, budget, _PER_RUN // _RUN.itemsize), dtype=_RUN)
             capture: Capture = _object_from_json(Capture, body, "capture", {"pages": pages})
             capture = _put_backing(capture, runs)
-            members = _look_members(len(capture.looks))
             looks = tuple(
-                dataclasses.replace(look, pages=_unpack_pages(archive.read(blob), archive.read(index)))
-                for look, (blob, index) in zip(capture.looks, members, strict=True)
+                dataclasses.replace(look, pages=_unpack_pages(archive, names, budget))
+                for look, names in zip(capture.looks, _look_members(len(capture.looks)), strict=True)
             )
             capture = dataclasses.replace(capture, looks=looks)
     except _DAMAGE as error:

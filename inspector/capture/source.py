@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
+from inspector.budget import DEFAULT
 from inspector.capture.file import load
 from inspector.findings import BadInput
 from inspector.snapshot import Capture, Scope
@@ -15,9 +16,12 @@ Again = tuple[int, Callable[[Capture], Collection[int]]]
 """How many more looks to take, and at which table pages of what the first one brought."""
 
 
-def load_for(path: str, scope: Scope) -> Capture:
-    """The capture in a file.  Raises `BadInput` when it cannot be read or holds less than ``scope`` needs."""
-    capture = load(path)
+def load_for(path: str, scope: Scope, most: int = DEFAULT) -> Capture:
+    """The capture in a file, whose contents may take ``most`` bytes.
+
+    Raises `BadInput` when it cannot be read, is too large, or holds less than ``scope`` needs.
+    """
+    capture = load(path, most)
     if list(Scope).index(capture.scope) < list(Scope).index(scope):
         raise BadInput(
             f"{path} holds only what '{capture.scope}' needs, and this command needs '{scope}': "
@@ -36,9 +40,11 @@ def take_from(
     scope: Scope,
     progress: Callable[[str], None],
     again: Again | None = None,
+    most: int = DEFAULT,
 ) -> Capture:
     """A capture of the machine behind the stub at ``connect``; its kernel's own file serves when none is given.
 
+    What the kernel's file holds may take ``most`` bytes of memory.
     With ``again`` the machine is looked at so many times more, at the pages that the function asks for.
 
     Raises `BadInput` for unusable kernel files, `TargetLost` when the machine cannot be reached or goes away.
@@ -50,11 +56,11 @@ def take_from(
 
     symbols = None
     if vmlinux is not None or image is not None:  # before attaching: the machine stands still from there on
-        symbols = open_symbols(vmlinux=vmlinux, image=image, progress=progress)
+        symbols = open_symbols(vmlinux=vmlinux, image=image, progress=progress, most=most)
     with attached(connect, memory=memory, gdb=gdb, progress=progress) as target:
         if symbols is None:
             kernel = Path(target.kernel_file) if target.kernel_file else None
-            symbols = open_symbols(image=kernel, progress=progress)
+            symbols = open_symbols(image=kernel, progress=progress, most=most)
         command = " ".join(["inspector", *sys.argv[1:]])
         taken = take(target, symbols, scope=scope, progress=progress, command=command)
         if again is None:

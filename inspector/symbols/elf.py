@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from inspector.budget import DEFAULT, Budget
 from inspector.findings import BadInput
 from inspector.symbols.packing import bound, unpack
 from inspector.symbols.table import Symbol, is_noise
@@ -62,9 +63,13 @@ class Section:
 class Elf:
     """A mapped arm64 ELF file.  Close it, or use it as a context manager."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `BadInput` when the file is unreadable, no arm64 ELF, or cut short."""
+    def __init__(self, path: Path, most: int = DEFAULT) -> None:
+        """What it holds may take ``most`` bytes of memory once unpacked.
+
+        Raises `BadInput` when the file is unreadable, no arm64 ELF, or cut short.
+        """
         self.path = path
+        self._budget = Budget(most)
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -179,8 +184,7 @@ class Elf:
         if not stored:
             return b""
         size = max(each.address + each.size for each in stored) - base
-        if size > 1 << 30:
-            raise BadInput(f"{self.path} is damaged: its sections span {size:#x} bytes")
+        self._budget.spend(2 * size, f"the image of {self.path}, whose sections span {size:#x} bytes,")
         flat = bytearray(size)
         for each in stored:
             flat[each.address - base : each.address - base + each.size] = self.raw(each)
@@ -224,7 +228,7 @@ class Elf:
         what = f"section {section.name} of {self.path}"
         if size > bound(len(data)):
             raise BadInput(f"{what} is damaged: {len(data)} bytes do not unpack to the {size} that it states")
-        plain = unpack(what, data, method, size)
+        plain = unpack(what, data, method, self._budget, size)
         if len(plain) != size:
             raise BadInput(f"{what} is damaged: it does not unpack to the {size} bytes that it states")
         return memoryview(plain)

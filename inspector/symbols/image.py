@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from inspector.budget import DEFAULT, Budget
 from inspector.findings import BadInput
 from inspector.symbols import packing
 from inspector.symbols.packing import packed_with, read_file
@@ -57,14 +58,15 @@ def is_plain_image(data: bytes) -> bool:
     return data[_MAGIC_OFFSET : _MAGIC_OFFSET + 4] == _MAGIC
 
 
-def open_image(path: Path, data: bytes | None = None) -> Image:
-    """Unpack the Image in ``path`` (``data``: its content, when already read).
+def open_image(path: Path, data: bytes | None = None, most: int = DEFAULT) -> Image:
+    """Unpack the Image in ``path`` (``data``: its content, when already read), which may take ``most`` bytes of memory.
 
     Raises `BadInput` when the file is unreadable, is no arm64 Image, is cut short, or is packed with a
     compression that needs a program which is not installed.
     """
-    packed = read_file(path) if data is None else data
-    plain = unsigned(unpack(path, packed))
+    budget = Budget(most)
+    packed = read_file(path, budget) if data is None else data
+    plain = unsigned(unpack(path, packed, budget))
     if not is_plain_image(plain):
         raise BadInput(f"{path} is not an arm64 kernel Image (no 'ARM\\x64' magic at byte 0x38 once unpacked)")
     text_offset, size, flags = struct.unpack_from("<QQQ", plain, 8)
@@ -93,16 +95,16 @@ def unsigned(data: bytes) -> bytes:
     return data[:start] if signed else data
 
 
-def unpack(path: Path, data: bytes) -> bytes:
+def unpack(path: Path, data: bytes, budget: Budget) -> bytes:
     """``data`` with its packing (a compression, EFI zboot, uImage) removed; plain data comes back as it is."""
     for _ in range(_MOST_LAYERS):
         if is_plain_image(data):
             break
         name = packed_with(data)
         if name is not None:
-            data = packing.unpack(path, data, name)
+            data = packing.unpack(path, data, name, budget)
         elif data[:2] == b"MZ" and data[4:8] == b"zimg":
-            data = _unpack_zboot(path, data)
+            data = _unpack_zboot(path, data, budget)
         elif data[:4] == _UIMAGE:
             data = _payload(path, data, "uImage", _HEADER_SIZE, int.from_bytes(data[12:16], "big"))
         else:
@@ -113,7 +115,7 @@ def unpack(path: Path, data: bytes) -> bytes:
     return data
 
 
-def _unpack_zboot(path: Path, data: bytes) -> bytes:
+def _unpack_zboot(path: Path, data: bytes, budget: Budget) -> bytes:
     if len(data) < _HEADER_SIZE:
         raise BadInput(f"{path} is cut short: it ends inside its EFI zboot header")
     payload = _payload(path, data, "EFI zboot", *struct.unpack_from("<II", data, 8))
@@ -121,7 +123,7 @@ def _unpack_zboot(path: Path, data: bytes) -> bytes:
     method = _ZBOOT.get(name)
     if method is None:
         raise BadInput(f"{path} is an EFI zboot image packed with '{name}'; unpack it, or give --vmlinux instead")
-    return packing.unpack(path, payload, method)
+    return packing.unpack(path, payload, method, budget)
 
 
 def _payload(path: Path, data: bytes, kind: str, start: int, size: int) -> bytes:

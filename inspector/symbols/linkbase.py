@@ -23,6 +23,7 @@ _STEP = 2 << 20
 _RELATIVE = struct.pack("<Q", 0x403)  # r_info: R_AARCH64_RELATIVE, no symbol
 _RELA = np.dtype([("offset", "<u8"), ("info", "<u8"), ("addend", "<u8")])
 _SHORTEST_RUN = 64
+_LARGEST = 1 << 28  # no kernel reaches so far: a branch from one end of its text to the other reaches 128 MiB
 _KERNEL_VA = 0xFFF0_0000_0000_0000  # the upper half with 52-bit virtual addresses
 
 
@@ -69,8 +70,9 @@ def _relocations(data: bytes) -> NDArray[np.void]:
         if at % 8 == 0 and at >= 8:
             while data[end : end + 8] == _RELATIVE:
                 end += _RELA.itemsize
-            if (end - at) // _RELA.itemsize >= _SHORTEST_RUN:
-                return np.frombuffer(data[at - 8 : end - 8], _RELA)
+            count = (min(end - 8, len(data)) - (at - 8)) // _RELA.itemsize  # the last may be cut off
+            if count >= _SHORTEST_RUN:
+                return np.frombuffer(data, _RELA, count, at - 8)
         at = data.find(_RELATIVE, max(end, at + 1))
     return np.empty(0, _RELA)
 
@@ -98,7 +100,7 @@ def _from_pointers(data: bytes, text_offset: int, symbols: Kallsyms) -> int | No
     pointers = np.unique(words[(words >= _KERNEL_VA) & (words < 0xFFFF_FFFF_0000_0000)])
     if not len(pointers):
         return None
-    offsets = np.array([offset for offset in symbols.offsets if offset >= 0], "i8")
+    offsets = np.array([offset for offset in symbols.offsets if 0 <= offset < _LARGEST], "i8")
     size = int(offsets.max(initial=0)) + 1
     starts = np.zeros(size, np.bool_)  # by offset into the image: whether a symbol starts there
     starts[offsets] = True

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from inspector.budget import DEFAULT, Budget
 from inspector.findings import BadInput
 from inspector.symbols import cache
 from inspector.symbols.btf import BadBtf, Btf, find_btf
@@ -27,33 +28,35 @@ def open_symbols(
     image: Path | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
+    most: int = DEFAULT,
 ) -> KernelSymbols:
     """Addresses and types of the kernel in ``vmlinux`` (an ELF file), ``image`` (an Image, however packed),
     or both.
 
     With both, the vmlinux answers and the Image only supplies the text; they must be of one build.
     ``cache_dir`` defaults to `cache.default_cache_dir`.  ``progress`` is told, in a few words, what a first
-    reading is doing. Raises `BadInput` in one sentence for every file that cannot serve.
+    reading is doing. What a file holds may take ``most`` bytes of memory once unpacked.
+    Raises `BadInput` in one sentence for every file that cannot serve.
     """
     directory = cache.default_cache_dir() if cache_dir is None else cache_dir
     tell: Progress = (lambda _: None) if progress is None else progress
     if vmlinux is not None:
-        symbols = _open_vmlinux(vmlinux, directory, tell)
-        return symbols if image is None else _with_image(symbols, image)
+        symbols = _open_vmlinux(vmlinux, directory, tell, most)
+        return symbols if image is None else _with_image(symbols, image, most)
     if image is not None:
-        return _open_image(image, directory, tell)
+        return _open_image(image, directory, tell, most)
     raise BadInput("no kernel symbols: give the kernel's vmlinux with --vmlinux or its Image with --image")
 
 
-def _open_image(path: Path, directory: Path, tell: Progress) -> KernelSymbols:
-    packed = read_file(path)
+def _open_image(path: Path, directory: Path, tell: Progress, most: int) -> KernelSymbols:
+    packed = read_file(path, Budget(most))
     build_id = image_build_id(packed) if is_plain_image(packed) else None
     slot = directory / f"{build_id or hashlib.sha256(packed).hexdigest()}-image-{len(packed)}"
     found = _recall(slot)
     if found is not None:
-        return KernelSymbols(found, _describe("Image", path, found), lambda: open_image(path, packed).data)
+        return KernelSymbols(found, _describe("Image", path, found), lambda: open_image(path, packed, most).data)
     tell(f"reading symbols and types of {path} (kept for next time)")
-    image = open_image(path, packed)
+    image = open_image(path, packed, most)
     found = read_image(image)
     _remember(slot, found)
     return KernelSymbols(found, _describe("Image", path, found), lambda: image.data)
@@ -67,8 +70,8 @@ def _no_search(_: str) -> None:
     return None
 
 
-def _open_vmlinux(path: Path, directory: Path, tell: Progress) -> KernelSymbols:
-    with Elf(path) as elf:
+def _open_vmlinux(path: Path, directory: Path, tell: Progress, most: int) -> KernelSymbols:
+    with Elf(path, most) as elf:
         build_id = elf.build_id()
         slot = None if build_id is None else directory / f"{build_id}-vmlinux-{elf.file_size}"
         found = None if slot is None else _recall(slot)
@@ -80,13 +83,13 @@ def _open_vmlinux(path: Path, directory: Path, tell: Progress) -> KernelSymbols:
     base = found.link_text
 
     def load() -> bytes:
-        with Elf(path) as again:
+        with Elf(path, most) as again:
             return again.flatten(base)
 
     def search(name: str) -> Btf | None:
         from inspector.symbols.dwarf import DwarfTypes
 
-        with Elf(path) as again:
+        with Elf(path, most) as again:
             blob = DwarfTypes(again).search(name)
         return None if blob is None else _index(path, blob)
 
@@ -94,8 +97,8 @@ def _open_vmlinux(path: Path, directory: Path, tell: Progress) -> KernelSymbols:
     return KernelSymbols(found, _describe("vmlinux", path, found), load, search_on)
 
 
-def _with_image(symbols: KernelSymbols, path: Path) -> KernelSymbols:
-    image = open_image(path)
+def _with_image(symbols: KernelSymbols, path: Path, most: int) -> KernelSymbols:
+    image = open_image(path, most=most)
     build_id = image_build_id(image.data)
     if build_id is not None and symbols.build_id is not None and build_id != symbols.build_id:
         raise BadInput(

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from inspector.budget import Budget
 from inspector.findings import BadInput
 
-_MOST = 1 << 30
 _MOST_RATIO = 256  # kernels and debug information pack to a third or a tenth of their size
 _SLACK = 1 << 20
 _CHUNK = 1 << 20
@@ -52,20 +52,24 @@ _LIBRARY: dict[str, Callable[[], _Stream]] = {
 
 
 def bound(packed: int) -> int:
-    """The most bytes that ``packed`` bytes may unpack to: 256 times as many and 1 MiB, but no more than 1 GiB."""
-    return min(_MOST, _MOST_RATIO * packed + _SLACK)
+    """The most bytes that ``packed`` bytes may unpack to, whatever the budget: 256 times as many and 1 MiB."""
+    return _MOST_RATIO * packed + _SLACK
 
 
-def unpack(what: object, data: bytes | memoryview, name: str, most: int | None = None) -> bytes:
+def unpack(what: object, data: bytes | memoryview, name: str, budget: Budget, size: int | None = None) -> bytes:
     """``data`` unpacked by the method ``name``, a value of `MAGIC` or ``zlib``; ``what`` is how a message calls it.
 
-    Raises `BadInput` when it is damaged or cut short, unpacks to more than ``most`` bytes (by default `bound`), or
-    needs a program that is not installed.
+    Raises `BadInput` when it is damaged or cut short, unpacks to more than its ``size`` (where it states one, else
+    `bound`) or than the ``budget`` has left, or needs a program that is not installed.
     """
-    limit = bound(len(data)) if most is None else most
-    plain = _by_library(what, data, name, limit) if name in _LIBRARY else _by_program(what, data, name, limit)
+    limit = bound(len(data)) if size is None else size
+    most = min(limit, budget.left)
+    plain = _by_library(what, data, name, most) if name in _LIBRARY else _by_program(what, data, name, most)
     if len(plain) > limit:
         raise BadInput(f"{what} unpacks to more than the {limit} bytes that it may")
+    if len(plain) > most:
+        raise BadInput(f"{what} unpacks to more than there is room for: {budget.rule}")
+    budget.spend(len(plain), str(what))
     return plain
 
 
@@ -112,13 +116,14 @@ def packed_with(data: bytes) -> str | None:
     return next((name for magic, name in MAGIC.items() if data.startswith(magic)), None)
 
 
-def read_file(path: Path) -> bytes:
-    """The whole file; raises `BadInput` when it cannot be read or is larger than 1 GiB."""
+def read_file(path: Path, budget: Budget) -> bytes:
+    """The whole file; raises `BadInput` when it cannot be read or is larger than the ``budget`` allows."""
+    pieces = []
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST + 1)
+            while piece := file.read(_CHUNK):
+                budget.spend(len(piece), f"the rest of {path}")
+                pieces.append(piece)
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror or error}") from error
-    if len(data) > _MOST:
-        raise BadInput(f"{path} is larger than {_MOST >> 20} MiB: it is not a kernel Image")
-    return data
+    return b"".join(pieces)
