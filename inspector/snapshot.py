@@ -12,7 +12,7 @@ from enum import StrEnum
 from inspector.codec import Geometry
 
 SCHEMA = 1
-"""Version of the file format and of the JSON output."""
+"""Version of the capture file (the JSON documents have their own: `inspector.report.document`)."""
 
 
 class Scope(StrEnum):

@@ -22,7 +22,7 @@ from inspector.kernel.vmm import backing
 from inspector.kernel.vms import ReadVm, look_at, read_vms
 from inspector.snapshot import Backing, Capture, Host, Look, Memslot, Mmu, Mode, PageInfo, Scope, Vm
 from inspector.symbols.api import Symbols
-from inspector.tables import Tree, walk_tree
+from inspector.tables import ProblemKind, Tree, walk_tree
 from inspector.target.api import Target
 
 Progress = Callable[[str], None]
@@ -128,7 +128,7 @@ def _unreadable(trees: Sequence[Tree]) -> dict[int, str]:
     found: dict[int, str] = {}
     for tree in trees:
         for problem in tree.problems:
-            if problem.kind != "unreadable":
+            if problem.kind is not ProblemKind.UNREADABLE:
                 continue
             pa: int | None = problem.table_pa
             if problem.raw is not None:

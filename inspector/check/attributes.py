@@ -11,7 +11,7 @@ from inspector.check.catalogue import Judge, invariant
 from inspector.check.context import Context
 from inspector.check.ownership import Owned
 from inspector.check.places import Span
-from inspector.codec import Descriptor
+from inspector.codec import Descriptor, Execute, MemoryType, Shareability
 from inspector.codec.bulk import Flags
 from inspector.findings import Finding
 from inspector.generations import software_bits_used
@@ -20,11 +20,11 @@ from inspector.tables.intervals import Intervals
 
 
 def _uncached(descriptor: Descriptor) -> bool:
-    return descriptor.memory_type in ("device-nGnRE", "normal-nc")
+    return descriptor.memory_type in (MemoryType.DEVICE, MemoryType.NORMAL_NC)
 
 
 def _cached(descriptor: Descriptor) -> bool:
-    return descriptor.memory_type == "normal"
+    return descriptor.memory_type == MemoryType.NORMAL
 
 
 # --- M5: execution ---
@@ -41,7 +41,7 @@ def _cached(descriptor: Descriptor) -> bool:
 def execution(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
         device = owned.matching(_uncached)
-        for span in owned.spans(device & owned.matching(lambda d: d.executable != "-")):
+        for span in owned.spans(device & owned.matching(lambda d: d.executable is not Execute.NEVER)):
             yield rule.error(
                 span,
                 "execute-never: it is device or non-cacheable memory",
@@ -50,7 +50,8 @@ def execution(rule: Judge, context: Context) -> Iterator[Finding]:
             )
         if owned.view.mmu.kind is not MmuKind.VM:
             continue  # shadow tables carry what the guest's own stage 2 says
-        for span in owned.spans(~device & owned.matching(lambda d: d.executable in ("PX", "UX"))):
+        partly = owned.matching(lambda d: d.executable in (Execute.PRIVILEGED, Execute.UNPRIVILEGED))
+        for span in owned.spans(~device & partly):
             yield rule.error(
                 span,
                 "XN[54:53] 00 or 10",
@@ -64,7 +65,8 @@ def execution(rule: Judge, context: Context) -> Iterator[Finding]:
 
 def _never_written(context: Context, owned: Owned) -> Flags:
     """Memory types that this kernel writes in no guest's table (kernel.md 1.3)."""
-    known = {"normal", "device-nGnRE"} | ({"normal-nc"} if context.code.behaviours.normal_nc else set())
+    known = {MemoryType.NORMAL, MemoryType.DEVICE}
+    known |= {MemoryType.NORMAL_NC} if context.code.behaviours.normal_nc else set()
     return owned.matching(lambda d: d.kind.is_leaf and d.memory_type not in known)
 
 
@@ -151,7 +153,7 @@ def shareability(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
         if owned.view.geometry.lpa2:
             continue
-        for span in owned.spans(lambda d: d.kind.is_leaf and d.shareability != 3):
+        for span in owned.spans(lambda d: d.kind.is_leaf and d.shareable is not Shareability.INNER):
             value = span.pattern.shareability
             yield rule.error(span, "SH 3, inner shareable", f"SH {span.raw}[9:8] = {value}")
 

@@ -16,6 +16,7 @@ from inspector.codec import Descriptor
 from inspector.codec.bulk import Flags
 from inspector.findings import Finding, Where
 from inspector.snapshot import BackingState
+from inspector.tables import ProblemKind
 from inspector.tables.intervals import runs
 
 # --- S7: inside the IPA space and inside memslots ---
@@ -37,7 +38,7 @@ def inside_slots(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
         view = owned.view
         for problem in view.tree.problems:
-            if problem.kind == "beyond-ia":
+            if problem.kind is ProblemKind.BEYOND_IA:
                 yield rule.error(
                     where_problem(view, problem),
                     f"entries below IPA {1 << view.geometry.ia_bits:#x} only",

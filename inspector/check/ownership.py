@@ -19,6 +19,7 @@ from inspector.check.places import Span, spans, where_entry, where_view
 from inspector.codec import Descriptor
 from inspector.codec.bulk import Flags
 from inspector.findings import Where
+from inspector.tables import ProblemKind
 from inspector.tables.columns import Columns
 
 
@@ -113,7 +114,7 @@ def ownership(views: Sequence[TableView], columns: Sequence[Columns]) -> tuple[l
         for view, tree, mine in zip(views, columns, _first_reached(columns), strict=True)
     ]
     found = list(_pointers(owned))
-    loops = {(p.table_pa, p.index) for view in views for p in view.tree.problems if p.kind == "loop"}
+    loops = {(p.table_pa, p.index) for view in views for p in view.tree.problems if p.kind is ProblemKind.LOOP}
     roots, once, twice = set[int](), set[int](), set[int]()
     for pointer in found:
         if pointer.at is None:

@@ -16,6 +16,7 @@ from inspector.codec import Descriptor, InvalidForm, Kind
 from inspector.codec.bulk import Flags
 from inspector.findings import Finding, Severity
 from inspector.snapshot import PageState
+from inspector.tables import ProblemKind
 from inspector.tables.columns import address_mask
 
 # --- S3: table pointers ---
@@ -46,7 +47,7 @@ def table_pointers(rule: Judge, context: Context) -> Iterator[Finding]:
             )
     for view in context.views:
         for problem in view.tree.problems:
-            if problem.kind == "limit":
+            if problem.kind is ProblemKind.LIMIT:
                 why = "the subtree is not shown or judged"
                 yield rule.note(where_problem(view, problem), "a table that is read", problem.detail, why)
 

@@ -12,14 +12,12 @@ Any 64-bit value is data: `decode` never raises for one.
 
 from inspector.codec.bits import RES, Field, Layout, Part
 from inspector.codec.descriptor import Descriptor, decode, decoder, encode
-from inspector.codec.formats import Format, InvalidForm, Kind, Regime
+from inspector.codec.formats import Execute, Format, InvalidForm, Kind, MemoryType, Regime, Shareability
 from inspector.codec.geometry import GRANULES, Geometry, entry_geometry, levels_of
 from inspector.codec.meaning import describe as describe_register
 from inspector.codec.meaning import doubts
 from inspector.codec.registers import (
     REGISTERS,
-    Register,
-    RegisterField,
     Vttbr,
     decode_register,
     encode_register,
@@ -31,22 +29,26 @@ from inspector.codec.registers import (
     vmid_bits,
     vttbr,
 )
+from inspector.codec.sysreg import Register, RegisterField
 
 __all__ = [
     "GRANULES",
     "REGISTERS",
     "RES",
     "Descriptor",
+    "Execute",
     "Field",
     "Format",
     "Geometry",
     "InvalidForm",
     "Kind",
     "Layout",
+    "MemoryType",
     "Part",
     "Regime",
     "Register",
     "RegisterField",
+    "Shareability",
     "Vttbr",
     "decode",
     "decode_register",

@@ -6,19 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from inspector.codec import layouts
-from inspector.codec.bits import RES, WORD, Layout
-from inspector.codec.formats import Format, InvalidForm, Kind, Regime
+from inspector.codec.bits import WORD, Layout
+from inspector.codec.formats import Execute, Format, InvalidForm, Kind, MemoryType, Regime, Shareability
 from inspector.codec.geometry import Geometry
 
-_MEMORY_TYPES: Mapping[bool, Mapping[int, str]] = {
-    False: {0xF: "normal", 0x5: "normal-nc", 0x1: "device-nGnRE"},
-    True: {0x6: "normal", 0x5: "normal-nc", 0x1: "device-nGnRE", 0x7: "as-s1"},
+_BOTH_WAYS = {0x5: MemoryType.NORMAL_NC, 0x1: MemoryType.DEVICE}
+_MEMORY_TYPES: Mapping[bool, Mapping[int, MemoryType]] = {
+    False: {0xF: MemoryType.NORMAL, **_BOTH_WAYS},
+    True: {0x6: MemoryType.NORMAL, 0x7: MemoryType.AS_S1, **_BOTH_WAYS},
 }
-"""MemAttr by HCR_EL2.FWB: what KVM writes (``KVM_S2_MEMATTR``, ``MT_S2_*``; DDI 0487 D8.6)."""
+"""MemAttr by HCR_EL2.FWB."""
 
-_EXECUTABLE = {0b00: "X", 0b01: "UX", 0b10: "-", 0b11: "PX"}
+_EXECUTABLE = (Execute.ALL, Execute.UNPRIVILEGED, Execute.NEVER, Execute.PRIVILEGED)
 """Stage-2 XN[1:0] with FEAT_XNX (DDI 0487 D8.4): 01 is EL0 only, 11 is EL1 only."""
 
+_SHAREABLE = tuple(Shareability)
 _SH = ("non-shareable", "reserved-sh", "outer", "inner")
 
 _IN_WORDS = frozenset(
@@ -115,16 +117,16 @@ class Descriptor:
         return bool(self.field("dbm"))
 
     @property
-    def executable(self) -> str:
-        """``X`` (both exception levels), ``PX`` (privileged only), ``UX`` (unprivileged only) or ``-``."""
+    def executable(self) -> Execute:
+        """Which exception levels may execute it; `Execute.NEVER` when not a valid leaf."""
         if not self.kind.is_leaf or not self.valid:
-            return "-"
+            return Execute.NEVER
         if self.format.regime is Regime.STAGE2:
             xn = self.field("xn")
             return _EXECUTABLE[xn if self.format.xnx else xn << 1]
         if self.format.regime is Regime.HYP_STAGE1 and not self.format.hvhe:
-            return "-" if self.field("xn") else "X"
-        return {(0, 0): "X", (0, 1): "PX", (1, 0): "UX", (1, 1): "-"}[self.field("pxn"), self.field("uxn")]
+            return Execute.NEVER if self.field("xn") else Execute.ALL
+        return tuple(Execute)[self.field("pxn") << 1 | self.field("uxn")]
 
     @property
     def permissions(self) -> str:
@@ -133,7 +135,7 @@ class Descriptor:
 
     @property
     def memory_type(self) -> str:
-        """``normal``, ``normal-nc``, ``device-nGnRE``, ``as-s1``; ``memattr-0x..`` for what KVM never writes.
+        """A `MemoryType`; ``memattr-0x..`` for what KVM never writes.
 
         Stage 1 names the MAIR index (``attrindx-4``); empty when not a leaf.
         """
@@ -148,6 +150,11 @@ class Descriptor:
     def shareability(self) -> int:
         """SH of a leaf: 0 none, 2 outer, 3 inner; 0 with LPA2, where the bits hold an address."""
         return self.field("sh") if self.kind.is_leaf else 0
+
+    @property
+    def shareable(self) -> Shareability:
+        """`shareability` by name."""
+        return _SHAREABLE[self.shareability]
 
     @property
     def af(self) -> bool:
@@ -243,6 +250,3 @@ def encode(kind: Kind, level: int, geometry: Geometry, fmt: Format, output_addre
         actual = layouts.classify(raw, level, geometry, fmt).value
         raise ValueError(f"{raw:#x} at level {level} is {actual}, not {kind.value}")
     return raw
-
-
-__all__ = ["RES", "Descriptor", "decode", "decoder", "encode"]

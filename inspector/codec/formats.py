@@ -57,6 +57,33 @@ class Kind(enum.StrEnum):
         return self is Kind.BLOCK or self is Kind.PAGE
 
 
+class Shareability(enum.StrEnum):
+    """SH[1:0] of a leaf (DDI 0487 D8.6.2), in the order of its values."""
+
+    NON = "non"
+    RESERVED = "reserved"
+    OUTER = "outer"
+    INNER = "inner"
+
+
+class Execute(enum.StrEnum):
+    """Where a leaf may be executed: everywhere, at EL1 only, at EL0 only, or nowhere."""
+
+    ALL = "X"
+    PRIVILEGED = "PX"
+    UNPRIVILEGED = "UX"
+    NEVER = "-"
+
+
+class MemoryType(enum.StrEnum):
+    """The memory types that KVM writes (``KVM_S2_MEMATTR``, ``MT_S2_*``; DDI 0487 D8.6)."""
+
+    NORMAL = "normal"
+    NORMAL_NC = "normal-nc"
+    DEVICE = "device-nGnRE"
+    AS_S1 = "as-s1"
+
+
 @dataclass(frozen=True)
 class Format:
     """How to read the attribute bits.

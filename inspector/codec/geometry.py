@@ -8,13 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inspector.codec.registers import (
-    PS_BITS,
-    TG0_SHIFT,
-    TG1_SHIFT,
-    decode_register,
-    encode_register,
-)
+from inspector.codec.registers import PS_BITS, TG0_SHIFT, TG1_SHIFT, decode_register, encode_register
 
 LAST_LEVEL = 3
 MAX_ROOT_PAGES = 16
@@ -275,19 +269,6 @@ class Geometry:
                 "DS": int(self.lpa2),
             },
         )
-
-
-__all__ = [
-    "LAST_LEVEL",
-    "MAX_ROOT_PAGES",
-    "PS_BITS",
-    "TG0_SHIFT",
-    "TG1_SHIFT",
-    "VTCR_FIXED",
-    "Geometry",
-    "levels_of",
-    "vtcr_problems",
-]
 
 
 def entry_geometry(level: int, granule: str, lpa2: bool, stage2: bool = True) -> Geometry:

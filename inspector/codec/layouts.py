@@ -121,34 +121,13 @@ def _always(_geometry: Geometry, _fmt: Format) -> bool:
     return True
 
 
-def _has_sh(geometry: Geometry, _fmt: Format) -> bool:
-    """With DS=1 bits [9:8] are address bits (DDI 0487 D8.3)."""
-    return not geometry.lpa2
+def _if(flag: str, value: bool = True) -> Condition:
+    """The format has ``flag`` at this value; of ``lpa2``, the geometry."""
+    return lambda geometry, fmt: getattr(geometry if flag == "lpa2" else fmt, flag) is value
 
 
-def _xnx(_geometry: Geometry, fmt: Format) -> bool:
-    return fmt.xnx
-
-
-def _no_xnx(_geometry: Geometry, fmt: Format) -> bool:
-    return not fmt.xnx
-
-
-def _hvhe(_geometry: Geometry, fmt: Format) -> bool:
-    return fmt.hvhe
-
-
-def _no_hvhe(_geometry: Geometry, fmt: Format) -> bool:
-    return not fmt.hvhe
-
-
-def _linux_old(_geometry: Geometry, fmt: Format) -> bool:
-    return not fmt.linux_612
-
-
-def _linux_new(_geometry: Geometry, fmt: Format) -> bool:
-    return fmt.linux_612
-
+_NO_LPA2 = _if("lpa2", False)
+"""With DS=1 bits [9:8] are address bits (DDI 0487 D8.3)."""
 
 Rows = tuple[tuple[Field, Condition], ...]
 
@@ -161,13 +140,13 @@ _STAGE2_LEAF: Rows = (
     *_TYPE_BITS,
     (bits("memattr", 5, 2, "DDI 0487 D8.6; KVM_PTE_LEAF_ATTR_LO_S2_MEMATTR"), _always),
     (bits("s2ap", 7, 6, "DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_LO_S2_S2AP_R, _W"), _always),
-    (bits("sh", 9, 8, "DDI 0487 D8.6; KVM_PTE_LEAF_ATTR_LO_S2_SH"), _has_sh),
+    (bits("sh", 9, 8, "DDI 0487 D8.6; KVM_PTE_LEAF_ATTR_LO_S2_SH"), _NO_LPA2),
     (bits("af", 10, source="DDI 0487 D8.5; KVM_PTE_LEAF_ATTR_LO_S2_AF"), _always),
     (bits("fnxs", 11, source="DDI 0487 D8.3, FEAT_XS"), _always),
     (bits("dbm", 51, source="DDI 0487 D8.5"), _always),
     (bits("contiguous", 52, source="DDI 0487 D8.7"), _always),
-    (bits("xn", 54, 53, "DDI 0487 D8.4, FEAT_XNX; KVM_PTE_LEAF_ATTR_HI_S2_XN, 7.3"), _xnx),
-    (bits("xn", 54, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S2_XN"), _no_xnx),
+    (bits("xn", 54, 53, "DDI 0487 D8.4, FEAT_XNX; KVM_PTE_LEAF_ATTR_HI_S2_XN, 7.3"), _if("xnx")),
+    (bits("xn", 54, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S2_XN"), _if("xnx", False)),
     (bits("sw", 58, 55, "DDI 0487 D8.3: for software; KVM_PTE_LEAF_ATTR_HI_SW"), _always),
     (bits("pbha", 62, 59, "DDI 0487 D8.3, FEAT_HPDS2"), _always),
 )
@@ -177,7 +156,7 @@ _STAGE1_LEAF: Rows = (
     (bits("attrindx", 4, 2, "DDI 0487 D8.6"), _always),
     (bits("ns", 5, source="DDI 0487 D8.3"), _always),
     (bits("ap", 7, 6, "DDI 0487 D8.4: AP[2:1]"), _always),
-    (bits("sh", 9, 8, "DDI 0487 D8.6"), _has_sh),
+    (bits("sh", 9, 8, "DDI 0487 D8.6"), _NO_LPA2),
     (bits("af", 10, source="DDI 0487 D8.5"), _always),
     (bits("ng", 11, source="DDI 0487 D8.3; PTE_NG, which on an invalid Linux entry is PRESENT_INVALID"), _always),
     (bits("gp", 50, source="DDI 0487 D8.4, FEAT_BTI"), _always),
@@ -187,9 +166,9 @@ _STAGE1_LEAF: Rows = (
 
 _HYP_LEAF: Rows = (
     *_STAGE1_LEAF,
-    (bits("pxn", 53, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S1_PXN"), _hvhe),
-    (bits("uxn", 54, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S1_UXN"), _hvhe),
-    (bits("xn", 54, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S1_XN"), _no_hvhe),
+    (bits("pxn", 53, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S1_PXN"), _if("hvhe")),
+    (bits("uxn", 54, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S1_UXN"), _if("hvhe")),
+    (bits("xn", 54, source="DDI 0487 D8.4; KVM_PTE_LEAF_ATTR_HI_S1_XN"), _if("hvhe", False)),
     (bits("sw", 58, 55, "DDI 0487 D8.3: for software; KVM_PTE_LEAF_ATTR_HI_SW"), _always),
     (bits("pbha", 62, 59, "DDI 0487 D8.3, FEAT_HPDS2"), _always),
 )
@@ -201,17 +180,17 @@ _LINUX_LEAF: Rows = (
     (bits("dirty", 55, source="PTE_DIRTY"), _always),
     (bits("special", 56, source="PTE_SPECIAL"), _always),
     (bits("devmap", 57, source="PTE_DEVMAP, up to 6.12"), _always),
-    (bits("prot_none", 58, source="PTE_PROT_NONE, up to 6.1"), _linux_old),
-    (bits("pmd_present_invalid", 59, source="PMD_PRESENT_INVALID, up to 6.1"), _linux_old),
-    (bits("pbha", 62, 60, "DDI 0487 D8.3, FEAT_HPDS2 (bit 59 is Linux's)"), _linux_old),
-    (bits("uffd_wp", 58, source="PTE_UFFD_WP"), _linux_new),
-    (bits("poindex", 62, 60, "DDI 0487 D8.4, FEAT_S1POE; PTE_PO_IDX_MASK"), _linux_new),
+    (bits("prot_none", 58, source="PTE_PROT_NONE, up to 6.1"), _if("linux_612", False)),
+    (bits("pmd_present_invalid", 59, source="PMD_PRESENT_INVALID, up to 6.1"), _if("linux_612", False)),
+    (bits("pbha", 62, 60, "DDI 0487 D8.3, FEAT_HPDS2 (bit 59 is Linux's)"), _if("linux_612", False)),
+    (bits("uffd_wp", 58, source="PTE_UFFD_WP"), _if("linux_612")),
+    (bits("poindex", 62, 60, "DDI 0487 D8.4, FEAT_S1POE; PTE_PO_IDX_MASK"), _if("linux_612")),
 )
 
 _STAGE2_TABLE: Rows = (
     *_TYPE_BITS,
-    (bits("ignored_lo", 11, 2, "DDI 0487 D8.3: IGNORED"), _has_sh),
-    (Field("ignored_lo", (Part(7, 2, 2), Part(11, 10, 10)), "DDI 0487 D8.3: IGNORED"), lambda g, _f: g.lpa2),
+    (bits("ignored_lo", 11, 2, "DDI 0487 D8.3: IGNORED"), _NO_LPA2),
+    (Field("ignored_lo", (Part(7, 2, 2), Part(11, 10, 10)), "DDI 0487 D8.3: IGNORED"), _if("lpa2")),
     (bits("ignored_hi", 58, 51, "DDI 0487 D8.3: IGNORED"), _always),
 )
 
@@ -232,35 +211,26 @@ _ATTRIBUTES: dict[tuple[Regime, bool], Rows] = {
     (Regime.LINUX_STAGE1, False): _STAGE1_TABLE,
 }
 
+_OWNER = bits("owner", 9, 2, "KVM_INVALID_PTE_OWNER_MASK")
+_ANNOTATION_TYPE = bits("annotation_type", 63, 60, "KVM_INVALID_PTE_TYPE_MASK")
+_TYPED = (bits("annotation", 59, 1, "KVM_INVALID_PTE_ANNOT_MASK"), _ANNOTATION_TYPE)
+
 _INVALID_FIELDS: dict[tuple[InvalidForm, Kind], tuple[Field, ...]] = {
     (InvalidForm.STALE, Kind.INVALID): (bits("stale", 63, 1, "5.10 kvm_set_invalid_pte"),),
-    (InvalidForm.OWNER, Kind.ANNOTATED): (bits("owner", 9, 2, "KVM_INVALID_PTE_OWNER_MASK"),),
-    (InvalidForm.LOCKED_BIT10, Kind.ANNOTATED): (bits("owner", 9, 2, "KVM_INVALID_PTE_OWNER_MASK"),),
-    (InvalidForm.LOCKED_BIT10, Kind.LOCKED): (
-        bits("owner", 9, 2, "KVM_INVALID_PTE_OWNER_MASK"),
-        bits("locked", 10, source="KVM_INVALID_PTE_LOCKED"),
-    ),
-    (InvalidForm.TYPED, Kind.LOCKED): (
-        bits("annotation", 59, 1, "KVM_INVALID_PTE_ANNOT_MASK"),
-        bits("annotation_type", 63, 60, "KVM_INVALID_PTE_TYPE_MASK"),
-    ),
-    (InvalidForm.TYPED, Kind.ANNOTATED): (
-        bits("annotation", 59, 1, "KVM_INVALID_PTE_ANNOT_MASK"),
-        bits("annotation_type", 63, 60, "KVM_INVALID_PTE_TYPE_MASK"),
-    ),
+    (InvalidForm.OWNER, Kind.ANNOTATED): (_OWNER,),
+    (InvalidForm.LOCKED_BIT10, Kind.ANNOTATED): (_OWNER,),
+    (InvalidForm.LOCKED_BIT10, Kind.LOCKED): (_OWNER, bits("locked", 10, source="KVM_INVALID_PTE_LOCKED")),
+    (InvalidForm.TYPED, Kind.LOCKED): _TYPED,
+    (InvalidForm.TYPED, Kind.ANNOTATED): _TYPED,
 }
 
-_DONATION = (
-    bits("owner", 3, 1, "KVM_HOST_DONATION_PTE_OWNER_MASK"),
-    bits("metadata", 59, 4, "KVM_HOST_DONATION_PTE_EXTRA_MASK"),
-    bits("annotation_type", 63, 60, "KVM_INVALID_PTE_TYPE_MASK"),
-)
-
+_DONOR = bits("owner", 3, 1, "KVM_HOST_DONATION_PTE_OWNER_MASK")
+_DONATION = (_DONOR, bits("metadata", 59, 4, "KVM_HOST_DONATION_PTE_EXTRA_MASK"), _ANNOTATION_TYPE)
 _DONATION_TO_GUEST = (
-    bits("owner", 3, 1, "KVM_HOST_DONATION_PTE_OWNER_MASK"),
+    _DONOR,
     bits("handle", 19, 4, "7.3 pkvm: handle of the owning VM"),
     bits("gfn", 59, 20, "7.3 pkvm: frame in the owning VM"),
-    bits("annotation_type", 63, 60, "KVM_INVALID_PTE_TYPE_MASK"),
+    _ANNOTATION_TYPE,
 )
 
 _SWAP_OLD = (

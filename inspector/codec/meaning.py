@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from inspector.codec import syndrome
 from inspector.codec.geometry import Geometry, vtcr_problems
-from inspector.codec.registers import REGISTERS, Register, Vttbr, faulting_ipa, register_key, register_layout
-from inspector.codec.sysreg import RESERVED
+from inspector.codec.registers import REGISTERS, Vttbr, faulting_ipa, register_key, register_layout
+from inspector.codec.sysreg import RESERVED, Register
 
 
 def _vtcr(value: int) -> str:

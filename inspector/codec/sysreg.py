@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -54,6 +54,12 @@ def row(
 ) -> RegisterField:
     """A field ``[hi:lo]`` (one bit when ``lo`` is left out)."""
     return RegisterField(name, (Part(hi, hi if lo is None else lo),), "", meaning, values or {}, needs)
+
+
+def named(lo: int, names: str, width: int = 1) -> Iterator[RegisterField]:
+    """Fields of ``width`` bits, one above the other from bit ``lo`` up, of which the table has the names alone."""
+    for number, name in enumerate(names.split()):
+        yield row(name, lo + (number + 1) * width - 1, lo + number * width)
 
 
 @dataclass(frozen=True)

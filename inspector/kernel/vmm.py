@@ -12,7 +12,7 @@ from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import KernelSpace
 from inspector.kernel.traits import has_trait
 from inspector.snapshot import Backing, BackingState
-from inspector.tables import Tree, walk_tree
+from inspector.tables import ProblemKind, Tree, walk_tree
 from inspector.tables.columns import columns_of
 from inspector.tables.intervals import Intervals, runs
 
@@ -33,7 +33,7 @@ def _state(entry: Descriptor) -> _State:
 def _lost(tree: Tree) -> Iterator[Backing]:
     """What lies behind tables that cannot be read."""
     for problem in tree.problems:
-        if problem.kind == "unreadable":
+        if problem.kind is ProblemKind.UNREADABLE:
             level = tree.geometry.start_level - 1 if problem.index is None else problem.level
             span = tree.geometry.block_size(level)
             yield Backing(problem.ia, span, None, BackingState.UNREADABLE, entry_size=span)
@@ -100,6 +100,6 @@ def _behind(space: KernelSpace, root: int, fmt: Format, wanted: Sequence[tuple[i
     for damage: then each range has its own walk.
     """
     tree = walk_tree(space.memory.read_many, root, space.geometry, fmt, within=Intervals.of(wanted))
-    if len(wanted) > 1 and any(problem.kind == "shared" for problem in tree.problems):
+    if len(wanted) > 1 and any(problem.kind is ProblemKind.SHARED for problem in tree.problems):
         return [runs for one in wanted for runs in _behind(space, root, fmt, [one])]
     return [sorted([*_runs(tree), *_lost(tree)], key=lambda run: run.hva)] * len(wanted)

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from inspector.capture.view import vm_title
-from inspector.codec import Descriptor
 from inspector.compare.instants import Change, ChangeKind, Changes, MappingChange, TableChange, VmChange
-from inspector.report.document import Bytes, Document, Hex, Level, Number, Raw, Record, hexed
+from inspector.report.decode import attributes
+from inspector.report.document import Bytes, Document, Hex, Level, Number, Raw, Record, hexed, record
 from inspector.report.format import Lines, Painter, address, count, raw, size
 from inspector.tables import Range
 
@@ -79,35 +79,25 @@ class DiffCaptures(Document, frozen=True, kw_only=True):
     vms: Sequence[ChangedVm]
 
 
-def _fact(one: Change) -> ChangedFact:
-    return ChangedFact(one.what, one.before, one.after)
+def _facts(found: Sequence[Change]) -> list[ChangedFact]:
+    return [record(ChangedFact, one) for one in found]
 
 
 def _range(found: Range | None) -> ChangedRange | None:
     if found is None:
         return None
-    return ChangedRange(
-        ipa=hexed(found.ia),
-        size=found.size,
-        level=found.level,
-        pa=hexed(found.pa),
-        leaves=found.leaves,
-        raw=raw(found.attrs.raw),
-        text=found.attrs.describe(),
-    )
+    first = found.attrs
+    return record(ChangedRange, found, ipa=hexed(found.ia), raw=raw(first.raw), text=first.describe())
 
 
 def _table(table: TableChange) -> ChangedTable:
-    return ChangedTable(
-        regime=table.regime,
-        removed=table.removed,
-        added=table.added,
-        changed=table.changed,
+    return record(
+        ChangedTable,
+        table,
         mappings=[ChangedMapping(_range(one.before), _range(one.after)) for one in table.mappings],
-        omitted=table.omitted,
         allocated=list(map(hexed, table.allocated)),
         freed=list(map(hexed, table.freed)),
-        page_counts=list(map(_fact, table.counts)),
+        page_counts=_facts(table.counts),
     )
 
 
@@ -117,7 +107,7 @@ def _vm(one: VmChange) -> ChangedVm:
         pid=one.vm.pid,
         vmm=one.vm.command,
         kind=one.kind,
-        facts=list(map(_fact, one.facts)),
+        facts=_facts(one.facts),
         tables=list(map(_table, one.tables)),
     )
 
@@ -129,7 +119,7 @@ def document(found: Changes) -> DiffCaptures:
         after=found.after.made,
         other_boot=found.other_boot,
         same=found.same,
-        host=list(map(_fact, found.host)),
+        host=_facts(found.host),
         vms=list(map(_vm, found.vms)),
     )
 
@@ -144,15 +134,10 @@ def _fact_lines(one: Change) -> Lines:
         yield f"  + {one.what}: {one.after}"
 
 
-def _attributes(leaf: Descriptor) -> str:
-    """What `describe` says of a leaf after its address."""
-    return leaf.describe().removeprefix(f"{leaf.kind.value} PA {leaf.output_address:#x}").strip()
-
-
 def _range_text(sign: str, found: Range) -> str:
     each = f"{found.leaves} x {size(found.size // found.leaves)}"
     where = f"IPA {address(found.ia)}-{address(found.ia + found.size)} -> PA {address(found.pa)}"
-    return f"    {sign} {where} ({each}) {_attributes(found.attrs)} {raw(found.attrs.raw)}"
+    return f"    {sign} {where} ({each}) {attributes(found.attrs).strip()} {raw(found.attrs.raw)}"
 
 
 def _mapping_lines(one: MappingChange, paint: Painter) -> Lines:

@@ -10,7 +10,7 @@ from msgspec import Meta
 from inspector.capture.view import not_viewed
 from inspector.check.catalogue import Invariant, Unseen
 from inspector.findings import Finding, Severity, Where
-from inspector.report.document import Bytes, Document, Hex, Level, Number, Raw, Record, hex_or_null
+from inspector.report.document import Bytes, Document, Hex, Level, Number, Raw, Record, record
 from inspector.report.format import Lines, Painter, address, count, raw, size
 from inspector.snapshot import Capture
 
@@ -84,20 +84,6 @@ class CheckList(Document, frozen=True, kw_only=True):
 SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.NOTE: "yellow"}
 
 
-def place(found: Where) -> Place:
-    """The place of a finding."""
-    return Place(
-        vm=found.vm,
-        regime=found.regime,
-        ipa=hex_or_null(found.ipa),
-        size=found.size,
-        level=found.level,
-        table_pa=hex_or_null(found.table_pa),
-        index=found.index,
-        raw=None if found.raw is None else raw(found.raw),
-    )
-
-
 def document(found: Sequence[Finding], checked: Mapping[str, str], capture: Capture) -> Check:
     """`inspector check`."""
     errors = sum(one.severity is Severity.ERROR for one in found)
@@ -106,18 +92,7 @@ def document(found: Sequence[Finding], checked: Mapping[str, str], capture: Capt
         vms=len(capture.vms),
         errors=errors,
         notes=len(found) - errors,
-        findings=[
-            FindingFacts(
-                check=one.check,
-                severity=one.severity,
-                where=place(one.where),
-                expected=one.expected,
-                actual=one.actual,
-                why=one.why,
-                function=one.function,
-            )
-            for one in found
-        ],
+        findings=[record(FindingFacts, one, where=record(Place, one.where)) for one in found],
         not_judged=[NotJudged(table, reason) for table, reason in not_viewed(capture)],
     )
 
@@ -157,8 +132,7 @@ def lines(paint: Painter, found: Sequence[Finding], checked: Mapping[str, str], 
 def list_document(invariants: Sequence[Invariant], unseen: Sequence[Unseen]) -> CheckList:
     """`inspector check --list`; ``unseen`` are the rules that no single instant can show."""
     return CheckList(
-        catalogue=[RuleFacts(one.id, one.statement, one.source) for one in invariants],
-        not_shown=[NotShown(one.id, one.statement, one.source, one.reason) for one in unseen],
+        catalogue=[record(RuleFacts, one) for one in invariants], not_shown=[record(NotShown, one) for one in unseen]
     )
 
 

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from inspector.codec import Descriptor, Kind
+from inspector.codec import Descriptor, Execute, Kind, Shareability
 from inspector.report.document import Document, Hex, Level, Number, Raw, Record, hex_or_null, hexed
 from inspector.report.format import Lines, Painter, columns, raw
-
-
-class Shareability(enum.StrEnum):
-    """SH[1:0] of a leaf (DDI 0487 D8.6.2), in the order of its values."""
-
-    NON = "non"
-    RESERVED = "reserved"
-    OUTER = "outer"
-    INNER = "inner"
-
-
-class Execute(enum.StrEnum):
-    """Where a leaf may be executed: everywhere, at EL1 only, at EL0 only, or nowhere."""
-
-    ALL = "X"
-    PRIVILEGED = "PX"
-    UNPRIVILEGED = "UX"
-    NEVER = "-"
-
-
-SHAREABILITY = tuple(Shareability)
 
 Fields = Annotated[Mapping[str, Hex], Meta(description="Every named field, and `res`: bits without a name, in place.")]
 Shared = Annotated[
@@ -66,9 +44,13 @@ class DecodedDescriptor(Document, frozen=True, kw_only=True):
 
 def leaf(found: Descriptor) -> Leaf:
     """The attributes of a leaf."""
-    share = None if found.geometry.lpa2 else SHAREABILITY[found.shareability]
-    execute = Execute(found.executable)
-    return Leaf(found.readable, found.writable, execute, found.memory_type, share, found.af, found.sw)
+    share = None if found.geometry.lpa2 else found.shareable
+    return Leaf(found.readable, found.writable, found.executable, found.memory_type, share, found.af, found.sw)
+
+
+def attributes(found: Descriptor) -> str:
+    """What `describe` says of a leaf after its address."""
+    return found.describe().removeprefix(f"{found.kind.value} PA {found.output_address:#x}")
 
 
 Parts = tuple[str, Kind, str | None, Mapping[str, str], str, Leaf | UnsetType]

@@ -11,8 +11,8 @@ from inspector.capture.view import not_viewed
 from inspector.check import Comparison, Side, Sides
 from inspector.findings import Severity
 from inspector.generations import KernelCode
-from inspector.report.check import SEVERITY_STYLE, Place, place
-from inspector.report.document import Document, Number, Raw, Record, TableName, table_name
+from inspector.report.check import SEVERITY_STYLE, Place
+from inspector.report.document import Document, Number, Raw, Record, TableName, record, table_name
 from inspector.report.format import Lines, Painter, address, count, raw, size
 from inspector.report.host import Behaviours, behaviours
 from inspector.snapshot import Capture
@@ -77,17 +77,9 @@ def _side(side: Side) -> SideFacts:
 
 
 def _difference(one: Sides) -> DifferenceFacts:
-    return DifferenceFacts(
-        check=one.finding.check,
-        severity=one.finding.severity,
-        where=place(one.where),
-        entries=one.entries,
-        live=_side(one.live),
-        model=_side(one.model),
-        what=one.what,
-        why=one.finding.why,
-        function=one.finding.function,
-    )
+    sides = {"live": _side(one.live), "model": _side(one.model)}
+    where = record(Place, one.where)
+    return record(DifferenceFacts, one.finding, where=where, entries=one.entries, what=one.what, **sides)
 
 
 def document(compared: Sequence[Comparison], kernel: KernelCode, capture: Capture) -> Diff:
@@ -97,15 +89,12 @@ def document(compared: Sequence[Comparison], kernel: KernelCode, capture: Captur
         errors=sum(one.errors for one in compared),
         notes=sum(one.notes for one in compared),
         tables=[
-            ComparedTable(
-                *table_name(one.view),
-                leaves=one.leaves,
+            record(
+                ComparedTable,
+                one,
+                **table_name(one.view),
                 table_pages=one.tables,
-                identical=one.identical,
-                errors=one.errors,
-                notes=one.notes,
                 differences=[_difference(found) for found in one.shown],
-                omitted=one.omitted,
             )
             for one in compared
         ],

@@ -8,18 +8,23 @@ reader); counts, sizes, levels, indexes and VMIDs are numbers; what is not known
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import islice
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, Struct
 
 import inspector
 from inspector.capture.view import TableView
-from inspector.snapshot import SCHEMA
+from inspector.report.format import raw
+
+SCHEMA = 2
+"""Version of the documents (capture files have one of their own: `inspector.snapshot`)."""
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Record")
 
 Hex = Annotated[str, Meta(pattern="^0x[0-9a-f]+$", title="hex")]
 Raw = Annotated[str, Meta(pattern="^0x[0-9a-f]{16}$", title="raw")]
@@ -42,6 +47,30 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
     """An object of a document: exactly these members, in this order."""
 
 
+def _titles(hint: Any) -> Iterator[str | None]:
+    """The titles in an annotation: `Hex`, also where it may be ``null`` or has a description."""
+    yield from (getattr(meta, "title", None) for meta in getattr(hint, "__metadata__", ()))
+    for part in get_args(hint):
+        yield from _titles(part)
+
+
+@cache
+def _written(kind: type[Record]) -> tuple[tuple[str, Callable[[int], str] | None], ...]:
+    """Every member, and how it is written where it is an address or a descriptor."""
+    hints = get_type_hints(kind, include_extras=True)
+    forms = {name: set(_titles(hints[name])) for name in kind.__struct_fields__}
+    return tuple((name, hexed if "hex" in of else raw if "raw" in of else None) for name, of in forms.items())
+
+
+def record(kind: type[R], source: object, **others: Any) -> R:
+    """A record of what ``source`` has under the members' names, each in its form; ``others`` as they are given."""
+    for name, form in _written(kind):
+        if name not in others:
+            value = getattr(source, name)
+            others[name] = value if value is None or form is None else form(value)
+    return kind(**others)
+
+
 class Document(Record, frozen=True, kw_only=True):
     """What every document begins with."""
 
@@ -60,9 +89,10 @@ class TableName(Record, frozen=True):
     root: Hex
 
 
-def table_name(view: TableView) -> tuple[str, int | None, str | None, str, str]:
+def table_name(view: TableView) -> dict[str, Any]:
     """The members of `TableName`."""
-    return view.vm.name, view.vm.pid, view.vm.command, view.regime, hexed(view.root_pa)
+    vm = view.vm
+    return {"vm": vm.name, "pid": vm.pid, "vmm": vm.command, "regime": view.regime, "root": hexed(view.root_pa)}
 
 
 # --- encoding ---

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import astuple
 
 from inspector.capture.view import TableView
-from inspector.codec import Descriptor, Kind
-from inspector.report.decode import SHAREABILITY, Execute, Fields, Leaf, Shared, leaf, parts
+from inspector.codec import Descriptor, Execute, Kind
+from inspector.report.decode import Fields, Leaf, Shared, attributes, leaf, parts
 from inspector.report.document import (
     Bytes,
     Document,
@@ -20,23 +21,23 @@ from inspector.report.document import (
     Raw,
     Record,
     TableName,
-    hex_or_null,
     hexed,
+    record,
     rows,
     table_name,
 )
 from inspector.report.format import Lines, Painter, address, count, long_columns, raw, size
-from inspector.report.leaves import ByPattern, attribute_mask
+from inspector.report.leaves import ByPattern, by_pattern
 from inspector.report.vms import geometry_text
 from inspector.report.window import Window
 from inspector.snapshot import PageState
-from inspector.tables import Entry, Problem, RangeTable, Table, entries, merged_ranges
+from inspector.tables import Entry, Problem, ProblemKind, RangeTable, Table, entries, merged_ranges
 
 
 class ProblemFacts(Record, frozen=True):
     """Something in a tree that the architecture gives no good meaning to."""
 
-    kind: str
+    kind: ProblemKind
     table_pa: Hex
     index: Number | None
     level: Level
@@ -124,16 +125,7 @@ class DumpTree(Document, frozen=True, kw_only=True):
 
 
 def _problems(view: TableView) -> Iterator[ProblemFacts]:
-    for problem in view.tree.problems:
-        yield ProblemFacts(
-            kind=problem.kind,
-            table_pa=hexed(problem.table_pa),
-            index=problem.index,
-            level=problem.level,
-            ipa=hexed(problem.ia),
-            raw=None if problem.raw is None else raw(problem.raw),
-            detail=problem.detail,
-        )
+    return (record(ProblemFacts, problem, ipa=hexed(problem.ia)) for problem in view.tree.problems)
 
 
 def problem_text(problem: Problem) -> str:
@@ -155,31 +147,22 @@ def _shown_ranges(view: TableView, window: Window) -> RangeTable:
 
 
 def _ranges(view: TableView, window: Window) -> Iterator[RangeFacts]:
-    attributes = ByPattern(view.geometry, leaf)
+    members = ByPattern(view.geometry, lambda found: astuple(leaf(found)))
     for found in _shown_ranges(view, window):
-        known = attributes(found.attrs)
-        yield RangeFacts(
-            ipa=hexed(found.ia),
-            size=found.size,
-            level=found.level,
-            pa=hexed(found.pa),
-            read=known.read,
-            write=known.write,
-            execute=known.execute,
-            memory_type=known.memory_type,
-            shareability=known.shareability,
-            af=known.af,
-            sw=known.sw,
-            leaves=found.leaves,
-            raw=raw(found.attrs.raw),
-        )
+        ipa, pa, known = hexed(found.ia), hexed(found.pa), members(found.attrs)
+        yield RangeFacts(*(ipa, found.size, found.level, pa, *known, found.leaves, raw(found.attrs.raw)))
 
 
 def ranges_document(views: Sequence[TableView], window: Window) -> Dump:
     """`inspector dump`."""
     return Dump(
         tables=rows(
-            RangesOfTable(*table_name(view), len(view.tree.tables), rows(_ranges(view, window)), rows(_problems(view)))
+            RangesOfTable(
+                **table_name(view),
+                table_pages=len(view.tree.tables),
+                ranges=rows(_ranges(view, window)),
+                problems=rows(_problems(view)),
+            )
             for view in views
         )
     )
@@ -190,7 +173,7 @@ _RANGE_HEAD = ("IPA", "end", "size", "level", "PA", "perm", "memory", "share", "
 
 def _attribute_cells(leaf: Descriptor) -> tuple[str, str, str, str, str]:
     """Permissions, memory type, shareability, AF and software bits as cells."""
-    share = SHAREABILITY[leaf.shareability] if not leaf.geometry.lpa2 else "-"
+    share = leaf.shareable if not leaf.geometry.lpa2 else "-"
     return leaf.permissions, leaf.memory_type, share, "AF" if leaf.af else "-", f"{leaf.sw:#x}" if leaf.sw else "-"
 
 
@@ -200,29 +183,18 @@ def _range_columns(found: RangeTable) -> list[list[str]]:
     sizes = {value: size(value) for value in np.unique(found.size).tolist()}
     each = np.stack((found.leaves, found.size // found.leaves), axis=1)
     kinds = {tuple(pair): f"{pair[0]} x {size(pair[1])}" for pair in np.unique(each, axis=0).tolist()}
-    cells = ByPattern(found.geometry, _attribute_cells)
-    attributes = _by_pattern(found, cells)
+    known, which = by_pattern(found, _attribute_cells)
+    which = which.tolist()
     return [
         hexes[0],
         hexes[1],
         [sizes[value] for value in found.size.tolist()],
         [str(level) for level in found.level.tolist()],
         hexes[2],
-        *attributes,
+        *([cells[column] for cells in map(known.__getitem__, which)] for column in range(5)),
         [kinds[pair] for pair in zip(*each.T.tolist(), strict=True)],
         [f"{value:#018x}" for value in found.raw.tolist()],
     ]
-
-
-def _by_pattern(found: RangeTable, cells: Callable[[Descriptor], tuple[str, ...]]) -> list[list[str]]:
-    """The attribute cells of every range as columns; computed once a level and pattern of attributes."""
-    key = (found.raw & np.uint64(attribute_mask(found.geometry))) | found.level.astype(np.uint64) << np.uint64(
-        found.geometry.granule_shift
-    )
-    _, first, which = np.unique(key, return_index=True, return_inverse=True)
-    known = [cells(found[int(at)].attrs) for at in first]
-    rows = which.reshape(-1).tolist()
-    return [[known[row][number] for row in rows] for number in range(5)]
 
 
 def ranges_lines(paint: Painter, views: Sequence[TableView], window: Window) -> Lines:
@@ -255,15 +227,8 @@ def _shown_entries(view: TableView, window: Window) -> Iterator[Entry]:
 
 def _page(view: TableView, table: Table) -> PageFacts:
     known = view.capture.page_info.get(table.pa)
-    return PageFacts(
-        pa=hexed(table.pa),
-        level=table.level,
-        ipa=hexed(table.ia),
-        parent_pa=hex_or_null(table.parent_pa),
-        parent_index=table.parent_index,
-        page_count=known.refcount if known else None,
-        page_state=known.state if known else None,
-    )
+    count, state = (known.refcount, known.state) if known else (None, None)
+    return record(PageFacts, table, ipa=hexed(table.ia), page_count=count, page_state=state)
 
 
 def entry_facts(entry: Entry) -> EntryFacts:
@@ -276,7 +241,7 @@ def tree_document(views: Sequence[TableView], window: Window) -> DumpTree:
     return DumpTree(
         tables=rows(
             EntriesOfTable(
-                *table_name(view),
+                **table_name(view),
                 pages=rows(_page(view, table) for table in view.tree.tables),
                 entries=rows(map(entry_facts, _shown_entries(view, window))),
                 problems=rows(_problems(view)),
@@ -293,7 +258,7 @@ def tree_lines(paint: Painter, views: Sequence[TableView], window: Window) -> Li
         for root in view.root_pages():
             yield "  " + _table_text(view, root, view.geometry.start_level)
         start = view.geometry.start_level
-        rest = ByPattern(view.geometry, _rest)
+        rest = ByPattern(view.geometry, attributes)
         for entry in _shown_entries(view, window):
             indent = "  " * (2 + entry.level - start)
             yield f"{indent}{entry_text(entry, rest)}"
@@ -313,12 +278,7 @@ def _table_text(view: TableView, pa: int, level: int) -> str:
     return f"level {level} table at {address(pa)}, page_count {known.refcount}{state}"
 
 
-def _rest(found: Descriptor) -> str:
-    """What `describe` says of a leaf after its address."""
-    return found.describe().removeprefix(f"{found.kind.value} PA {found.output_address:#x}")
-
-
-def entry_text(entry: Entry, rest: Callable[[Descriptor], str] = _rest) -> str:
+def entry_text(entry: Entry, rest: Callable[[Descriptor], str] = attributes) -> str:
     """``L3 0x48002000[1] 0x00400000481237db IPA 0x40001000: page PA …``."""
     place = f"{address(entry.table_pa)}[{entry.index}]"
     found = entry.descriptor

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from inspector.codec import decode_register, has_e2h, is_known
 from inspector.generations import KernelCode, code_of
-from inspector.report.document import Bytes, Document, Hex, Number, Raw, Record, hexed
+from inspector.report.document import Bytes, Document, Hex, Number, Raw, Record, hexed, record
 from inspector.report.format import Lines, Painter, address, columns, raw, size
 from inspector.report.sysregs import Fields, register_text
 from inspector.snapshot import Capture, CpuState, Mode, Running
@@ -22,10 +22,10 @@ class Behaviours(Record, frozen=True):
     how: Annotated[str, Meta(description="What the kernel was recognised by.")]
     assumed: Annotated[bool, Meta(description="Only the release says so.")]
     chosen: Annotated[bool, Meta(description="By `--generation`.")]
-    proven: Annotated[
+    cross_checked: Annotated[
         bool,
         Meta(
-            description="Cross-checked, operation by operation, against the compiled code of a kernel of this very "
+            description="Operation by operation, against the compiled code of a kernel of this very "
             "series; otherwise it is from facts only."
         ),
     ]
@@ -89,31 +89,23 @@ class RegistersDocument(Document, frozen=True, kw_only=True):
 
 def behaviours(kernel: KernelCode) -> Behaviours:
     """Which model stands for a kernel."""
-    return Behaviours(kernel.label, kernel.how, kernel.assumed, kernel.chosen, kernel.cross_checked)
+    return record(Behaviours, kernel, generation=kernel.label)
 
 
 def info_document(capture: Capture) -> Info:
     """`inspector info`."""
     host = capture.host
     return Info(
-        host=HostFacts(
-            release=host.release,
-            banner=host.banner,
-            build_id=host.build_id,
-            symbols=host.symbols,
-            kaslr_slide=hexed(host.kaslr_slide),
+        host=record(
+            HostFacts,
+            host,
             image_pa=tuple(map(hexed, host.image_pa)),
-            mode=host.mode,
-            page_size=host.page_size,
-            va_bits=host.va_bits,
             features=dict(sorted(host.features.items())),
             traits=dict(sorted(host.traits.items())),
             ram=[tuple(map(hexed, ends)) for ends in host.ram],
-            memory_backend=host.memory_backend,
-            notes=host.notes,
             behaviours=behaviours(code_of(host)),
         ),
-        cpus=[Cpu(cpu.index, cpu.running, cpu.symbol, cpu.vttbr_live, cpu.hosts_own_stage2) for cpu in host.cpus],
+        cpus=[record(Cpu, cpu) for cpu in host.cpus],
         vms=len(capture.vms),
         stopped_seconds=capture.stopped_seconds,
         made=capture.made,
@@ -160,14 +152,11 @@ def registers_document(capture: Capture) -> RegistersDocument:
     for cpu in capture.host.cpus:
         values, vhe = dict(sorted(cpu.registers.items())), has_e2h(cpu.registers)
         cpus.append(
-            CpuRegisters(
-                cpu.index,
-                cpu.running,
-                cpu.symbol,
-                cpu.vttbr_live,
-                cpu.hosts_own_stage2,
-                {name: raw(value) for name, value in values.items()},
-                {name: decode_register(name, value, vhe) for name, value in values.items() if is_known(name)},
+            record(
+                CpuRegisters,
+                cpu,
+                registers={name: raw(value) for name, value in values.items()},
+                decoded={name: decode_register(name, value, vhe) for name, value in values.items() if is_known(name)},
             )
         )
     return RegistersDocument(cpus=cpus)

@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from inspector.codec import Descriptor, Geometry
+from inspector.codec.bulk import Flat
+from inspector.tables import RangeTable
+from inspector.tables.columns import address_mask
 
 T = TypeVar("T")
 
 
-def attribute_mask(geometry: Geometry) -> int:
-    """All bits but those that are address in every encoding of this granule: [47 or 49:granule shift]."""
-    top = 50 if geometry.lpa2 else 48
-    return ~((1 << top) - (1 << geometry.granule_shift)) & (1 << 64) - 1
+def by_pattern(found: RangeTable, function: Callable[[Descriptor], T]) -> tuple[list[T], Flat]:
+    """What ``function`` says of each level and pattern of attributes, and which of these each range has."""
+    address, shift = np.uint64(address_mask(found.geometry)), np.uint64(found.geometry.granule_shift)
+    key = (found.raw & ~address) | found.level.astype(np.uint64) << shift
+    _, first, which = np.unique(key, return_index=True, return_inverse=True)
+    return [function(found[int(at)].attrs) for at in first], which.reshape(-1)
 
 
 class ByPattern(Generic[T]):
     """A function of a descriptor's attributes (not of its address), computed once a pattern and level."""
 
     def __init__(self, geometry: Geometry, function: Callable[[Descriptor], T]) -> None:
-        self._mask = attribute_mask(geometry)
+        self._mask = ~address_mask(geometry)
         self._function = function
         self._known: dict[tuple[int, int], T] = {}
 

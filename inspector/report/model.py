@@ -19,7 +19,7 @@ class StepOfScript(Record, frozen=True):
     comment: Sequence[str]
     operation: str
     generation: str
-    proven: Annotated[bool, Meta(description="The generation is cross-checked against the kernel's own code.")]
+    cross_checked: Annotated[bool, Meta(description="The generation is cross-checked against the kernel's own code.")]
     returns: str | None
     events: Sequence[str]
     table: Annotated[Sequence[str], Meta(description="As printed: table pages have names.")]
@@ -41,7 +41,7 @@ def document(steps: Sequence[StepResult]) -> Model:
                 comment=step.comment,
                 operation=step.text,
                 generation=step.setup.generation,
-                proven=step.setup.behaviours.cross_checked,
+                cross_checked=step.setup.behaviours.cross_checked,
                 returns=step.result_text() if step.operation is not None else None,
                 events=step.events,
                 table=step.table,

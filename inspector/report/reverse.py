@@ -50,12 +50,12 @@ def document(pa: int, found: Found) -> Reverse:
     return Reverse(
         pa=hexed(pa),
         mappings=[
-            MappingOfAddress(*table_name(view), hexed(ipa), entry_facts(entry))
+            MappingOfAddress(**table_name(view), at=hexed(ipa), entry=entry_facts(entry))
             for view, hits in found
             for ipa, entry in hits
         ],
         tables=[
-            TableAtAddress(*table_name(view), hexed(table.pa), table.level, hexed(table.ia))
+            TableAtAddress(**table_name(view), table_pa=hexed(table.pa), level=table.level, ipa=hexed(table.ia))
             for view, _ in found
             for table in _tables_at(view, pa)
         ],

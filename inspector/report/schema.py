@@ -29,8 +29,7 @@ from inspector.report import (
     vms,
     walk,
 )
-from inspector.report.document import Document
-from inspector.snapshot import SCHEMA
+from inspector.report.document import SCHEMA, Document
 
 DOCUMENTS: tuple[type[Document], ...] = (
     host.Info,

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from inspector.capture.view import regime_name, vm_title
 from inspector.codec import table_address, vttbr
-from inspector.report.document import Bytes, Document, Hex, Level, Number, Record, hex_or_null, hexed
+from inspector.report.document import Bytes, Document, Hex, Level, Number, Record, record
 from inspector.report.format import Lines, Painter, address, count, raw, size
 from inspector.report.sysregs import Register, register, register_text
 from inspector.snapshot import Capture, Mmu, MmuKind, Vm
@@ -80,47 +80,22 @@ class Vms(Document, frozen=True, kw_only=True):
 
 
 def _mmu(mmu: Mmu) -> MmuFacts:
-    found = mmu.geometry
-    shape = None
-    if found is not None:
-        sizes = found.granule, found.ia_bits, found.start_level, found.root_pages, found.pa_bits
-        shape = Shape(*sizes, found.lpa2)
-    return MmuFacts(
-        regime=regime_name(mmu),
-        kind=mmu.kind,
-        address=hexed(mmu.address),
-        vmid=mmu.vmid,
-        vmid_raw=hexed(mmu.vmid_raw),
-        pgd_phys=hexed(mmu.pgd_phys),
-        pgd_pa=hex_or_null(mmu.pgd_pa),
-        vtcr=register("vtcr_el2", mmu.vtcr),
-        ia_bits=mmu.ia_bits,
-        start_level=mmu.start_level,
-        pgt_flags=mmu.pgt_flags,
-        geometry=shape,
-        unreadable=mmu.unreadable,
-        nested_valid=mmu.nested_valid,
-        nested_vttbr=hex_or_null(mmu.nested_vttbr),
-        nested_vtcr=hex_or_null(mmu.nested_vtcr),
-    )
+    shape = None if mmu.geometry is None else record(Shape, mmu.geometry)
+    return record(MmuFacts, mmu, regime=regime_name(mmu), vtcr=register("vtcr_el2", mmu.vtcr), geometry=shape)
 
 
 def document(capture: Capture) -> Vms:
     """`inspector vms`."""
     return Vms(
         vms=[
-            VmFacts(
-                name=vm.name,
-                address=hexed(vm.address),
-                pid=vm.pid,
-                fd=vm.fd,
+            record(
+                VmFacts,
+                vm,
                 vmm=vm.command,
-                found_by=vm.found_by,
-                invalidating=vm.invalidating,
                 mmus=[_mmu(mmu) for mmu in vm.mmus],
                 memslots=len(vm.memslots),
                 memory=_memory(vm, capture),
-                vcpus=[VcpuFacts(v.id, hexed(v.address), v.loaded_on, hexed(v.hw_mmu)) for v in vm.vcpus],
+                vcpus=[record(VcpuFacts, vcpu) for vcpu in vm.vcpus],
             )
             for vm in capture.vms
         ]

@@ -72,13 +72,8 @@ def _slot_of(capture: Capture, vm: Vm, ipa: int) -> tuple[Memslot, int, Backing 
 
 def document(view: TableView, translation: Translation) -> Walk:
     """`inspector walk`."""
-    vm, pid, vmm, regime, root = table_name(view)
     return Walk(
-        vm=vm,
-        pid=pid,
-        vmm=vmm,
-        regime=regime,
-        root=root,
+        **table_name(view),
         ipa=hexed(translation.ia),
         pa=hex_or_null(translation.pa),
         verdict=translation.verdict,

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from inspector.codec import Descriptor, Geometry, Kind
+from inspector.codec import Descriptor, Execute, Geometry, Kind
 from inspector.findings import BadInput
 from inspector.numbers import parse_number
-from inspector.report.leaves import ByPattern, attribute_mask
+from inspector.report.leaves import ByPattern, by_pattern
 from inspector.tables import RangeTable
 
 _LAST = (1 << 64) - 1
@@ -55,7 +54,7 @@ Rule = Callable[[Descriptor], bool]
 _TERMS: dict[str, Rule] = {
     "r": lambda d: d.readable,
     "w": lambda d: d.writable,
-    "x": lambda d: d.executable != "-",
+    "x": lambda d: d.executable is not Execute.NEVER,
     "ro": lambda d: d.readable and not d.writable,
     "af": lambda d: d.af,
     "sw": lambda d: d.sw != 0,
@@ -121,7 +120,8 @@ class Window:
             return found
         chosen = np.ones(len(found), dtype=bool)
         if self.rule is not None:
-            chosen = self._holds(self.rule, found)
+            verdicts, which = by_pattern(found, self.rule)
+            chosen = np.array(verdicts, dtype=bool)[which]
         leaf = found.size // found.leaves
         first, last = np.zeros(len(found), dtype=np.uint64), found.leaves.copy()
         for window, base in ((self.ipa, found.ia), (self.pa, found.pa)):
@@ -144,15 +144,3 @@ class Window:
             found.raw[rows] + skipped,  # runs are cut where the address would carry out of its field
             count,
         )
-
-    @staticmethod
-    def _holds(rule: Rule, found: RangeTable) -> NDArray[np.bool_]:
-        """Where the rule holds; asked once a level and pattern of attributes."""
-        pattern = found.raw & np.uint64(attribute_mask(found.geometry))
-        holds = np.zeros(len(found), dtype=bool)
-        for level in np.unique(found.level).tolist():
-            here = np.flatnonzero(found.level == level)
-            _, first, which = np.unique(pattern[here], return_index=True, return_inverse=True)
-            verdicts = [rule(found[int(here[at])].attrs) for at in first]
-            holds[here] = np.array(verdicts, dtype=bool)[which.reshape(-1)]
-        return holds

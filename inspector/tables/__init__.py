@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from inspector.tables.shapes import Entry, Problem, Range, Read, ReadMany, Step, Table, Translation, Tree
+from inspector.tables.shapes import Entry, Problem, ProblemKind, Range, Read, ReadMany, Step, Table, Translation, Tree
 from inspector.tables.translate import translate
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Entry",
     "Problem",
+    "ProblemKind",
     "Range",
     "RangeTable",
     "Read",

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from inspector.codec import Descriptor, Format, Geometry
+from inspector.codec import Descriptor, Format, Geometry, Kind
 
 if TYPE_CHECKING:
     from inspector.codec.bulk import Flat, Runs, Words
@@ -38,26 +39,37 @@ class Entry:
         return self.table_pa + 8 * self.index
 
 
+class ProblemKind(StrEnum):
+    """What is wrong, and what became of the entry."""
+
+    UNREADABLE = "unreadable"
+    """The table page cannot be read: its subtree is missing."""
+    LOOP = "loop"
+    """A table entry points at a table above it: not followed."""
+    SHARED = "shared"
+    """A table entry points at a table that another entry already leads to: not walked again, or, where the other entry
+    makes it a table of another level, walked as both."""
+    RESERVED = "reserved"
+    """A reserved encoding (type bit 0 at level 3, a block at a level that has none)."""
+    MISALIGNED = "misaligned"
+    """A block with address bits below its size: shown without them."""
+    BEYOND_PA = "beyond-pa"
+    """An address with more bits than the output address size: shown, a table is not followed."""
+    BEYOND_IA = "beyond-ia"
+    """A non-zero root entry that no input address reaches."""
+    LIMIT = "limit"
+    """The walk had read ``max_bytes``: the rest is missing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something in a tree that the architecture gives no good meaning to; the walk went on around it.
-
-    ``kind``, and what became of the entry:
-      ``unreadable``  the table page cannot be read: its subtree is missing;
-      ``loop``        a table entry points at a table above it: not followed;
-      ``shared``      a table entry points at a table that another entry already leads to: not walked again, or, where
-                      the other entry makes it a table of another level, walked as both;
-      ``reserved``    a reserved encoding (type bit 0 at level 3, a block at a level that has none);
-      ``misaligned``  a block with address bits below its size: shown without them;
-      ``beyond-pa``   an address with more bits than the output address size: shown, a table is not followed;
-      ``beyond-ia``   a non-zero root entry that no input address reaches;
-      ``limit``       the walk had read ``max_bytes``: the rest is missing.
 
     The place is the entry (``table_pa``, ``index``, ``level``, ``raw``); for a root page that cannot be read
     ``table_pa`` is that page and ``index`` and ``raw`` are ``None``.
     """
 
-    kind: str
+    kind: ProblemKind
     table_pa: int
     index: int | None
     level: int
@@ -158,9 +170,32 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """How one input address translates: ``pa`` is ``None`` unless a leaf was reached, ``verdict`` says it in words."""
+    """How one input address translates: ``pa`` is ``None`` unless a leaf was reached.
+
+    ``failed`` is why no entry ended it, in words.
+    """
 
     ia: int
     steps: tuple[Step, ...]
     pa: int | None
-    verdict: str
+    failed: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, in words."""
+        if self.failed:
+            return self.failed
+        last = self.steps[-1].descriptor
+        level, address = last.level, last.output_address
+        if self.pa is None:
+            if last.kind is Kind.RESERVED:
+                return f"reserved encoding at level {level}: translation fault"
+            if address is not None:
+                bits = last.geometry.pa_bits
+                return f"address size fault at level {level}: PA {address:#x} has more than {bits} bits"
+            return f"not mapped: {last.describe() if last.raw else 'invalid entry'} at level {level}"
+        place = f"{last.kind.value} at PA {self.pa:#x} (level {level}"
+        if not last.valid:
+            return f"present but not valid: {place}; PROT_NONE or being changed)"
+        flag = "" if last.af else ", access flag clear"
+        return f"mapped: {place}, {last.permissions}, {last.memory_type}){flag}"

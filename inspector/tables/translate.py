@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inspector.codec import Descriptor, Format, Geometry, Kind, Regime, decode
+from inspector.codec import Format, Geometry, Kind, Regime, decode
 from inspector.tables.shapes import Read, Step, Translation
 
 
@@ -14,25 +14,6 @@ def _in_range(ia: int, geometry: Geometry, fmt: Format) -> bool:
     return fmt.regime is not Regime.STAGE2 and above == (1 << (64 - geometry.ia_bits)) - 1
 
 
-def _failure(descriptor: Descriptor) -> str:
-    """Why a translation ends at an entry that is neither table nor leaf."""
-    level = descriptor.level
-    if descriptor.kind is Kind.RESERVED:
-        return f"reserved encoding at level {level}: translation fault"
-    if descriptor.raw == 0:
-        return f"not mapped: invalid entry at level {level}"
-    return f"not mapped: {descriptor.describe()} at level {level}"
-
-
-def _reached(descriptor: Descriptor, pa: int) -> str:
-    """What a leaf says about the address it maps."""
-    kind, level = descriptor.kind.value, descriptor.level
-    if not descriptor.valid:
-        return f"present but not valid: {kind} at PA {pa:#x} (level {level}; PROT_NONE or being changed)"
-    text = f"mapped: {kind} at PA {pa:#x} (level {level}, {descriptor.permissions}, {descriptor.memory_type})"
-    return text if descriptor.af else text + ", access flag clear"
-
-
 def translate(read: Read, root_pa: int, geometry: Geometry, fmt: Format, ia: int) -> Translation:
     """Translate ``ia`` through the tree at ``root_pa``, reading 8 bytes a level.
 
@@ -42,10 +23,6 @@ def translate(read: Read, root_pa: int, geometry: Geometry, fmt: Format, ia: int
     if not _in_range(ia, geometry, fmt):
         return Translation(ia, (), None, f"not mapped: outside the {geometry.ia_bits}-bit input address space")
     steps: list[Step] = []
-
-    def end(pa: int | None, verdict: str) -> Translation:
-        return Translation(ia, tuple(steps), pa, verdict)
-
     root_page = geometry.root_index(ia)
     table_pa = root_pa + root_page * geometry.granule
     for level in geometry.levels:
@@ -57,18 +34,15 @@ def translate(read: Read, root_pa: int, geometry: Geometry, fmt: Format, ia: int
             reason = getattr(error, "reason", None)
             if reason is None:
                 raise
-            return end(None, f"unreadable: level-{level} table at PA {table_pa:#x}: {reason}")
+            failed = f"unreadable: level-{level} table at PA {table_pa:#x}: {reason}"
+            return Translation(ia, tuple(steps), None, failed)
         descriptor = decode(raw, level, geometry, fmt)
         root = root_page if level == geometry.start_level else None
         steps.append(Step(level, root, table_pa, index, entry_pa, descriptor))
         address = descriptor.output_address
-        if address is None:
-            return end(None, _failure(descriptor))
-        if descriptor.beyond_pa and descriptor.valid:
-            verdict = f"address size fault at level {level}: PA {address:#x} has more than {geometry.pa_bits} bits"
-            return end(None, verdict)
+        if address is None or (descriptor.beyond_pa and descriptor.valid):
+            return Translation(ia, tuple(steps), None)
         if descriptor.kind is not Kind.TABLE:
-            pa = address | (ia & (geometry.block_size(level) - 1))
-            return end(pa, _reached(descriptor, pa))
+            return Translation(ia, tuple(steps), address | (ia & (geometry.block_size(level) - 1)))
         table_pa = address
     raise AssertionError("level 3 has no tables")

@@ -16,7 +16,7 @@ from inspector.codec.layouts import Rule
 from inspector.tables.intervals import Intervals
 from inspector.tables.rules import LevelRules, Pointing, level_rules
 from inspector.tables.rules import reachable as reachable
-from inspector.tables.shapes import Entry, Level, Problem, ReadMany, Table, Tree
+from inspector.tables.shapes import Entry, Level, Problem, ProblemKind, ReadMany, Table, Tree
 
 CHUNK_BYTES = 1 << 20
 """Table bytes taken as one array: so many that numpy's calls cost little beside the work, few enough for a cache."""
@@ -131,7 +131,7 @@ class _Walk:
         affordable = self.left // size
         if len(found.pa) > affordable:
             for n in range(affordable, len(found.pa)):
-                self._lost(found, n, level, "limit", "not read: the walk's limit on table memory is reached")
+                self._lost(found, n, level, ProblemKind.LIMIT, "not read: the walk's limit on table memory is reached")
             found = found.rows(slice(affordable))
         if not len(found.pa):
             return None
@@ -147,13 +147,13 @@ class _Walk:
                     good.append(n)
                 else:
                     detail = f"the level-{level} table at PA {int(found.pa[n]):#x} cannot be read"
-                    self._lost(found, n, level, "unreadable", detail)
+                    self._lost(found, n, level, ProblemKind.UNREADABLE, detail)
             found = found.rows(good)
         if not raw:
             return None
         return Level(level, found.pa, found.ia, found.parent_row, found.parent_index, raw, None)
 
-    def _lost(self, found: _Found, n: int, level: int, kind: str, detail: str) -> None:
+    def _lost(self, found: _Found, n: int, level: int, kind: ProblemKind, detail: str) -> None:
         ia = int(found.ia[n])
         if not self.levels:
             problem = Problem(kind, int(found.pa[n]), None, level, ia, None, detail)
@@ -163,7 +163,7 @@ class _Walk:
             problem = Problem(kind, parent_pa, index, level - 1, ia, raw, detail)
         self.problems.append(problem)
 
-    def _problem(self, kind: str, tables: Level, row: int, index: int, raw: int, detail: str) -> None:
+    def _problem(self, kind: ProblemKind, tables: Level, row: int, index: int, raw: int, detail: str) -> None:
         ia = int(tables.ia[row]) + index * self.geometry.block_size(tables.level)
         self.problems.append(Problem(kind, int(tables.pa[row]), index, tables.level, ia, raw, detail))
 
@@ -221,9 +221,9 @@ class _Walk:
             raw = bulk.words(page)
             for index in (per_table + np.flatnonzero(raw[per_table:])).tolist():
                 detail = f"not zero, but no {self.geometry.ia_bits}-bit input address reaches it"
-                self._problem("beyond-ia", tables, row, index, int(raw[index]), detail)
+                self._problem(ProblemKind.BEYOND_IA, tables, row, index, int(raw[index]), detail)
 
-    def _wrong(self, raw: bulk.Words, known: bulk.Summary, rules: LevelRules) -> Iterator[tuple[int, str, str]]:
+    def _wrong(self, raw: bulk.Words, known: bulk.Summary, rules: LevelRules) -> Iterator[tuple[int, ProblemKind, str]]:
         """Entries that are wrong by themselves: (position, kind of problem, detail)."""
         level, pa_bits = rules.level, self.geometry.pa_bits
 
@@ -236,18 +236,18 @@ class _Walk:
 
         for n in those(rules.reserved, layouts.VALID):
             what = "type bit 0 at level 3" if level == 3 else f"a block at level {level}, which has none"
-            yield n, "reserved", f"reserved encoding: {what}"
+            yield n, ProblemKind.RESERVED, f"reserved encoding: {what}"
         for pointing in (rules.table, rules.leaf):
             if pointing is None:
                 continue
             if known.some & pointing.too_high:
                 for n in those(pointing.rules, pointing.too_high):
                     text = f"address {pointing.address.get(int(raw[n])):#x} has more than {pa_bits} bits"
-                    yield n, "beyond-pa", text
+                    yield n, ProblemKind.BEYOND_PA, text
             if known.some & pointing.below:
                 for n in those(pointing.rules, pointing.below):
                     bits = int(raw[n]) & pointing.below
-                    yield n, "misaligned", f"block address has bits {bits:#x} below its size"
+                    yield n, ProblemKind.MISALIGNED, f"block address has bits {bits:#x} below its size"
 
     def _children(
         self, tables: Level, where: bulk.Flat, values: bulk.Words, rules: LevelRules, table: Pointing
@@ -278,18 +278,18 @@ class _Walk:
         for n, (pa, row, index, raw) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             if (level := self._level_above(row, pa)) is not None:
                 detail = f"points at the level-{level} table at PA {pa:#x} above it"
-                self._problem("loop", tables, row, index, raw, detail)
+                self._problem(ProblemKind.LOOP, tables, row, index, raw, detail)
             elif pa in first:
                 parent_pa = int(tables.pa[found.parent_row[first[pa]]])
                 where = f"entry {found.parent_index[first[pa]]} of the table at PA {parent_pa:#x}"
                 detail = f"the table at PA {pa:#x} is already reached from {where}: not walked again"
-                self._problem("shared", tables, row, index, raw, detail)
+                self._problem(ProblemKind.SHARED, tables, row, index, raw, detail)
             else:
                 first[pa] = n
                 follow.append(n)
                 if pa in known:
                     detail = f"the page at PA {pa:#x} is also a level-{known[pa]} table of this tree"
-                    self._problem("shared", tables, row, index, raw, detail)
+                    self._problem(ProblemKind.SHARED, tables, row, index, raw, detail)
         return follow
 
     def _level_above(self, row: int, pa: int) -> int | None:

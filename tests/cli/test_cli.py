@@ -112,7 +112,7 @@ def test_json_parses_and_is_what_is_documented(name: str, arguments: tuple[str, 
     assert result.exit_code in (0, 1) and result.stderr == ""
     document = json.loads(result.stdout)
     assert errors(document) == []
-    assert document["command"] == arguments[0] and document["schema"] == 1
+    assert document["command"] == arguments[0] and document["schema"] == 2
 
 
 @pytest.mark.parametrize("arguments", OFFLINE, ids=" ".join)

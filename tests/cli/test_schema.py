@@ -32,7 +32,7 @@ def test_the_schema_is_a_schema() -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda d: d.update(schema=2),
+        lambda d: d.update(schema=1),
         lambda d: d.update(command="vm"),
         lambda d: d.pop("tool"),
         lambda d: d.pop("command"),

@@ -62,7 +62,7 @@ def test_each_command(default_machine: Machine, command: tuple[str, ...]) -> Non
     assert result.stdout.strip()
     assert "\x1b" not in result.stdout, "colour where there is no terminal"
     parsed = json.loads(inspector(default_machine, *command, "--json").stdout)
-    assert parsed["schema"] == 1
+    assert parsed["schema"] == 2
     assert parsed["command"] == command[0]
 
 

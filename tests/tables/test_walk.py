@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspector.codec import Format, Geometry, Kind, Regime
-from inspector.tables import Problem, Table, Tree, entries, merged_ranges, reader_of, translate, walk_tree
+from inspector.tables import Problem, ProblemKind, Table, Tree, entries, merged_ranges, reader_of, translate, walk_tree
 from inspector.tables.intervals import Intervals
 from tests.tables.build import FWB, ROOT, Builder, NotRam
 
@@ -94,7 +94,7 @@ def test_unreadable_table_is_a_problem_and_the_rest_is_walked() -> None:
     tree = _walk(built)
     index = 3
     assert tree.problems == (
-        Problem("unreadable", ROOT, index, 1, 0xC000_0000, 0x9_0000_0003, tree.problems[0].detail),
+        Problem(ProblemKind.UNREADABLE, ROOT, index, 1, 0xC000_0000, 0x9_0000_0003, tree.problems[0].detail),
     )
     assert "0x900000000" in tree.problems[0].detail
     assert [entry.ia for entry in merged_ranges(tree)] == [0x4000_0000, 0x8000_0000]
