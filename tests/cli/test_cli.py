@@ -57,8 +57,7 @@ def good(tmp_path: Path) -> str:
     return stored(tmp_path / "good.s2cap", good_world())
 
 
-@pytest.fixture
-def bad(tmp_path: Path) -> str:
+def bad_world() -> World:
     """A leaf outside of every slot, a misaligned block, an empty table, a pointer outside RAM, and a count too low."""
     world = good_world()
     world.guests[0].map(0x4200_0000, 0x8200_0000)
@@ -69,7 +68,12 @@ def bad(tmp_path: Path) -> str:
     world.pages[table][index] = 0x0800_0003
     world.freeze_counts()
     world.refcounts[world.guests[1].root + 3 * PAGE] -= 1
-    return stored(tmp_path / "bad.s2cap", world)
+    return world
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> str:
+    return stored(tmp_path / "bad.s2cap", bad_world())
 
 
 READ_ONLY = [

@@ -109,6 +109,9 @@ class Liar:
         connection, buffer = Connection(sock, self._stopping), b""
         with contextlib.suppress(OSError):
             while data := sock.recv(65536):
+                if data.startswith(b"\x03"):  # an interrupt, outside of any packet
+                    data = data[1:]
+                    connection.send(b"T02thread:p01.01;")
                 buffer += data
                 while (start := buffer.find(b"$")) >= 0 and (end := buffer.find(b"#", start)) >= 0:
                     if len(buffer) < end + 3:
@@ -135,6 +138,8 @@ def answer(connection: Connection, packet: bytes) -> None:
     elif packet.startswith(b"Qqemu.PhyMemMode:"):
         connection.mode = packet[-1:]
         connection.send(b"OK")
+    elif packet.startswith(b"vCont;c"):
+        pass  # it runs: there is no answer before it stops
     elif packet.startswith(b"m"):
         _, size = (int(part, 16) for part in packet[1:].split(b","))
         connection.send(b"00" * size)
