@@ -41,8 +41,8 @@ Commands
   test ARGS...      the same without ruff and mypy: pytest with ARGS
 
 Machine
-  --kernel WHAT     an arm64 Image (plain, gzipped or EFI zboot), or a kernel of Debian: a suite (trixie), or a
-                    series (6.12), with -16k for the flavour with 16K pages (6.12-16k).
+  --kernel WHAT     an arm64 Image (plain, or packed with gzip, xz, lzma, bzip2, zstd, lz4 or lzop, as a uImage or
+                    for EFI zboot), or a kernel of Debian: a suite (trixie), or a series (6.12), with -16k for the flavour with 16K pages (6.12-16k).
                     Default: this Debian release's own linux-image-cloud-arm64
   --vmlinux FILE    the vmlinux of that kernel, for `inspector`
   --cpu MODEL       QEMU's CPU model (default: max)

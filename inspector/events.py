@@ -217,7 +217,7 @@ class PageNames:
                 self._names[raw[1] + number * self._granule] = f"P{number}"
 
     def page(self, pa: int) -> str:
-        """The name of the page at ``pa``, or the address itself when it is no table page."""
+        """The name of the page at ``pa``, or the address itself when it is not a table page."""
         return self._names.get(pa, f"{pa:#x}")
 
     def entry(self, pa: int) -> str:

@@ -62,7 +62,7 @@ _MACHINE = (
         metavar="FILE",
         type=_FILE,
         envvar="INSPECTOR_IMAGE",
-        help="The host kernel's Image, plain, gzipped or EFI zboot. Also $INSPECTOR_IMAGE.",
+        help="The host kernel's Image, packed in whatever way. Also $INSPECTOR_IMAGE.",
     ),
     click.option(
         "--memory",

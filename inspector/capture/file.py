@@ -210,7 +210,7 @@ def _object_from_json(cls: type, value: Any, where: str, given: Mapping[str, Any
             raise _Malformed(f"{where}.{field.name} is missing")
     made = cls(**arguments)
     if isinstance(made, Geometry) and not _possible(made):
-        raise _Malformed(f"{where} is no shape of a translation table")
+        raise _Malformed(f"{where} is not the shape of a translation table")
     return made
 
 

@@ -30,7 +30,7 @@ def model_equality(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned, model in context.models:
         columns = owned.columns
         differ = columns.raw ^ model.raw
-        # Invalid entries are S6's, and pointers to what is no table of this tree S3's.
+        # Invalid entries are S6's, and pointers to what is not a table of this tree S3's.
         left = columns.followed | columns.leaf | columns.matching(lambda d: d.kind is Kind.RESERVED)
         left &= owned.mine & ~owned.contested[columns.row] & ~owned.marked
         aged = left & (differ == np.uint64(AF)) & columns.leaf

@@ -69,7 +69,7 @@ def _wrong_pointer(rule: Judge, context: Context, pointer: Pointer, earlier: Poi
             pointer.where,
             "a table in RAM",
             f"{pa:#x} is not RAM",
-            "the CPU reads something that is no table, and takes an external abort or worse",
+            "the CPU reads something that is not a table, and takes an external abort or worse",
         )
     elif earlier is not pointer:
         yield rule.error(

@@ -142,7 +142,7 @@ class Generation:
     ha_always: bool
     """VTCR_EL2.HA is set whatever the configuration and the CPU's errata."""
     cacheable_pfnmap: bool
-    """With FWB, memory that is no RAM of the kernel's is mapped write-back where the VMM's own mapping is."""
+    """With FWB, memory that is not RAM of the kernel's is mapped write-back where the VMM's own mapping is."""
     present_invalid_bit11: bool
     """A Linux stage-1 entry that is present but not valid has bit 11 set; before, bit 58 (a page) or 59 (a block)."""
 

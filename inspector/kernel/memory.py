@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inspector.target.api import PhysicalMemory, RamRange, UnreadableMemory
+from inspector.target.api import PhysicalMemory, UnreadableMemory, read_each
 
 _CHUNK = 4096
 
@@ -18,19 +18,8 @@ class StoppedMemory:
 
     def __init__(self, memory: PhysicalMemory) -> None:
         self._memory = memory
+        self.name, self.why_not_faster, self.ram = memory.name, memory.why_not_faster, memory.ram
         self._chunks: dict[int, bytes | None] = {}
-
-    @property
-    def name(self) -> str:
-        return self._memory.name
-
-    @property
-    def why_not_faster(self) -> str | None:
-        return self._memory.why_not_faster
-
-    @property
-    def ram(self) -> Sequence[RamRange]:
-        return self._memory.ram
 
     def is_ram(self, pa: int, size: int = 1) -> bool:
         """True when all of ``[pa, pa + size)`` bytes lies in one RAM range."""
@@ -63,13 +52,7 @@ class StoppedMemory:
     def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
         """Many reads ``(pa, size)``; ``None`` where unreadable."""
         self.prefetch(requests)
-        results: list[bytes | None] = []
-        for pa, size in requests:
-            try:
-                results.append(self.read(pa, size))
-            except UnreadableMemory:
-                results.append(None)
-        return results
+        return read_each(self.read, requests)
 
     def u64(self, pa: int) -> int:
         return int.from_bytes(self.read(pa, 8), "little")

@@ -22,7 +22,7 @@ def untag(va: int) -> int:
 
 
 class BadPointer(Exception):
-    """A kernel virtual address that the kernel's tables do not map, or map to what is no RAM."""
+    """A kernel virtual address that the kernel's tables do not map, or map to what is not RAM."""
 
     def __init__(self, va: int, why: str) -> None:
         super().__init__(f"kernel address {va:#x}: {why}")

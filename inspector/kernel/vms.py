@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inspector.codec import Geometry
 from inspector.kernel.memslots import memslots
@@ -263,53 +263,39 @@ def read_vms(
     order = sorted(found, key=lambda kvm: (found[kvm].owner or (1 << 62, 0), kvm))
     result = []
     for number, address in enumerate(order):
-        name, how = f"vm{number}", found[address]
+        how = found[address]
+        vm = Vm(
+            name=f"vm{number}",
+            address=address,
+            pid=how.owner[0] if how.owner else None,
+            command=how.command,
+            found_by=tuple(how.ways),
+            mmus=(),
+            memslots=(),
+            vcpus=(),
+            invalidating=False,
+            fd=how.fd,
+        )
         try:
-            result.append(_read_vm(kernel, name, address, how, running, vmid_bits, pkvm=pkvm))
+            result.append(_read_vm(kernel, vm, running, vmid_bits, pkvm=pkvm))
         except BadPointer as e:
-            vm = Vm(
-                name=name,
-                address=address,
-                pid=how.owner[0] if how.owner else None,
-                command=how.command,
-                found_by=tuple(how.ways),
-                mmus=(),
-                memslots=(),
-                vcpus=(),
-                invalidating=False,
-                fd=how.fd,
-                unreadable=str(e),
-            )
-            result.append(ReadVm(vm, 0))
+            result.append(ReadVm(replace(vm, unreadable=str(e)), 0))
     return result
 
 
-def _read_vm(
-    kernel: HostKernel,
-    name: str,
-    address: int,
-    how: _FoundBy,
-    running: Mapping[int, int],
-    vmid_bits: int,
-    *,
-    pkvm: bool,
-) -> ReadVm:
-    kvm = kernel.at("kvm", address)
+def _read_vm(kernel: HostKernel, vm: Vm, running: Mapping[int, int], vmid_bits: int, *, pkvm: bool) -> ReadVm:
+    """``vm`` with what its ``struct kvm`` holds."""
+    kvm = kernel.at("kvm", vm.address)
     vtcr = kvm.u("arch.vtcr") if kvm.has("arch.vtcr") else None
     own = read_mmu(kernel, kvm.addr("arch.mmu"), MmuKind.VM, vtcr, vmid_bits, pkvm=pkvm)
     shadows = [read_mmu(kernel, a, MmuKind.SHADOW, vtcr, vmid_bits, pkvm=pkvm) for a in _shadow_mmus(kernel, kvm)]
-    pa = kernel.space.pa(address)
-    vm = Vm(
-        name=name,
-        address=address,
-        pid=how.owner[0] if how.owner else None,
-        command=how.command,
-        found_by=tuple(how.ways),
+    pa = kernel.space.pa(vm.address)
+    vm = replace(
+        vm,
         mmus=(own, *shadows),
         memslots=memslots(kernel, kvm),
         vcpus=tuple(_vcpu(kernel, a, running) for a in _vcpu_addresses(kernel, kvm)),
         invalidating=_invalidating(kvm),
-        fd=how.fd,
         slots_locked=_slots_locked(kvm),
         mmu_lock_held=_mmu_lock_held(kvm),
         object_pa=(pa, pa + min(len(kvm.data), kernel.space.geometry.granule - pa % kernel.space.geometry.granule)),

@@ -6,8 +6,9 @@ on the model it describes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from inspector.codec import GRANULES, Geometry
 from inspector.findings import BadInput
@@ -117,7 +118,6 @@ class Session:
         self.store = PageStore(granule) if effort is None else BoundedStore(granule, effort)
         self.pgt: Stage2 | HypStage1 | None = None
         self.last_page = 0
-        self._apply = {name.removeprefix("_do_"): getattr(self, name) for name in dir(self) if name[:4] == "_do_"}
 
     def apply(self, operation: Operation) -> Outcome:
         """Run one operation.
@@ -132,9 +132,9 @@ class Session:
             pgt.lose_cas = operation.lose_cas
             if operation.lose_cas:
                 pgt.race_mode, pgt.race_value = operation.race_mode, operation.race_value
-        outcome: Outcome = self._apply[operation.name](operation)
+        result = self.RUN[operation.name](self, operation)
         store.fail_in = 0
-        return outcome
+        return result if isinstance(result, Outcome) else Outcome(result or 0)
 
     @property
     def stage2(self) -> Stage2:
@@ -158,91 +158,44 @@ class Session:
         return self.pgt
 
     @staticmethod
-    def _cache(operation: Operation) -> MemoryCache | None:
-        return None if operation.cache is None else MemoryCache(operation.cache)
+    def cache(o: Operation) -> MemoryCache | None:
+        """The memory cache of an operation."""
+        return None if o.cache is None else MemoryCache(o.cache)
 
-    def _do_init(self, o: Operation) -> Outcome:
+    @staticmethod
+    def _needed_cache(o: Operation) -> MemoryCache:
+        if o.cache is None:
+            raise ScriptError(f"{o.name}: a memory cache is needed, cache=none is not possible")
+        return MemoryCache(o.cache)
+
+    def _init(self, o: Operation) -> int:
         self.pgt = Stage2(self.setup.behaviours, self.setup.machine, self.setup.geometry(), self.store)
-        return Outcome(self.pgt.init())
+        return self.pgt.init()
 
-    def _do_hyp_init(self, o: Operation) -> Outcome:
+    def _hyp_init(self, o: Operation) -> int:
         self.pgt = HypStage1(self.setup.behaviours, self.setup.machine, self.setup.hyp_geometry(), self.store)
-        return Outcome(self.pgt.init())
+        return self.pgt.init()
 
-    def _do_map(self, o: Operation) -> Outcome:
-        return Outcome(self.stage2.map(o.addr, o.size, o.pa, o.prot, self._cache(o), o.flags))
+    def _split(self, o: Operation) -> int:
+        return self.stage2.split(o.addr, o.size, self._needed_cache(o))
 
-    def _do_unmap(self, o: Operation) -> Outcome:
-        return Outcome(self.stage2.unmap(o.addr, o.size))
-
-    def _do_set_owner(self, o: Operation) -> Outcome:
-        return Outcome(self.stage2.set_owner(o.addr, o.size, self._cache(o), o.value))
-
-    def _do_annotate(self, o: Operation) -> Outcome:
-        return Outcome(self.stage2.annotate(o.addr, o.size, self._cache(o), o.kind, o.value))
-
-    def _do_wrprotect(self, o: Operation) -> Outcome:
-        return Outcome(self.stage2.wrprotect(o.addr, o.size))
-
-    def _do_relax_perms(self, o: Operation) -> Outcome:
-        return Outcome(self.stage2.relax_perms(o.addr, o.prot, o.flags))
-
-    def _do_mkyoung(self, o: Operation) -> Outcome:
-        pte = self.stage2.mkyoung(o.addr, o.flags)
-        return Outcome(0, pte)
-
-    def _do_mkold(self, o: Operation) -> Outcome:
-        return Outcome(0, self.stage2.mkold(o.addr))
-
-    def _do_is_young(self, o: Operation) -> Outcome:
-        return Outcome(self.stage2.is_young(o.addr))
-
-    def _do_test_clear_young(self, o: Operation) -> Outcome:
-        return Outcome(self.stage2.test_clear_young(o.addr, o.size, bool(o.switch)))
-
-    def _do_flush(self, o: Operation) -> Outcome:
-        return Outcome(self.stage2.flush(o.addr, o.size))
-
-    def _do_split(self, o: Operation) -> Outcome:
-        if o.cache is None:
-            raise ScriptError("split: a memory cache is needed, cache=none is not possible")
-        return Outcome(self.stage2.split(o.addr, o.size, MemoryCache(o.cache)))
-
-    def _do_create_unlinked(self, o: Operation) -> Outcome:
-        if o.cache is None:
-            raise ScriptError("create_unlinked: a memory cache is needed, cache=none is not possible")
-        page = self.stage2.create_unlinked(o.pa, o.level, o.prot, MemoryCache(o.cache), bool(o.switch))
+    def _create_unlinked(self, o: Operation) -> Outcome:
+        page = self.stage2.create_unlinked(o.pa, o.level, o.prot, self._needed_cache(o), bool(o.switch))
         if page < 0:
             return Outcome(page)
         self.last_page = page
         return Outcome(0, page)
 
-    def _do_free_unlinked(self, o: Operation) -> Outcome:
+    def _free_unlinked(self, o: Operation) -> None:
         page = self.last_page if o.value == LAST else o.value
         if page not in self.store.pages:
             raise NoSuchEntry(f"no table page at {page:#x}")
         self.stage2.free_unlinked(page, o.level)
-        return Outcome(0)
 
-    def _do_get_leaf(self, o: Operation) -> Outcome:
-        return Outcome(*self.table.get_leaf(o.addr))
-
-    def _do_destroy(self, o: Operation) -> Outcome:
-        self.stage2.destroy()
-        return Outcome(0)
-
-    def _do_destroy_range(self, o: Operation) -> Outcome:
-        self.stage2.destroy_range(o.addr, o.size)
-        return Outcome(0)
-
-    def _do_destroy_pgd(self, o: Operation) -> Outcome:
-        self.stage2.destroy_pgd()
-        return Outcome(0)
-
-    def _do_grace_period(self, o: Operation) -> Outcome:
+    def _grace_period(self, o: Operation) -> int:
         waiting = len(self.store.deferred)
         self.stage2.grace_period()
-        return Outcome(waiting)
+        return waiting
 
     def _place(self, o: Operation) -> tuple[int, int]:
         place = self.table.entry_at(o.addr, o.level)
@@ -250,24 +203,44 @@ class Session:
             raise NoSuchEntry(f"no entry of level {o.level} for {o.addr:#x}")
         return place
 
-    def _do_poke(self, o: Operation) -> Outcome:
+    def _poke(self, o: Operation) -> Outcome:
         page, index = self._place(o)
         entries = self.store.pages[page]
         old, entries[index] = entries[index], o.value
         self.store.counts[page] += o.change
         return Outcome(self.store.counts[page], old)
 
-    def _do_reference(self, o: Operation) -> Outcome:
+    def _reference(self, o: Operation) -> Outcome:
         page, index = self._place(o)
         self.store.counts[page] += o.change
         return Outcome(self.store.counts[page], self.store.pages[page][index])
 
-    def _do_hyp_map(self, o: Operation) -> Outcome:
-        return Outcome(self.hyp.map(o.addr, o.size, o.pa, o.prot))
-
-    def _do_hyp_unmap(self, o: Operation) -> Outcome:
-        return Outcome(self.hyp.unmap(o.addr, o.size))
-
-    def _do_hyp_destroy(self, o: Operation) -> Outcome:
-        self.hyp.destroy()
-        return Outcome(0)
+    RUN: ClassVar[Mapping[str, Callable[[Session, Operation], Outcome | int | None]]] = {
+        "init": _init,
+        "map": lambda s, o: s.stage2.map(o.addr, o.size, o.pa, o.prot, s.cache(o), o.flags),
+        "unmap": lambda s, o: s.stage2.unmap(o.addr, o.size),
+        "set_owner": lambda s, o: s.stage2.set_owner(o.addr, o.size, s.cache(o), o.value),
+        "annotate": lambda s, o: s.stage2.annotate(o.addr, o.size, s.cache(o), o.kind, o.value),
+        "wrprotect": lambda s, o: s.stage2.wrprotect(o.addr, o.size),
+        "relax_perms": lambda s, o: s.stage2.relax_perms(o.addr, o.prot, o.flags),
+        "mkyoung": lambda s, o: Outcome(0, s.stage2.mkyoung(o.addr, o.flags)),
+        "mkold": lambda s, o: Outcome(0, s.stage2.mkold(o.addr)),
+        "is_young": lambda s, o: s.stage2.is_young(o.addr),
+        "test_clear_young": lambda s, o: s.stage2.test_clear_young(o.addr, o.size, bool(o.switch)),
+        "flush": lambda s, o: s.stage2.flush(o.addr, o.size),
+        "split": _split,
+        "create_unlinked": _create_unlinked,
+        "free_unlinked": _free_unlinked,
+        "get_leaf": lambda s, o: Outcome(*s.table.get_leaf(o.addr)),
+        "destroy": lambda s, o: s.stage2.destroy(),
+        "destroy_range": lambda s, o: s.stage2.destroy_range(o.addr, o.size),
+        "destroy_pgd": lambda s, o: s.stage2.destroy_pgd(),
+        "grace_period": _grace_period,
+        "poke": _poke,
+        "reference": _reference,
+        "hyp_init": _hyp_init,
+        "hyp_map": lambda s, o: s.hyp.map(o.addr, o.size, o.pa, o.prot),
+        "hyp_unmap": lambda s, o: s.hyp.unmap(o.addr, o.size),
+        "hyp_destroy": lambda s, o: s.hyp.destroy(),
+    }
+    """Every operation by name; what gives a number gives the return value."""

@@ -264,8 +264,8 @@ class Pgtable:
 class Stage2Table(Pgtable):
     """``struct kvm_pgtable`` of a stage-2 table, empty until :meth:`init`.
 
-    ``attributes`` are the leaf rules; ``phys_limit`` the first PA that is no PA (``kvm_phys_is_valid``), by which some
-    generations tell annotations from leaves (``annotates_by_pa``).
+    ``attributes`` are the leaf rules; ``phys_limit`` the first number that is not a PA (``kvm_phys_is_valid``), by
+    which some generations tell annotations from leaves (``annotates_by_pa``).
     """
 
     __slots__ = (

@@ -88,14 +88,8 @@ def columns(
 
     ``right`` are the numbers of the columns aligned to the right.
     """
-    if not rows:
-        return []
-    widths = [max(len(head[i]), *(len(row[i]) for row in rows)) for i in range(len(head))]
-    to_right = set(right)
-    template = indent + "  ".join(f"{{:{'>' if i in to_right else '<'}{width}}}" for i, width in enumerate(widths))
-    lines = [paint(template.format(*head).rstrip(), "bold")] if any(head) else []
-    lines += [template.format(*row).rstrip() for row in rows]
-    return lines
+    cells = list(zip(*rows, strict=True))
+    return list(long_columns(head, cells, right=right, indent=indent, paint=paint)) if rows else []
 
 
 def long_columns(
@@ -121,6 +115,7 @@ def long_columns(
         else:
             padded.append(map(str.ljust, column, repeat(width)))
             names.append(name.ljust(width))
-    yield paint((indent + "  ".join(names)).rstrip(), "bold")
+    if any(head):
+        yield paint((indent + "  ".join(names)).rstrip(), "bold")
     for row in zip(*padded, strict=True):
         yield (indent + "  ".join(row)).rstrip()

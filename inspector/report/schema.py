@@ -14,40 +14,26 @@ from typing import Any
 
 import msgspec
 
-from inspector.report import (
-    capture,
-    changes,
-    check,
-    decode,
-    diff,
-    dump,
-    host,
-    memslots,
-    model,
-    reverse,
-    sysregs,
-    vms,
-    walk,
-)
+from inspector import report
 from inspector.report.document import SCHEMA, Document
 
 DOCUMENTS: tuple[type[Document], ...] = (
-    host.Info,
-    host.RegistersDocument,
-    vms.Vms,
-    memslots.Memslots,
-    dump.Dump,
-    dump.DumpTree,
-    walk.Walk,
-    reverse.Reverse,
-    decode.DecodedDescriptor,
-    sysregs.DecodedRegister,
-    capture.CaptureFile,
-    check.Check,
-    check.CheckList,
-    diff.Diff,
-    changes.DiffCaptures,
-    model.Model,
+    report.host.Info,
+    report.host.RegistersDocument,
+    report.vms.Vms,
+    report.memslots.Memslots,
+    report.dump.Dump,
+    report.dump.DumpTree,
+    report.walk.Walk,
+    report.reverse.Reverse,
+    report.decode.DecodedDescriptor,
+    report.sysregs.DecodedRegister,
+    report.capture.CaptureFile,
+    report.check.Check,
+    report.check.CheckList,
+    report.diff.Diff,
+    report.changes.DiffCaptures,
+    report.model.Model,
 )
 """Every document, in the order of the commands."""
 

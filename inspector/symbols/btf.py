@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -22,25 +23,11 @@ CONST, RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM
 
 # kind -> (bytes after struct btf_type, bytes for each of its vlen elements)
 _LAYOUT = {
-    INT: (4, 0),
-    PTR: (0, 0),
+    **dict.fromkeys((PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG), (0, 0)),
+    **dict.fromkeys((INT, VAR, DECL_TAG), (4, 0)),
+    **dict.fromkeys((ENUM, FUNC_PROTO), (0, 8)),
+    **dict.fromkeys((STRUCT, UNION, DATASEC, ENUM64), (0, 12)),
     ARRAY: (12, 0),
-    STRUCT: (0, 12),
-    UNION: (0, 12),
-    ENUM: (0, 8),
-    FWD: (0, 0),
-    TYPEDEF: (0, 0),
-    VOLATILE: (0, 0),
-    CONST: (0, 0),
-    RESTRICT: (0, 0),
-    FUNC: (0, 0),
-    FUNC_PROTO: (0, 8),
-    VAR: (4, 0),
-    DATASEC: (0, 12),
-    FLOAT: (0, 0),
-    DECL_TAG: (4, 0),
-    TYPE_TAG: (0, 0),
-    ENUM64: (0, 12),
 }
 _TRANSPARENT = frozenset((TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG))
 _NAMED = frozenset((STRUCT, UNION, ENUM, ENUM64, TYPEDEF))
@@ -298,18 +285,16 @@ class Btf:
         text = _string(self.blob, self._header, name).decode("utf-8", "replace") if name else ""
         return _Type(info >> 24 & 0x7F, bool(info >> 31), text, info & 0xFFFFFF, value, at + _TYPE.size)
 
+    def _text(self, offset: int) -> bytes:
+        return _string(self.blob, self._header, offset)
+
     def _lookup(self, pairs: Sequence[int], name: str) -> Iterator[int]:
         wanted = name.encode("utf-8", "replace")
-        low, high = 0, len(pairs) // 2
-        while low < high:
-            middle = (low + high) // 2
-            if _string(self.blob, self._header, pairs[2 * middle]) < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        while 2 * low < len(pairs) and _string(self.blob, self._header, pairs[2 * low]) == wanted:
-            yield pairs[2 * low + 1]
-            low += 1
+        places = range(0, len(pairs), 2)
+        for at in places[bisect_left(places, wanted, key=lambda at: self._text(pairs[at])) :]:
+            if self._text(pairs[at]) != wanted:
+                break
+            yield pairs[at + 1]
 
     def _struct_id(self, name: str) -> int | None:
         numbers = list(self._lookup(self.index.named, name))

@@ -57,7 +57,7 @@ def load(path: Path) -> CachedFile | None:
 
 
 def store(path: Path, meta: Mapping[str, Any], sections: Mapping[str, bytes]) -> None:
-    """Write the file in one step (several writers at once are safe); failing to is no error.
+    """Write the file in one step (several writers at once are safe); failing to is not an error.
 
     Section arrays are little-endian, and read back through native views: a big-endian machine keeps no cache.
     """

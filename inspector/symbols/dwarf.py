@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -23,33 +24,23 @@ from inspector.symbols.btfwrite import BtfWriter, MemberSpec
 from inspector.symbols.elf import Elf
 from inspector.symbols.table import SymbolTable
 
-# Functions whose units between them define what the kernel room reads, the first definition of a name winning.
-_FUNCTIONS = (
-    "kvm_vm_release",  # virt/kvm/kvm_main.c: kvm, kvm_vcpu, kvm_memslots, file, task_struct, mm_struct, page
-    "kvm_handle_guest_abort",  # arch/arm64/kvm/mmu.c
-    "kvm_pgtable_stage2_map",  # arch/arm64/kvm/hyp/pgtable.c
-    "kvm_arch_init_vm",  # arch/arm64/kvm/arm.c: enum kvm_mode, hypercall numbers
-    "__kvm_nvhe_kvm_host_prepare_stage2",  # arch/arm64/kvm/hyp/nvhe/mem_protect.c: host_mmu, pkvm_hyp_vm
-    "expand_files",  # fs/file.c: files_struct, fdtable
-    "copy_fd_bitmaps",
-    "alloc_fdtable",
-    "vmalloc",  # mm/vmalloc.c: vm_struct
-    "vfree",
-    "sparse_init",  # mm/sparse.c: mem_section
-    "__put_task_struct",  # kernel/fork.c: task_struct, mm_struct, thread_info
-)
-# Their files, for debug information whose .debug_aranges is absent or has assembly alone (clang).
-_FILES = (
-    "virt/kvm/kvm_main.c",
-    "arch/arm64/kvm/mmu.c",
-    "arch/arm64/kvm/hyp/pgtable.c",
-    "arch/arm64/kvm/arm.c",
-    "arch/arm64/kvm/hyp/nvhe/mem_protect.c",
-    "fs/file.c",
-    "mm/vmalloc.c",
-    "mm/sparse.c",
-    "kernel/fork.c",
-)
+# Functions whose units between them define what the kernel room reads, the first definition of a name winning, and the
+# files of these, for debug information whose .debug_aranges is absent or has assembly alone (clang).
+_FUNCTIONS = {
+    "kvm_vm_release": "virt/kvm/kvm_main.c",  # kvm, kvm_vcpu, kvm_memslots, file, task_struct, mm_struct, page
+    "kvm_handle_guest_abort": "arch/arm64/kvm/mmu.c",
+    "kvm_pgtable_stage2_map": "arch/arm64/kvm/hyp/pgtable.c",
+    "kvm_arch_init_vm": "arch/arm64/kvm/arm.c",  # enum kvm_mode, hypercall numbers
+    "__kvm_nvhe_kvm_host_prepare_stage2": "arch/arm64/kvm/hyp/nvhe/mem_protect.c",  # host_mmu, pkvm_hyp_vm
+    "expand_files": "fs/file.c",  # files_struct, fdtable
+    "copy_fd_bitmaps": "fs/file.c",
+    "alloc_fdtable": "fs/file.c",
+    "vmalloc": "mm/vmalloc.c",  # vm_struct
+    "vfree": "mm/vmalloc.c",
+    "sparse_init": "mm/sparse.c",  # mem_section
+    "__put_task_struct": "kernel/fork.c",  # task_struct, mm_struct, thread_info
+}
+_FILES = tuple(_FUNCTIONS.values())
 _SECTIONS = (
     "debug_info",
     "debug_aranges",
@@ -92,11 +83,9 @@ class DwarfTypes:
         self._info = views["debug_info"]
         self._strings = views["debug_str"]
         self._offsets = views["debug_str_offsets"]
-        sections = {f"{name}_sec": _descriptor(name, view) for name, view in views.items()}
-        for absent in ("debug_frame", "eh_frame", "debug_loc", "debug_ranges", "debug_line"):
-            sections[f"{absent}_sec"] = None
-        for absent in ("debug_pubtypes", "debug_pubnames", "debug_sup", "gnu_debugaltlink", "debug_types"):
-            sections[f"{absent}_sec"] = None
+        absent = "debug_frame eh_frame debug_loc debug_ranges debug_line debug_pubtypes debug_pubnames debug_sup"
+        sections: dict[str, Any] = {f"{name}_sec": None for name in f"{absent} gnu_debugaltlink debug_types".split()}
+        sections |= {f"{name}_sec": _descriptor(name, view) for name, view in views.items()}
         config = DwarfConfig(little_endian=True, machine_arch="AArch64", default_address_size=8)
         self._dwarf: Any = DWARFInfo(config=config, **sections)
         self._starts: list[int] = []
@@ -120,11 +109,6 @@ class DwarfTypes:
                 if not _SPLIT.isdisjoint(self._dwarf.get_CU_at(unit).get_top_DIE().attributes):
                     raise BadInput(f"the types of {self._path} lie in .dwo files: switch CONFIG_DEBUG_INFO_SPLIT off")
             return units
-
-    def all_units(self) -> list[int]:
-        """Offsets in .debug_info of every unit."""
-        with _damage(self._path):
-            return list(self._unit_starts())
 
     def units_naming(self, name: str) -> Iterator[int]:
         """Units that refer to the string ``name`` in .debug_str: any unit that defines such a type does.
@@ -250,18 +234,15 @@ class _Damaged(Exception):
     """What only damaged DWARF, or none of a C program, can say."""
 
 
-class _damage:
+@contextmanager
+def _damage(path: object) -> Iterator[None]:
     """Turns whatever pyelftools raises on damaged input (it promises no set of exceptions) into `BadInput`."""
-
-    def __init__(self, path: object) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, BadInput):
-            raise BadInput(f"the DWARF in {self._path} is damaged: {error or type(error).__name__}") from error
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"the DWARF in {path} is damaged: {error or type(error).__name__}") from error
 
 
 class _Converter:

@@ -61,7 +61,7 @@ def is_plain_image(data: bytes) -> bool:
 def open_image(path: Path, data: bytes | None = None, most: int = DEFAULT) -> Image:
     """Unpack the Image in ``path`` (``data``: its content, when already read), which may take ``most`` bytes of memory.
 
-    Raises `BadInput` when the file is unreadable, is no arm64 Image, is cut short, or is packed with a
+    Raises `BadInput` when the file is unreadable, is not an arm64 Image, is cut short, or is packed with a
     compression that needs a program which is not installed.
     """
     budget = Budget(most)

@@ -29,9 +29,9 @@ class FileContent:
 class KernelSymbols:
     """`inspector.symbols.api.Symbols` for one kernel build, and where its image is linked.
 
-    ``link_text`` is the link-time address of the Image's first byte (``_text``), ``image_size`` the bytes it
-    takes in memory, .bss included.  `find_bytes` and `image_bytes` serve to recognise the image in physical
-    memory.
+    ``link_text`` is the link-time address of the Image's first byte (``_text``), ``image_size`` the bytes it takes in
+    memory, .bss included; ``table`` has every symbol.  `find_bytes` and `image_bytes` serve to recognise the image in
+    physical memory.
     """
 
     def __init__(
@@ -41,68 +41,41 @@ class KernelSymbols:
         image: Callable[[], bytes],
         search: Callable[[str], Btf | None] = lambda _: None,
     ) -> None:
-        """``image`` loads the unpacked Image; ``search`` looks elsewhere for a type, or enumerator, by its
-        name.
-        """
+        """``image`` loads the unpacked Image; ``search`` looks elsewhere for a type, or enumerator, by its name."""
         self._found = found
-        self._description = description
+        self.description = description
+        self.build_id, self.banner, self.table = found.build_id, found.banner, found.table
+        self.link_text, self.image_size = found.link_text, found.image_size
         self._load = image
         self._search = search
         self._searched: dict[str, Btf | None] = {}
 
     def with_image(self, image: Callable[[], bytes]) -> KernelSymbols:
         """The same symbols with another place to read the Image from."""
-        return KernelSymbols(self._found, self._description, image, self._search)
-
-    @property
-    def description(self) -> str:
-        return self._description
-
-    @property
-    def build_id(self) -> str | None:
-        return self._found.build_id
-
-    @property
-    def banner(self) -> str | None:
-        return self._found.banner
-
-    @property
-    def link_text(self) -> int:
-        return self._found.link_text
-
-    @property
-    def image_size(self) -> int:
-        return self._found.image_size
+        return KernelSymbols(self._found, self.description, image, self._search)
 
     @cached_property
     def _image(self) -> bytes:
         return self._load()
 
     def address(self, name: str) -> int | None:
-        symbols = self._found.table.named(name)
+        symbols = self.table.named(name)
         return symbols[0].address if symbols else None
 
     def require(self, name: str) -> int:
         address = self.address(name)
         if address is None:
-            raise MissingSymbol(
-                f"symbol {name} is not in {self._description}: give the kernel's vmlinux with --vmlinux"
-            )
+            raise MissingSymbol(f"symbol {name} is not in {self.description}: give the kernel's vmlinux with --vmlinux")
         return address
-
-    @property
-    def table(self) -> SymbolTable:
-        """Every symbol."""
-        return self._found.table
 
     def addresses(self, name: str) -> tuple[int, ...]:
         """Every address of ``name``: static functions of different files may share a name."""
-        return tuple(symbol.address for symbol in self._found.table.named(name))
+        return tuple(symbol.address for symbol in self.table.named(name))
 
     def nearest(self, va: int) -> tuple[str, int] | None:
         if not self.link_text <= va < self.link_text + self.image_size:
             return None
-        return self._found.table.nearest_text(va)
+        return self.table.nearest_text(va)
 
     def struct(self, name: str) -> StructType | None:
         with self._reading():
@@ -112,7 +85,7 @@ class KernelSymbols:
         with self._reading():
             member = self._types(struct).member(struct, path)
         if member is None:
-            raise MissingSymbol(f"struct {struct} has no member {path} in {self._description}")
+            raise MissingSymbol(f"struct {struct} has no member {path} in {self.description}")
         return member
 
     def has_member(self, struct: str, path: str) -> bool:
@@ -122,7 +95,7 @@ class KernelSymbols:
     def sizeof(self, struct: str) -> int:
         found = self.struct(struct)
         if found is None:
-            raise MissingSymbol(f"struct {struct} is not in {self._description}")
+            raise MissingSymbol(f"struct {struct} is not in {self.description}")
         return found.size
 
     def enumerator(self, enum_name: str, name: str) -> int | None:
@@ -162,7 +135,7 @@ class KernelSymbols:
         try:
             yield
         except BadBtf as error:
-            raise BadInput(f"the types of {self._description} are damaged: {error}") from error
+            raise BadInput(f"the types of {self.description} are damaged: {error}") from error
 
 
 def check_build_id(symbols: Symbols, running: str | None) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from inspector.budget import DEFAULT, Budget
 from inspector.findings import BadInput
@@ -139,7 +138,8 @@ def read_vmlinux(elf: Elf) -> FileContent:
         link_text = min((each.address for each in elf.sections if each.stored), default=0)
         flat = elf.flatten(link_text)
         if not is_plain_image(flat):
-            raise BadInput(f"{elf.path} is stripped of its symbols and is no arm64 kernel: give an unstripped vmlinux")
+            what = "stripped of its symbols and not an arm64 kernel"
+            raise BadInput(f"{elf.path} is {what}: give an unstripped vmlinux")
         text_offset, image_size = struct.unpack_from("<QQ", flat, 8)
         table, link_text, sources = _image_table(elf.path, flat, text_offset, image_size)
     section = elf.section(".BTF")
@@ -212,31 +212,22 @@ def _index(path: Path, blob: bytes) -> Btf:
         raise BadInput(f"the BTF in {path} cannot be read: {error}") from error
 
 
+_META = ("sources", "build_id", "banner", "link_text", "image_size")
+"""What a cached `FileContent` has in its header, in the order of its fields."""
+
+
 def _recall(slot: Path) -> FileContent | None:
     entry = cache.load(slot)
     if entry is None:
         return None
-    meta: Mapping[str, Any] = entry.meta
     try:
-        return FileContent(
-            tuple(meta["sources"]),
-            meta["build_id"],
-            meta["banner"],
-            meta["link_text"],
-            meta["image_size"],
-            SymbolTable.from_sections(entry.sections),
-            Btf.from_sections(entry.sections),
-        )
+        sources, *rest = (entry.meta[name] for name in _META)
+        table, types = SymbolTable.from_sections(entry.sections), Btf.from_sections(entry.sections)
+        return FileContent(*(tuple(sources), *rest, table, types))
     except (KeyError, TypeError, ValueError, BadBtf):
         return None
 
 
 def _remember(slot: Path, found: FileContent) -> None:
-    meta = {
-        "sources": list(found.sources),
-        "build_id": found.build_id,
-        "banner": found.banner,
-        "link_text": found.link_text,
-        "image_size": found.image_size,
-    }
+    meta = {name: getattr(found, name) for name in _META}
     cache.store(slot, meta, found.table.to_sections() | found.types.to_sections())

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import struct
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 _TEXT = frozenset("tTwW")
 _WEAK = frozenset("wWvV")
@@ -91,17 +92,9 @@ class SymbolTable:
     def named(self, name: str) -> list[Symbol]:
         """Every symbol called ``name``, global ones first, then by address."""
         wanted = name.encode("utf-8", "surrogateescape")
-        low, high = 0, len(self.by_name)
-        while low < high:
-            middle = (low + high) // 2
-            if self._name(self.by_name[middle]) < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        found = []
-        while low < len(self.by_name) and self._name(self.by_name[low]) == wanted:
-            found.append(self[self.by_name[low]])
-            low += 1
+        first = bisect_left(self.by_name, wanted, key=self._name)
+        places = (self.by_name[place] for place in range(first, len(self.by_name)))
+        found = [self[at] for at in takewhile(lambda at: self._name(at) == wanted, places)]
         return sorted(found, key=lambda symbol: (not symbol.kind.isupper(), symbol.kind in _WEAK, symbol.address))
 
     def nearest_text(self, address: int) -> tuple[str, int] | None:

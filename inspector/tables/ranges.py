@@ -9,6 +9,7 @@ which there are few.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -28,36 +29,27 @@ _Columns = tuple[bulk.Words, bulk.Words, bulk.Words, NDArray[np.int8], bulk.Word
 """ia, size, pa, level, raw, leaves."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class RangeTable(Sequence[Range]):
     """Ranges in order of input address, as numpy columns; `Range` objects are made as they are asked for.
 
     ``ia``, ``size``, ``pa`` in bytes, ``raw`` the first leaf, ``leaves`` a count (uint64 each), ``level`` int8.
     """
 
-    __slots__ = ("format", "geometry", "ia", "leaves", "level", "pa", "raw", "size")
-
-    def __init__(
-        self,
-        geometry: Geometry,
-        fmt: Format,
-        ia: bulk.Words,
-        size: bulk.Words,
-        pa: bulk.Words,
-        level: NDArray[np.int8],
-        raw: bulk.Words,
-        leaves: bulk.Words,
-    ) -> None:
-        self.geometry = geometry
-        self.format = fmt
-        self.ia = ia
-        self.size = size
-        self.pa = pa
-        self.level = level
-        self.raw = raw
-        self.leaves = leaves
+    geometry: Geometry
+    format: Format
+    ia: bulk.Words
+    size: bulk.Words
+    pa: bulk.Words
+    level: NDArray[np.int8]
+    raw: bulk.Words
+    leaves: bulk.Words
 
     def __len__(self) -> int:
         return len(self.ia)
+
+    def _columns(self) -> _Columns:
+        return self.ia, self.size, self.pa, self.level, self.raw, self.leaves
 
     def _range(self, ia: int, size: int, pa: int, level: int, raw: int, leaves: int) -> Range:
         kind = bulk.leaf_kind(level)
@@ -72,34 +64,19 @@ class RangeTable(Sequence[Range]):
     def __getitem__(self, index: int | slice) -> Range | RangeTable:
         if isinstance(index, slice):
             return self.where(index)
-        return self._range(
-            int(self.ia[index]),
-            int(self.size[index]),
-            int(self.pa[index]),
-            int(self.level[index]),
-            int(self.raw[index]),
-            int(self.leaves[index]),
-        )
+        return self._range(*(int(column[index]) for column in self._columns()))
 
     def __iter__(self) -> Iterator[Range]:
         for first in range(0, len(self), 1024):
             part = slice(first, first + 1024)
-            columns = (self.ia, self.size, self.pa, self.level, self.raw, self.leaves)
-            for row in zip(*(column[part].tolist() for column in columns), strict=True):
+            for row in zip(*(column[part].tolist() for column in self._columns()), strict=True):
                 yield self._range(*row)
 
     def where(self, chosen: slice | NDArray[np.bool_] | NDArray[np.intp]) -> RangeTable:
         """The rows that a slice, a mask or an array of positions chooses."""
-        return RangeTable(
-            self.geometry,
-            self.format,
-            self.ia[chosen],
-            self.size[chosen],
-            self.pa[chosen],
-            self.level[chosen],
-            self.raw[chosen],
-            self.leaves[chosen],
-        )
+        ia, size, pa, level, raw, leaves = self._columns()
+        part = ia[chosen], size[chosen], pa[chosen], level[chosen], raw[chosen], leaves[chosen]
+        return RangeTable(self.geometry, self.format, *part)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Sequence) and not isinstance(other, str):

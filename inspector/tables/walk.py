@@ -6,7 +6,7 @@ Any 64-bit value is data: whatever a table holds, the walk ends, and what it cou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import repeat
 
 import numpy as np
@@ -72,13 +72,7 @@ class _Found:
 
     def rows(self, chosen: Sequence[int] | slice | bulk.Flags) -> _Found:
         """Only these rows."""
-        return _Found(
-            self.pa[chosen],
-            self.ia[chosen],
-            self.parent_row[chosen],
-            self.parent_index[chosen],
-            self.parent_raw[chosen],
-        )
+        return _Found(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
 
 class _Walk:

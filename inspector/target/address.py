@@ -71,7 +71,7 @@ def parse_address(connection: str) -> Address:
         return TcpAddress(match["host"].strip("[]") or "localhost", port)
     path = text.removeprefix("unix:")
     if not path or path.endswith(":") or "\n" in path:
-        raise BadInput(f"{connection!r} is no address: give HOST:PORT, :PORT or the path of a unix socket")
+        raise BadInput(f"{connection!r} is not an address: give HOST:PORT, :PORT or the path of a unix socket")
     if len(os.fsencode(path)) > _UNIX_PATH_MAX:
         raise BadInput(f"the socket path {path!r} is longer than {_UNIX_PATH_MAX} bytes: use a shorter one")
     return UnixAddress(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ class RamRange:
 
 
 class UnreadableMemory(InspectorError):
-    """Physical memory at ``pa`` (``size`` bytes) is no RAM or cannot be read.
+    """Physical memory at ``pa`` (``size`` bytes) is not RAM or cannot be read.
 
     Callers that walk data they do not trust catch this and turn it into a row with a reason.
     """
@@ -29,6 +29,18 @@ class UnreadableMemory(InspectorError):
         self.pa = pa
         self.size = size
         self.reason = reason
+
+
+def read_each(read: Callable[[int, int], bytes], requests: Iterable[tuple[int, int]]) -> list[bytes | None]:
+    """`PhysicalMemory.read_many`, one read after the other."""
+
+    def one(pa: int, size: int) -> bytes | None:
+        try:
+            return read(pa, size)
+        except UnreadableMemory:
+            return None
+
+    return [one(pa, size) for pa, size in requests]
 
 
 class PhysicalMemory(Protocol):

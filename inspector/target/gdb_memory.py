@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inspector.findings import TargetLost
-from inspector.target.api import RamRange, UnreadableMemory
+from inspector.target.api import RamRange, UnreadableMemory, read_each
 from inspector.target.mi import GdbError, MiSession
 from inspector.target.ranges import RamMap
 
@@ -91,13 +91,7 @@ class MiMemory:
         return bytes.fromhex(blocks[0][1])
 
     def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
-        results: list[bytes | None] = []
-        for pa, size in requests:
-            try:
-                results.append(self.read(pa, size))
-            except UnreadableMemory:
-                results.append(None)
-        return results
+        return read_each(self.read, requests)
 
     def close(self) -> None:
         """Nothing to give back: the physical mode belongs to the caller."""

@@ -139,7 +139,7 @@ def _owner(inode: int) -> int | None:
         try:
             for entry in os.scandir(f"/proc/{pid}/fd"):
                 try:
-                    if os.readlink(entry.path) == wanted:  # noqa: PTH115 - a socket is no path
+                    if os.readlink(entry.path) == wanted:  # noqa: PTH115 - a socket is not a path
                         return pid
                 except OSError:
                     continue

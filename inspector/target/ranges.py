@@ -30,7 +30,7 @@ class RamMap:
         return self.split(pa, size) is not None
 
     def split(self, pa: int, size: int) -> list[tuple[int, int, int]] | None:
-        """``(range number, pa, size)`` parts of ``[pa, pa + size)``; ``None`` when any of it is no RAM."""
+        """``(range number, pa, size)`` parts of ``[pa, pa + size)``; ``None`` when any of it is not RAM."""
         if pa < 0 or size < 0:
             return None
         parts = []

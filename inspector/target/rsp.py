@@ -23,7 +23,7 @@ _MAX_STOP_REPLIES = 16  # QEMU sends one
 
 
 class NotAStub(InspectorError):
-    """What the other side sent is no remote serial protocol."""
+    """What the other side sent is not the remote serial protocol."""
 
 
 class NoAnswer(InspectorError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -31,25 +31,26 @@ def _raise(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 @contextmanager
-def signals_raise() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise `Interrupted` in the main thread; elsewhere it does nothing.
-
-    A signal that was ignored (nohup) stays ignored.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Inside, ``handler`` gets these signals, but for those that were ignored (nohup); only in the main thread."""
     before = {}
-    for number in _ENDING:
-        handler = signal.getsignal(number)
-        if handler is not signal.SIG_IGN and handler is not None:
-            before[number] = handler
-            signal.signal(number, _raise)
+    for number in numbers if threading.current_thread() is threading.main_thread() else ():
+        known = signal.getsignal(number)
+        if known is not signal.SIG_IGN and known is not None:
+            before[number] = known
+            signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, known in before.items():
+            signal.signal(number, known)
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise `Interrupted` in the main thread; elsewhere it does nothing."""
+    with _handled(_ENDING, _raise):
+        yield
 
 
 @contextmanager
@@ -60,20 +61,10 @@ def signals_wait() -> Iterator[None]:
     process, and Python then still runs the handler in the main thread.  Whoever uses this sees to it that the
     inside takes seconds at most.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     arrived: list[int] = []
-    before = {}
-    for number in _ALL:
-        handler = signal.getsignal(number)
-        if handler is not signal.SIG_IGN and handler is not None:
-            before[number] = handler
-            signal.signal(number, lambda signum, frame: arrived.append(signum))
     try:
-        yield
+        with _handled(_ALL, lambda signum, frame: arrived.append(signum)):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         for signum in arrived[:1]:
             signal.raise_signal(signum)

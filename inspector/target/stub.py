@@ -93,7 +93,7 @@ def look(address: Address, timeout: float, deadline: Deadline, guardian: Guardia
             except (NotAStub, Closed) as error:
                 ran = False
                 raise TargetLost(
-                    f"{address} is no gdbstub: {error}; start QEMU with -s or -gdb and give that address"
+                    f"{address} is not a gdbstub: {error}; start QEMU with -s or -gdb and give that address"
                 ) from error
     except BaseException:
         if ran:
@@ -166,12 +166,12 @@ def _silent(address: Address, answers: int) -> str:
     if there is not None and not host_process.is_qemu(there.pid):
         name = " ".join(host_process.command_line(there.pid)[:1]) or "a process"
         return (
-            f"{address} is no gdbstub: {name} (process {there.pid}) listens there and does not answer; "
+            f"{address} is not a gdbstub: {name} (process {there.pid}) listens there and does not answer; "
             "start QEMU with -s or -gdb and give that address"
         )
     if there is not None:
-        return f"QEMU (process {there.pid}) at {address} does not answer: it hangs, or it is no gdbstub's address"
+        return f"QEMU (process {there.pid}) at {address} does not answer: it hangs, or is not a gdbstub"
     return (
-        f"{address} accepts connections but does not answer: it is no gdbstub, or "
+        f"{address} accepts connections but does not answer: it is not a gdbstub, or "
         "another debugger is attached; give QEMU's address, or detach the other debugger"
     )

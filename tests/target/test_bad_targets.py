@@ -30,7 +30,7 @@ def refusal(connection: str, kind: type[InspectorError] = TargetLost, **options:
 
 @contextmanager
 def listener(answer: bytes | None, *, close: bool = False) -> Iterator[str]:
-    """Something that listens on TCP and is no gdbstub."""
+    """Something that listens on TCP and is not a gdbstub."""
     server = socket.create_server(("127.0.0.1", 0))
     taken: list[socket.socket] = []
 
@@ -85,7 +85,7 @@ def test_a_file_that_is_no_socket(tmp_path: Path) -> None:
 
 def test_a_listener_that_is_silent() -> None:
     with listener(None) as address:
-        assert "is no gdbstub: " in refusal(address, timeout=0.5)
+        assert "is not a gdbstub: " in refusal(address, timeout=0.5)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_a_listener_that_answers_rubbish(answer: bytes) -> None:
 
 def test_a_listener_that_hangs_up() -> None:
     with listener(None, close=True) as address:
-        assert "is no gdbstub: it closed the connection" in refusal(address)
+        assert "is not a gdbstub: it closed the connection" in refusal(address)
 
 
 def test_qemus_own_other_sockets(counting: Qemu, start_qemu: Starter, tmp_path: Path) -> None:
     """The monitor's address given in place of the stub's, while nobody else uses it."""
     qemu = start_qemu(None, "-chardev", f"socket,id=m,path={counting.stub}m,server=on,wait=off", "-mon", "chardev=m")
-    assert "is no gdbstub" in refusal(counting.stub + "m", timeout=1)
+    assert "is not a gdbstub" in refusal(counting.stub + "m", timeout=1)
     assert qemu.process.poll() is None
 
 
