@@ -18,6 +18,8 @@ from inspector.generations import software_bits_used
 from inspector.snapshot import MmuKind
 from inspector.tables.intervals import Intervals
 
+_SOFTWARE = 0xF << 55
+
 
 def _uncached(descriptor: Descriptor) -> bool:
     return descriptor.memory_type in (MemoryType.DEVICE, MemoryType.NORMAL_NC)
@@ -97,7 +99,8 @@ def memory_types(rule: Judge, context: Context) -> Iterator[Finding]:
         owned, columns = guest.owned, guest.owned.columns
         sound = guest.sound & ~_never_written(context, owned)
         uncached, cached = owned.matching(_uncached), owned.matching(_cached)
-        as_device = sound & guest.ordinary & uncached & context.ram.touch(columns.output, columns.size)
+        as_device = sound & guest.ordinary & uncached
+        as_device = columns.among(as_device, lambda c: context.ram.touch(c.output, c.size))
         for span in owned.spans(as_device):
             yield rule.error(
                 span,
@@ -105,9 +108,8 @@ def memory_types(rule: Judge, context: Context) -> Iterator[Finding]:
                 _what(span),
                 "the guest's writes bypass caches that the host and its devices read and write the page through",
             )
-        as_normal = sound & cached & ~context.ram.contain(columns.output, columns.size)
-        if any_cacheable:
-            as_normal = np.zeros_like(as_normal)
+        as_normal = np.zeros_like(sound) if any_cacheable else sound & cached
+        as_normal = columns.among(as_normal, lambda c: ~context.ram.contain(c.output, c.size))
         for span in owned.spans(as_normal):
             yield rule.error(
                 span,
@@ -124,12 +126,12 @@ def _mixed(rule: Judge, leaves: list[tuple[GuestMemory, Flags, Flags]]) -> Itera
     parts = [(guest.owned.columns, uncached) for guest, uncached, _ in leaves if uncached.any()]
     if not parts:
         return
-    start = np.concatenate([columns.output[uncached] for columns, uncached in parts])
-    size = np.concatenate([columns.size[uncached] for columns, uncached in parts])
-    devices = Intervals.union(start, start + size)
+    some = [columns.at(uncached) for columns, uncached in parts]
+    start = np.concatenate([one.output for one in some])
+    devices = Intervals.union(start, start + np.concatenate([one.size for one in some]))
     for guest, _, cached in leaves:
         columns = guest.owned.columns
-        for span in guest.owned.spans(cached & devices.touch(columns.output, columns.size)):
+        for span in guest.owned.spans(columns.among(cached, lambda c: devices.touch(c.output, c.size))):
             yield rule.error(
                 span,
                 "one cacheability for all mappings of a page",
@@ -171,7 +173,8 @@ def access_flag(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
         old = owned.matching(lambda d: d.kind.is_leaf and _uncached(d) and not d.af)
         if old.any():
-            for span in owned.spans(old & ~context.ram.touch(owned.columns.output, owned.columns.size)):
+            old = owned.columns.among(old, lambda c: ~context.ram.touch(c.output, c.size))
+            for span in owned.spans(old):
                 yield rule.error(span, "AF set", f"{span.raw}, AF clear")
 
 
@@ -188,5 +191,5 @@ def software_bits(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
         if software_bits_used(context.capture.host, owned.view.mmu):
             continue
-        for span in owned.spans(lambda d: d.kind.is_leaf and d.sw != 0):
+        for span in owned.spans(owned.leaf & (owned.columns.raw & np.uint64(_SOFTWARE) != 0)):
             yield rule.error(span, "software bits [58:55] zero", f"{span.raw}: {span.pattern.sw:#x}")

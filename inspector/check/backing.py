@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspector.check.ownership import Owned
 from inspector.codec import Kind
@@ -143,19 +144,19 @@ def _pieces(owned: Owned, judged: Flags, backed: _Backed) -> Pieces:
     """The leaves of ``judged``, which lie inside the slots, over ``backed``."""
     columns = owned.columns
     leaves = np.flatnonzero(judged)
-    leaves = leaves[np.argsort(columns.ia[leaves], kind="stable")]
-    ipa = columns.ia[leaves]
-    end = ipa + columns.size[leaves]
+    leaves = leaves[np.argsort(columns.at(leaves).ia, kind="stable")]
+    some = columns.at(leaves)
+    ipa, end, output = some.ia, some.ia + some.size, some.output
     if len(leaves) > 1:  # of leaves at one address only the first is looked at: a corrupt tree
         distinct = np.concatenate(([True], ipa[1:] >= np.maximum.accumulate(end)[:-1]))
-        leaves, ipa, end = leaves[distinct], ipa[distinct], end[distinct]
+        leaves, ipa, end, output = leaves[distinct], ipa[distinct], end[distinct], output[distinct]
     cuts = np.sort(np.concatenate((ipa, end, backed.at.start, backed.at.end)), kind="stable")  # four that are sorted
     cuts = cuts[np.append(cuts[:-1] != cuts[1:], True)] if len(cuts) else cuts
     starts = cuts[:-1]
     which = Intervals(ipa, end).holding(starts)
     kept = which >= 0
     starts, stops, which = starts[kept], cuts[1:][kept], which[kept]
-    pa: Words = columns.output[leaves][which] + starts - ipa[which]
+    pa: Words = output[which] + starts - ipa[which]
     run = backed.at.holding(starts)
     gap = run < 0
     if not len(backed.pa):
@@ -187,25 +188,24 @@ class GuestMemory:
     @cached_property
     def certain(self) -> Flags:
         """The leaves whose input address is beyond doubt: no table above them has two parents (`S3` reports that)."""
-        found: Flags = self.owned.leaf & ~self.owned.contested[self.owned.columns.row]
+        found: Flags = self.owned.leaf & ~self.owned.columns.spread(self.owned.contested)
         return found
 
     @cached_property
     def in_slots(self) -> Flags:
         """The certain leaves that lie inside the slots (`S7` reports the others)."""
-        columns = self.owned.columns
-        found: Flags = self.certain & slots_of(self.owned.view.vm, self.page).contain(columns.ia, columns.size)
-        return found
+        slots = slots_of(self.owned.view.vm, self.page)
+        return self.owned.columns.among(self.certain, lambda c: slots.contain(c.ia, c.size))
 
     @cached_property
-    def slot(self) -> Flat:
+    def slot(self) -> NDArray[np.int32]:
         """For each entry the place in ``vm.memslots`` of the slot that its first page lies in (-1: none)."""
         ranges = [slot_range(slot, self.page) for slot in self.owned.view.vm.memslots]
-        order = np.array([*sorted(range(len(ranges)), key=lambda n: ranges[n]), -1], dtype=np.intp)
+        order = np.array([*sorted(range(len(ranges)), key=lambda n: ranges[n]), -1], dtype=np.int32)
         start, end = np.array([ranges[n] for n in order[:-1]], dtype=np.uint64).reshape(-1, 2).T
         # One entry after the last slot, so that -1, for none, finds it.
-        found: Flat = order[Intervals(start, end).holding(self.owned.columns.ia)]
-        return found
+        slots = Intervals(start, end)
+        return np.concatenate([order[:0], *(order[slots.holding(part.ia)] for part in self.owned.columns.pieces())])
 
     def fitting(self, number: int) -> Flags:
         """The leaves that slot ``number`` answers for: those inside it that fit it."""
@@ -223,20 +223,23 @@ class GuestMemory:
         block = self.in_slots & columns.matching(lambda d: d.kind is Kind.BLOCK and d.level in levels)
         for number, slot in enumerate(slots):
             start, end = slot_range(slot, self.page)
-            mine = self.slot == number
+            mine = block & (self.slot == number)
             if slot.flags & GUEST_MEMFD:
                 block[mine] = False
                 continue
             apart = np.uint64((slot.userspace_addr - start) & (1 << 64) - 1)
-            fits = (columns.ia + columns.size <= np.uint64(end)) & (apart & (columns.size - np.uint64(1)) == 0)
-            block[mine & fits] = False
+            at = np.flatnonzero(mine)
+            ours = columns.at(at)
+            fits = (ours.ia + ours.size <= np.uint64(end)) & (apart & (ours.size - np.uint64(1)) == 0)
+            block[at[fits]] = False
         return block
 
     @cached_property
     def pieces(self) -> Pieces:
         """The leaves that only their backing can judge: in the slots, and wrong in no other way."""
-        beyond = self.owned.columns.output >= np.uint64(1 << self.owned.view.geometry.pa_bits)  # S4 reports them
-        judged = self.in_slots & ~self.hosts & ~self.unfit_blocks & ~beyond
+        judged = self.in_slots & ~self.hosts & ~self.unfit_blocks
+        end = np.uint64(1 << self.owned.view.geometry.pa_bits)  # S4 reports what lies beyond
+        judged = self.owned.columns.among(judged, lambda c: c.output < end)
         return _pieces(self.owned, judged, _backed(self.owned.view.vm, self.page))
 
     def of_leaves(self, pieces: Flags) -> Flags:

@@ -45,10 +45,11 @@ class HostMemory:
     def mapped_by(self, owned: Owned) -> Flags:
         """The leaves that map any of it; the zero page, which lies in the image, may be read."""
         columns = owned.columns
-        hit: Flags = owned.leaf & self.union.touch(columns.output, columns.size)
+        hit = columns.among(owned.leaf, lambda c: self.union.touch(c.output, c.size))
         if self.zero_page is not None:
             read = owned.matching(lambda d: d.kind is Kind.PAGE and not d.writable)
-            hit &= ~(read & (columns.output == np.uint64(self.zero_page)))
+            zero = np.uint64(self.zero_page)
+            hit &= ~columns.among(hit & read, lambda c: c.output == zero)
         return hit
 
     def at(self, pa: int, size: int) -> Forbidden:

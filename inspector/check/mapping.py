@@ -48,8 +48,10 @@ def inside_slots(rule: Judge, context: Context) -> Iterator[Finding]:
                 )
     for guest in context.guests:
         owned, columns = guest.owned, guest.owned.columns
-        device = owned.matching(_may_be_device) & ~context.ram.touch(columns.output, columns.size)
-        for span in owned.spans(guest.certain & ~guest.in_slots & ~device):
+        outside = guest.certain & ~guest.in_slots
+        device = outside & owned.matching(_may_be_device)
+        device = columns.among(device, lambda c: ~context.ram.touch(c.output, c.size))
+        for span in owned.spans(outside & ~device):
             yield rule.error(
                 span,
                 "a memslot around every leaf",
@@ -96,7 +98,7 @@ def _runs(guest: GuestMemory, wrong: Flags) -> Iterator[_Run]:
     pieces, columns, at = guest.pieces, guest.owned.columns, np.flatnonzero(wrong)
     guest.owned.marked[pieces.leaf[at]] = True
     apart, ipa = pieces.pa[at] - pieces.must_be[at], pieces.ipa[at]
-    starts, ends = runs((ipa, pieces.end[at] - ipa), (apart, 0), (columns.level[pieces.leaf[at]], 0))
+    starts, ends = runs((ipa, pieces.end[at] - ipa), (apart, 0), (columns.at(pieces.leaf[at]).level, 0))
     for number, (start, end) in enumerate(zip(starts[:LIMIT], ends, strict=False)):
         first = int(at[start])
         size = int(pieces.end[at[end - 1]] - pieces.ipa[first])

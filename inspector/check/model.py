@@ -32,7 +32,7 @@ def model_equality(rule: Judge, context: Context) -> Iterator[Finding]:
         differ = columns.raw ^ model.raw
         # Invalid entries are S6's, and pointers to what is not a table of this tree S3's.
         left = columns.followed | columns.leaf | columns.matching(lambda d: d.kind is Kind.RESERVED)
-        left &= owned.mine & ~owned.contested[columns.row] & ~owned.marked
+        left &= owned.mine & ~columns.spread(owned.contested) & ~owned.marked
         aged = left & (differ == np.uint64(AF)) & columns.leaf
         for span in owned.spans(left & (differ != 0) & ~aged, differ):
             live, made = columns.decoded(span.first), model.decoded(span.first)

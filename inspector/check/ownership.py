@@ -40,8 +40,7 @@ class Owned:
     @cached_property
     def mine(self) -> Flags:
         """The entries of `pages`."""
-        found: Flags = self.pages[self.columns.row]
-        return found
+        return self.columns.spread(self.pages)
 
     @cached_property
     def leaf(self) -> Flags:
@@ -103,7 +102,7 @@ def _pointers(owned: Sequence[Owned]) -> Iterator[Pointer]:
         yield from (Pointer(one, None, pa) for pa in one.view.root_pages())
     for one in owned:
         at = np.flatnonzero(one.columns.table & one.mine)
-        for place, child in zip(at.tolist(), one.columns.child[at].tolist(), strict=True):
+        for place, child in zip(at.tolist(), one.columns.at(at).child.tolist(), strict=True):
             yield Pointer(one, place, child)
 
 

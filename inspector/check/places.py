@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.capture.view import TableView, regime_name
-from inspector.codec import Descriptor
+from inspector.codec import Descriptor, decode
 from inspector.codec.bulk import Flags
 from inspector.findings import Where
 from inspector.snapshot import Mmu, Vm
@@ -57,14 +57,15 @@ def where_problem(view: TableView, found: Problem) -> Where:
 
 def where_entry(view: TableView, columns: Columns, at: int, size: int | None = None, ipa: int | None = None) -> Where:
     """The entry at position ``at``, and what it covers (or ``size`` bytes from its address, or from ``ipa``, on)."""
+    one = columns.at([at])
     return where_view(
         view,
-        ipa=int(columns.ia[at]) if ipa is None else ipa,
-        size=int(columns.size[at]) if size is None else size,
-        level=int(columns.level[at]),
-        table_pa=int(columns.table_pa[at]),
-        index=int(columns.index[at]),
-        raw=int(columns.raw[at]),
+        ipa=int(one.ia[0]) if ipa is None else ipa,
+        size=int(one.size[0]) if size is None else size,
+        level=int(one.level[0]),
+        table_pa=int(one.table_pa[0]),
+        index=int(one.index[0]),
+        raw=int(one.raw[0]),
     )
 
 
@@ -96,19 +97,31 @@ class Span:
         return f" ({self.count} entries)" if self.count > 1 else ""
 
 
+def _first(mask: Flags, most: int) -> NDArray[np.intp]:
+    """The first positions in ``mask``: ``most`` of them, and some more."""
+    found = [np.empty(0, dtype=np.intp)]
+    start = count = 0
+    while start < len(mask) and count < most:
+        found.append(np.flatnonzero(mask[start : start + most]) + start)
+        start, count = start + most, count + len(found[-1])
+    return np.concatenate(found)
+
+
 def spans(view: TableView, columns: Columns, mask: Flags, *alike: NDArray[Any]) -> Iterator[Span]:
-    """The masked entries as places, neighbours in one page with one pattern (and equal in ``alike``) joined.
+    """The masked entries as places, neighbours in one page with equal attributes (and equal in ``alike``) joined.
 
     At most `LIMIT` of them: when there are more, the last one covers all the rest by number only (its ``count``).
     """
-    at = np.flatnonzero(mask)
-    same = ((column[at], 0) for column in (columns.row, columns.pattern, *alike))
-    starts, ends = runs((columns.index[at], 1), *same)
-    for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        if number == LIMIT:
-            return
+    # None is longer than a page, so that these tell whether there are more than `LIMIT`.
+    at = _first(mask, (LIMIT + 1) * columns.geometry.entries)
+    found = columns.at(at)
+    starts, ends = runs((found.index, 1), (found.row, 0), (found.attributes, 0), *((one[at], 0) for one in alike))
+    for number, (start, end) in enumerate(zip(starts[:LIMIT].tolist(), ends.tolist(), strict=False)):
         rest = number == LIMIT - 1 and len(starts) > LIMIT
-        first, count = int(at[start]), (len(at) if rest else end) - start
-        size = int(columns.size[first]) * (1 if rest else count)
-        pattern = columns.patterns[columns.pattern[first]]
-        yield Span(where_entry(view, columns, first, size), first, count, pattern, int(columns.output[first]))
+        first = columns.at([int(at[start])])
+        count = int(np.count_nonzero(mask)) - start if rest else end - start
+        size = int(first.size[0]) * (1 if rest else count)
+        pattern = decode(int(first.attributes[0]), int(first.level[0]), columns.geometry, columns.format)
+        yield Span(
+            where_entry(view, columns, int(at[start]), size), int(at[start]), count, pattern, int(first.output[0])
+        )

@@ -60,8 +60,9 @@ def _unlogged(rule: Judge, context: Context, guest: GuestMemory, slot: Memslot, 
     if not len(at) or len(bits) * guest.page < end - start:
         return
     dirty = np.concatenate(([0], np.cumsum(bits, dtype=np.int64)))
-    first = ((columns.ia[at] - np.uint64(start)) // np.uint64(guest.page)).astype(np.int64)
-    pages = (columns.size[at] // np.uint64(guest.page)).astype(np.int64)
+    ours = columns.at(at)
+    first = ((ours.ia - np.uint64(start)) // np.uint64(guest.page)).astype(np.int64)
+    pages = (ours.size // np.uint64(guest.page)).astype(np.int64)
     clean = dirty[first + pages] - dirty[first] < pages
     mask[at[~clean]] = False
     excuse = excuses.unlogged(context.capture.host, guest.owned.view.vm, int(np.count_nonzero(clean)))
@@ -107,13 +108,15 @@ def _guest_memory(rule: Judge, context: Context) -> Iterator[Finding]:
         for number, slot in enumerate(owner.owned.view.vm.memslots):
             if slot.flags & GUEST_MEMFD:
                 private |= owner.fitting(number)
-        memory = Intervals.union(columns.output[private], columns.output[private] + columns.size[private])
+        ours = columns.at(private)
+        memory = Intervals.union(ours.output, ours.output + ours.size)
         for guest in context.guests:
             if guest.owned.view.vm is owner.owned.view.vm or not private.any():
                 continue
             columns = guest.owned.columns
             # Where the VMM's own tables contradict the leaf, M1 and M4 say so.
-            shared = guest.in_slots & ~guest.contradicted & memory.touch(columns.output, columns.size)
+            shared = guest.in_slots & ~guest.contradicted
+            shared = columns.among(shared, lambda c, memory=memory: memory.touch(c.output, c.size))  # type: ignore[misc]
             for span in guest.owned.spans(shared):
                 yield rule.error(
                     span,

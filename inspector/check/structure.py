@@ -12,12 +12,12 @@ from inspector.check.catalogue import Judge, invariant
 from inspector.check.context import Context, title
 from inspector.check.ownership import Owned, Pointer
 from inspector.check.places import Span, where_page, where_problem
-from inspector.codec import Descriptor, InvalidForm, Kind
-from inspector.codec.bulk import Flags
+from inspector.codec import InvalidForm, Kind
+from inspector.codec.bulk import Flags, Words
 from inspector.findings import Finding, Severity
 from inspector.snapshot import PageState
 from inspector.tables import ProblemKind
-from inspector.tables.columns import address_mask
+from inspector.tables.columns import Columns, address_mask
 
 # --- S3: table pointers ---
 
@@ -99,6 +99,12 @@ def _wrong_pointer(rule: Judge, context: Context, pointer: Pointer, earlier: Poi
 # --- S4: encodings ---
 
 
+def _below(columns: Columns) -> Words:
+    """The address bits of blocks below their size."""
+    found: Words = (columns.child ^ columns.output) & ~np.uint64(1 << _NT)
+    return found
+
+
 def _described(span: Span) -> str:
     return f"{span.raw}, a {span.pattern.kind.value} at level {span.where.level}"
 
@@ -131,15 +137,16 @@ def encodings(rule: Judge, context: Context) -> Iterator[Finding]:
                 "kvm_block_mapping_supported",
             )
         # Bit 16 of a block is nT, which is S5's.
-        low = (columns.child ^ columns.output) & ~np.uint64(1 << _NT)
-        for span in owned.spans(owned.leaf & (low != 0)):
+        block = owned.matching(lambda d: d.kind is Kind.BLOCK)
+        for span in owned.spans(columns.among(block, lambda c: _below(c) != 0)):
             yield rule.error(
                 span,
                 f"an address that is a multiple of {span.pattern.size:#x}",
-                f"{span.raw}: bits {int(low[span.first]):#x} inside the block",
+                f"{span.raw}: bits {int(_below(columns.at([span.first]))[0]):#x} inside the block",
                 "the bits are RES0 in a block: the CPU ignores them or does not",
             )
-        for span in owned.spans(owned.leaf & (columns.output >= np.uint64(1 << geometry.pa_bits))):
+        end = np.uint64(1 << geometry.pa_bits)
+        for span in owned.spans(columns.among(owned.leaf, lambda c, end=end: c.output >= end)):  # type: ignore[misc]
             yield rule.error(
                 span,
                 f"an output address below {1 << geometry.pa_bits:#x}",
@@ -193,12 +200,12 @@ def zero_bits(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
         leaf_zero, table_zero = _leaf_zero(context, owned), _table_zero(owned)
 
-        def wrong(entry: Descriptor, leaf: Mapping[int, str] = leaf_zero, table: Mapping[int, str] = table_zero) -> str:
-            return _set_bits(entry.raw, table if entry.kind is Kind.TABLE else leaf if entry.kind.is_leaf else {})
-
+        of_leaves, of_tables = (np.uint64(sum(1 << bit for bit in bits)) for bits in (leaf_zero, table_zero))
+        wrong = owned.leaf & (owned.columns.raw & of_leaves != 0)
+        wrong |= owned.columns.table & owned.mine & (owned.columns.raw & of_tables != 0)
         found = [
-            (span, wrong(span.pattern))
-            for span in owned.spans(owned.matching(lambda d, wrong=wrong: bool(wrong(d))))  # type: ignore[misc]
+            (span, _set_bits(span.pattern.raw, table_zero if span.pattern.kind is Kind.TABLE else leaf_zero))
+            for span in owned.spans(wrong)
         ]
         # nT lies inside the address field of a block, so no pattern holds it.
         nt = owned.matching(lambda d: d.kind is Kind.BLOCK) & (owned.columns.raw & np.uint64(1 << _NT) != 0)

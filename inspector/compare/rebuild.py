@@ -24,12 +24,15 @@ from inspector.compare.machine import machine_of
 from inspector.compare.mappings import Reading, reading_of
 from inspector.generations import KernelCode, software_bits_used
 from inspector.model import MemoryCache, Stage2
-from inspector.tables.columns import Columns
+from inspector.tables.columns import Columns, packed
 from inspector.tables.intervals import Intervals, runs
-from inspector.tables.rules import level_rules
+from inspector.tables.rules import LevelRules, Pointing, level_rules
 
 _CACHE: Final = 8
 """Pages for one map: more than there are levels."""
+
+_TABLES: Final = 512
+"""Tables taken at a time, which saves memory where there are many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,8 @@ class Rebuilt:
 
     def decoded(self, at: int) -> Descriptor:
         """The model's entry beside the live one at a position."""
-        return decode(int(self.raw[at]), int(self.columns.level[at]), self.columns.geometry, self.columns.format)
+        level = int(self.columns.page_level[self.columns.row[at]])
+        return decode(int(self.raw[at]), level, self.columns.geometry, self.columns.format)
 
 
 def kernel_ram(view: TableView) -> Intervals:
@@ -113,13 +117,15 @@ def _words(pgt: Stage2, page: int) -> Words:
 
 def _beside(pgt: Stage2, columns: Columns, page: Flat, mapped: Flags, hardware_af: bool) -> Words:
     """The model's entries at the places of the live ones."""
-    empty, bounds = np.zeros(columns.geometry.entries, dtype=np.uint64), columns.page_bounds.tolist()
-    parts = [empty[:0]]
+    bounds = columns.page_bounds.tolist()
+    raw = np.zeros(len(columns.raw), dtype=np.uint64)
     for row, one in enumerate(page.tolist()):
-        parts.append((_words(pgt, one) if one else empty)[columns.index[bounds[row] : bounds[row + 1]]])
-    raw = np.concatenate(parts)
-    if hardware_af:
-        raw ^= (raw ^ columns.raw) & np.where(mapped, np.uint64(AF), np.uint64(0))
+        if not one:
+            continue
+        here = slice(bounds[row], bounds[row + 1])
+        raw[here] = _words(pgt, one)[columns.index[here]]
+        if hardware_af:
+            raw[here] ^= (raw[here] ^ columns.raw[here]) & np.where(mapped[here], np.uint64(AF), np.uint64(0))
     address = np.uint64(_table_address(columns))
     tables = np.flatnonzero(columns.table)
     tables = tables[columns.followed[tables] | (raw[tables] & np.uint64(3) == 3)]
@@ -144,25 +150,46 @@ def _map_level(
 ) -> None:
     """Map the leaves of one level, and say in ``mapped`` which could be asked for."""
     rules = level_rules(columns.geometry, columns.format).get(level)
-    first, last = (int(at) for at in np.searchsorted(columns.page_level, (level, level + 1)))
-    here = slice(int(columns.page_bounds[first]), int(columns.page_bounds[last]))
-    mapped[here] = columns.leaf[here] & (columns.output[here] >> np.uint64(columns.geometry.pa_bits) == 0)
-    at = np.flatnonzero(mapped[here]) + here.start
-    if not len(at) or rules is None or rules.leaf is None:
+    if rules is None or rules.leaf is None:
         return
-    chosen = here if len(at) == here.stop - here.start else at
-    pa, row, index = columns.output[chosen], columns.row[chosen], columns.index[chosen]
-    key = columns.pattern[chosen] * 2 + (ram.holding(pa) >= 0)
+    first, last = (int(at) for at in np.searchsorted(columns.page_level, (level, level + 1)))
+    for start in range(first, last, _TABLES):
+        bounds = columns.page_bounds[[start, min(start + _TABLES, last)]]
+        _map_tables(pgt, columns, slice(*bounds.tolist()), rules, rules.leaf, reading, templates, ram, mapped)
+
+
+def _map_tables(
+    pgt: Stage2,
+    columns: Columns,
+    here: slice,
+    rules: LevelRules,
+    leaf: Pointing,
+    reading: Reading,
+    templates: _Templates,
+    ram: Intervals,
+    mapped: Flags,
+) -> None:
+    """Map the leaves among the entries ``here``, which are those of whole tables of one level."""
+    beyond = np.uint64(1 << columns.geometry.pa_bits)
+    mapped[here] = columns.at(here).among(columns.leaf[here], lambda some: some.output < beyond)
+    at = np.flatnonzero(mapped[here]) + here.start
+    if not len(at):
+        return
+    chosen = columns.at(here if len(at) == here.stop - here.start else at)
+    pa, row, index = chosen.output, chosen.row, chosen.index
+    key = packed(chosen.raw, reading.mask) * 2 + (ram.holding(pa) >= 0)
     # What was asked for, and what map writes for it, once for each combination that there is.
-    prots, wanted = [0] * (2 * len(columns.patterns)), np.zeros(2 * len(columns.patterns), dtype=np.uint64)
-    for one in np.flatnonzero(np.bincount(key)).tolist():
-        prots[one] = reading.prot(columns.patterns[one >> 1].raw & reading.mask, bool(one & 1))
-        wanted[one] = templates(prots[one], level)
-    raw = wanted[key] | columns.raw[chosen] & np.uint64(rules.leaf.address.mask)
+    size = 2 << reading.mask.bit_count()
+    having, prots, wanted = np.zeros(size, dtype=np.uint64), [0] * size, np.zeros(size, dtype=np.uint64)
+    having[key] = chosen.raw
+    for one in np.flatnonzero(having).tolist():
+        prots[one] = reading.prot(int(having[one]) & reading.mask, bool(one & 1))
+        wanted[one] = templates(prots[one], rules.level)
+    raw = wanted[key] | chosen.raw & np.uint64(leaf.address.mask)
     for start, end in zip(*(edge.tolist() for edge in runs((row, 0))), strict=True):
         ia = int(columns.page_ia[row[start]]) + (int(index[start]) << rules.shift)
         ret = pgt.map(ia, 1 << rules.shift, int(pa[start]), prots[key[start]], MemoryCache(_CACHE))
-        place = pgt.entry_at(ia, level)
+        place = pgt.entry_at(ia, rules.level)
         if ret or place is None:
             # Its address lies under another leaf, through a table that two entries lead to: reported there.
             mapped[at[start:end]] = False

@@ -1,25 +1,35 @@
 """A tree as columns: every entry that is not zero, one array element each, and its attributes decoded once a pattern.
 
-Attribute bits of a real table take a handful of values.  Entries are grouped by (level, all bits but the address), each
-group is decoded once by the codec, and a question about attributes is asked once a group: so 262,144 leaves are judged
-at the price of a few.
+Attributes that mean something take a handful of values in a real table, and a few thousand in one that holds anything.
+Entries are grouped by (level, kind, those bits), each group is decoded once by the codec, and a question about
+attributes is asked once a group: so 262,144 leaves are judged at the price of a few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.codec import Descriptor, Format, Geometry, Kind, bulk, decode
+from inspector.codec import Descriptor, Format, Geometry, Kind, Regime, bulk, decode, layouts
 from inspector.codec.bits import WORD
 from inspector.codec.bulk import Flags, Flat, Words
 from inspector.tables.intervals import runs
-from inspector.tables.rules import reachable
+from inspector.tables.rules import level_rules, reachable
 from inspector.tables.shapes import Tree
+from inspector.tables.walk import chunks
+
+_PIECE = 1 << 18
+"""Entries taken at a time where that saves memory: as many as stay in a cache."""
+
+_TELLING = ("valid", "type", "memattr", "s2ap", "sh", "af", "xn", "output_address")
+"""Fields of a stage-2 leaf or table that tell one pattern from another; `Columns.raw` has the others."""
 
 
 def address_mask(geometry: Geometry) -> int:
@@ -29,6 +39,36 @@ def address_mask(geometry: Geometry) -> int:
     """
     top = 50 if geometry.lpa2 else 48
     return (1 << top) - (1 << geometry.granule_shift)
+
+
+T = TypeVar("T", bound=np.generic)
+
+
+@lru_cache(maxsize=256)
+def _telling(kind: Kind, level: int, geometry: Geometry, fmt: Format) -> int:
+    """The bits of an entry of ``kind`` that its pattern has: none but those of `_TELLING`, where it is valid."""
+    if not (kind.is_leaf or kind is Kind.TABLE):
+        return 0
+    named = layouts.layout(kind, level, geometry, fmt).by_name
+    return functools.reduce(operator.or_, (named[name].mask for name in _TELLING if name in named)) & ~address_mask(
+        geometry
+    )
+
+
+def packed(raw: Words, mask: int) -> Flat:
+    """The bits of ``mask`` side by side, as small numbers."""
+    found = np.zeros(len(raw), dtype=np.intp)
+    at = 0
+    while mask:
+        low = (mask & -mask).bit_length() - 1
+        width = (~(mask >> low) & (mask >> low) + 1).bit_length() - 1
+        part = (raw >> np.uint64(low)).astype(np.intp)
+        part &= (1 << width) - 1
+        part <<= at
+        found |= part
+        at += width
+        mask &= ~((1 << width) - 1 << low)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +86,32 @@ class Columns:
     page_ia: Words
     page_level: Flat
     page_entry: Flat
-    row: Flat
-    index: Flat
+    row: NDArray[np.int32]
+    index: NDArray[np.uint16]
     raw: Words
+
+    # --- a part of them ---
+
+    def at(self, which: Flat | Flags | slice | list[int]) -> Columns:
+        """Some of the entries alone, with the same pages: what is asked of it costs only those."""
+        return replace(self, row=self.row[which], index=self.index[which], raw=self.raw[which])
+
+    def pieces(self) -> Iterator[Columns]:
+        """All of them, some at a time."""
+        for start in range(0, len(self.raw), _PIECE):
+            yield self.at(slice(start, start + _PIECE))
+
+    def among(self, mask: Flags, rule: Callable[[Columns], Flags]) -> Flags:
+        """Where ``rule`` holds of the entries of ``mask``, asked for some of them at a time."""
+        found = np.zeros(len(mask), dtype=bool)
+        for start in range(0, len(mask), _PIECE):
+            chosen = mask[start : start + _PIECE]
+            if chosen.all():
+                found[start : start + _PIECE] = rule(self.at(slice(start, start + _PIECE)))
+            elif chosen.any():
+                at = np.flatnonzero(chosen) + start
+                found[at] = rule(self.at(at))
+        return found
 
     # --- where an entry is ---
 
@@ -81,7 +144,55 @@ class Columns:
     # --- what an entry is ---
 
     @cached_property
-    def _grouped(self) -> tuple[Flat, tuple[Descriptor, ...]]:
+    def _grouped(self) -> tuple[NDArray[np.integer[Any]], tuple[Descriptor, ...]]:
+        if self.format.regime is not Regime.STAGE2:
+            return self._grouped_exactly
+        edges = [*(np.flatnonzero(np.diff(self.page_level)) + 1).tolist(), len(self.page_pa)]
+        patterns: list[Descriptor] = []
+        pattern = np.zeros(len(self.raw), dtype=np.uint32)
+        first = 0
+        for last in edges:
+            here = slice(int(self.page_bounds[first]), int(self.page_bounds[last]))
+            if here.start < here.stop:
+                patterns += self._group_level(pattern[here], self.raw[here], int(self.page_level[first]), len(patterns))
+            first = last
+        return pattern.astype(np.min_scalar_type(len(patterns))), tuple(patterns)
+
+    def _group_level(self, pattern: NDArray[np.uint32], raw: Words, level: int, before: int) -> list[Descriptor]:
+        """Write the number of each entry's pattern, counted from ``before`` on, and return the patterns."""
+        rules = level_rules(self.geometry, self.format)[level]
+        known = [one.kind for one in (rules.table, rules.leaf) if one is not None]
+        telling = functools.reduce(operator.or_, (_telling(kind, level, self.geometry, self.format) for kind in known))
+        tells = np.array([kind in known for kind in bulk.KINDS])
+        # A number for each: its kind, and above that its telling bits; an entry that has each number.
+        having = np.zeros(len(bulk.KINDS) + 1 << telling.bit_count(), dtype=np.uint64)
+        for start in range(0, len(raw), _PIECE):
+            some = raw[start : start + _PIECE]
+            kinds = bulk.kinds(some, level, self.geometry, self.format)
+            number = packed(some, telling)
+            number *= tells[kinds]
+            number *= len(bulk.KINDS) + 1
+            number += kinds
+            having[number] = some
+            pattern[start : start + _PIECE] = number
+        numbers = np.flatnonzero(having)
+        rank = np.zeros(len(having), dtype=np.uint32)
+        rank[numbers] = np.arange(before, before + len(numbers))
+        for start in range(0, len(raw), _PIECE):
+            pattern[start : start + _PIECE] = rank[pattern[start : start + _PIECE]]
+        return [
+            decode(
+                one & (telling if tells[number % (len(bulk.KINDS) + 1)] else ~address_mask(self.geometry) & WORD),
+                level,
+                self.geometry,
+                self.format,
+            )
+            for number, one in zip(numbers.tolist(), having[numbers].tolist(), strict=True)
+        ]
+
+    @property
+    def _grouped_exactly(self) -> tuple[Flat, tuple[Descriptor, ...]]:
+        """By all bits but the address: what Linux says of a page that is not mapped is anywhere in it."""
         bits = self.raw & np.uint64(~address_mask(self.geometry) & WORD)
         start, end = runs((bits, 0), (self.level, 0))
         # By level, then by bits: only the runs are sorted, of which there are few.
@@ -97,13 +208,13 @@ class Columns:
         return np.repeat(number, end - start), patterns
 
     @property
-    def pattern(self) -> Flat:
+    def pattern(self) -> NDArray[np.integer[Any]]:
         """Which of `patterns` each entry has."""
         return self._grouped[0]
 
     @property
     def patterns(self) -> tuple[Descriptor, ...]:
-        """Every combination of level and attributes that occurs, with the common address bits zero."""
+        """Every combination of level, kind and telling attributes that occurs, with the common address bits zero."""
         return self._grouped[1]
 
     def matching(self, rule: Callable[[Descriptor], bool]) -> Flags:
@@ -135,10 +246,20 @@ class Columns:
         return found
 
     @cached_property
+    def attributes(self) -> Words:
+        """All bits but the common address bits."""
+        found: Words = self.raw & np.uint64(~address_mask(self.geometry) & WORD)
+        return found
+
+    @cached_property
     def child(self) -> Words:
-        """Where table entries lead to (meaningless for other entries)."""
-        high = np.array([one.output_address or 0 for one in self.patterns], dtype=np.uint64)
-        found: Words = self.address_bits | high[self.pattern]
+        """Where table entries lead to (meaningless for entries that are neither table nor leaf)."""
+        found = self.address_bits
+        rules = level_rules(self.geometry, self.format)[self.geometry.start_level]
+        pointing = rules.table or rules.leaf
+        for part in () if pointing is None else pointing.address.parts:
+            if part.mask & ~address_mask(self.geometry):
+                found = found | (self.raw & np.uint64(part.mask)) >> np.uint64(part.lo) << np.uint64(part.at)
         return found
 
     @cached_property
@@ -158,28 +279,39 @@ class Columns:
 
     def decoded(self, at: int) -> Descriptor:
         """The entry at a position."""
-        return decode(int(self.raw[at]), int(self.level[at]), self.geometry, self.format)
+        return decode(int(self.raw[at]), int(self.page_level[self.row[at]]), self.geometry, self.format)
 
     def find(self, table_pa: int, index: int) -> int | None:
         """The position of an entry by its place; ``None`` when it is zero or not of this tree."""
-        at = np.flatnonzero((self.page_pa == np.uint64(table_pa))[self.row] & (self.index == index))
-        return int(at[0]) if len(at) else None
+        for row in np.flatnonzero(self.page_pa == np.uint64(table_pa)).tolist():
+            first, last = int(self.page_bounds[row]), int(self.page_bounds[row + 1])
+            at = first + int(np.searchsorted(self.index[first:last], index))
+            if at < last and int(self.index[at]) == index:
+                return at
+        return None
 
     @cached_property
     def page_parent(self) -> Flat:
         """The page with the entry that leads to each page; -1 for a root."""
-        return np.where(self.page_entry < 0, -1, self.row[self.page_entry] if len(self.row) else -1)
+        found: Flat = np.where(self.page_entry < 0, -1, self.row[self.page_entry] if len(self.row) else -1)
+        return found
 
     @cached_property
     def page_bounds(self) -> Flat:
         """The position of each page's first entry, and the end."""
-        return np.searchsorted(self.row, np.arange(len(self.page_pa) + 1))
+        return np.searchsorted(self.row, np.arange(len(self.page_pa) + 1, dtype=self.row.dtype))
 
     def per_page(self, chosen: Flags | None = None) -> Flat:
         """How many entries (of those chosen) each page has."""
-        if chosen is None or chosen.all():
-            return np.diff(self.page_bounds)
-        return np.bincount(self.row[chosen], minlength=len(self.page_pa))
+        found = np.diff(self.page_bounds)
+        if chosen is not None and not chosen.all():
+            some = found > 0
+            found[some] = np.add.reduceat(chosen, self.page_bounds[:-1][some], dtype=np.intp)
+        return found
+
+    def spread(self, pages: Flags) -> Flags:
+        """What is said of each page, said of each of its entries."""
+        return np.repeat(pages, np.diff(self.page_bounds))
 
     def below(self, top: Flags) -> Flags:
         """The pages of ``top`` and all pages below them."""
@@ -189,40 +321,46 @@ class Columns:
         return found
 
 
+def _joined(kind: type[T], parts: list[NDArray[T]]) -> NDArray[T]:
+    """The parts end to end; they are given up one by one, so that all is there only once."""
+    found = np.empty(sum(map(len, parts)), dtype=kind)
+    at = len(found)
+    while parts:
+        part = parts.pop()
+        found[at - len(part) : at] = part
+        at -= len(part)
+    return found
+
+
 def columns_of(tree: Tree, fmt: Format | None = None) -> Columns:
     """``tree`` as columns, its entries read as ``fmt`` says (``None``: as the walk read them)."""
-    rows: list[Flat] = []
-    indexes: list[Flat] = []
+    rows: list[NDArray[np.int32]] = []
+    indexes: list[NDArray[np.uint16]] = []
     raws: list[Words] = []
     leading: list[Flat] = []
     above, per_above, pages, entries = np.empty(0, dtype=np.intp), 0, 0, 0
     for level in tree.levels:
-        words = bulk.words(b"".join(level.raw))
-        per_table = len(level.raw[0]) // 8  # a power of two
-        at = np.flatnonzero(words)
-        if (bound := reachable(tree.geometry, level.level)) < per_table:
-            at = at[at & (per_table - 1) < bound]
+        per_table = min(len(level.raw[0]) // 8, reachable(tree.geometry, level.level))
         entry = np.searchsorted(above, level.parent_row * per_above + level.parent_index) + entries - len(above)
         leading.append(np.where(level.parent_row < 0, -1, entry))
-        rows.append((at >> per_table.bit_length() - 1) + pages)
-        indexes.append(at & (per_table - 1))
-        raws.append(words[at])
-        above, per_above, pages, entries = at, per_table, pages + len(level.pa), entries + len(at)
-
-    def joined(parts: list[NDArray[np.uint64]]) -> Words:
-        return np.concatenate([np.empty(0, dtype=np.uint64), *parts])
-
-    def flat(parts: list[Flat]) -> Flat:
-        return np.concatenate([np.empty(0, dtype=np.intp), *parts])
-
+        places: list[Flat] = []
+        for first, words in chunks(level.raw, per_table):
+            at = np.flatnonzero(words)
+            rows.append(((at >> per_table.bit_length() - 1) + (first + pages)).astype(np.int32))
+            indexes.append((at & (per_table - 1)).astype(np.uint16))
+            raws.append(words[at])
+            entries += len(at)
+            if level is not tree.levels[-1]:
+                places.append(at + first * per_table)
+        above, per_above, pages = _joined(np.intp, places), per_table, pages + len(level.pa)
     return Columns(
         geometry=tree.geometry,
         format=tree.format if fmt is None else fmt,
-        page_pa=joined([level.pa for level in tree.levels]),
-        page_ia=joined([level.ia for level in tree.levels]),
-        page_level=flat([np.full(len(level.pa), level.level, dtype=np.intp) for level in tree.levels]),
-        page_entry=flat(leading),
-        row=flat(rows),
-        index=flat(indexes),
-        raw=joined(raws),
+        page_pa=_joined(np.uint64, [level.pa for level in tree.levels]),
+        page_ia=_joined(np.uint64, [level.ia for level in tree.levels]),
+        page_level=_joined(np.intp, [np.full(len(level.pa), level.level, dtype=np.intp) for level in tree.levels]),
+        page_entry=_joined(np.intp, leading),
+        row=_joined(np.int32, rows),
+        index=_joined(np.uint16, indexes),
+        raw=_joined(np.uint64, raws),
     )
