@@ -65,6 +65,8 @@ class ProblemKind(StrEnum):
 class Problem:
     """Something in a tree that the architecture gives no good meaning to; the walk went on around it.
 
+    Of reserved and misaligned entries, and of addresses beyond the output size, a level tells the first 1,024 of each
+    kind, and one more problem, of the level's last table and with neither index nor value, says how many there are.
     The place is the entry (``table_pa``, ``index``, ``level``, ``raw``); for a root page that cannot be read
     ``table_pa`` is that page and ``index`` and ``raw`` are ``None``.
     """
@@ -98,8 +100,7 @@ class Level:
     """The tables of one level as columns, in order of input address: row by row what `Table` holds.
 
     A big guest has thousands of tables: whoever works on all of them uses these.  ``parent_row`` is the parent's
-    row in the level above, -1 for roots.  ``leaves`` are runs of leaves, their positions counted in the entries that
-    input addresses reach, from the level's first; they may go on from one table to the next.
+    row in the level above, -1 for roots.  ``find_leaves`` is what `leaves` asks, once.
     """
 
     level: int
@@ -108,7 +109,14 @@ class Level:
     parent_row: Flat
     parent_index: Flat
     raw: Sequence[bytes] = field(repr=False)
-    leaves: Runs | None = field(repr=False)
+    find_leaves: Callable[[], Runs | None] = field(repr=False)
+
+    @cached_property
+    def leaves(self) -> Runs | None:
+        """Runs of leaves, their positions counted in the entries that input addresses reach, from the level's first;
+        they may go on from one table to the next.
+        """
+        return self.find_leaves()
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ Any 64-bit value is data: whatever a table holds, the walk ends, and what it cou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import repeat
 
 import numpy as np
@@ -20,6 +22,9 @@ from inspector.tables.shapes import Entry, Level, Problem, ProblemKind, ReadMany
 
 CHUNK_BYTES = 1 << 20
 """Table bytes taken as one array: so many that numpy's calls cost little beside the work, few enough for a cache."""
+
+_MOST_ALIKE = 1024
+"""So many problems of entries by themselves are told of a kind and level, one by one."""
 
 MAX_BYTES = 1 << 30
 """Default bound on the table memory one walk reads (4K pages: it maps 512 GiB page by page)."""
@@ -58,6 +63,33 @@ def chunks(raw: Sequence[bytes], entries: int) -> Iterator[tuple[int, bulk.Words
     with bulk.scratch(step * entries) as memory:
         for first in range(0, len(raw), step):
             yield first, bulk.gather(raw[first : first + step], size, memory)
+
+
+def _too_high(pointing: Pointing, pa_bits: int, raw: int) -> str:
+    return f"address {pointing.address.get(raw):#x} has more than {pa_bits} bits"
+
+
+def _below(pointing: Pointing, raw: int) -> str:
+    return f"block address has bits {raw & pointing.below:#x} below its size"
+
+
+def _no_leaves() -> None:
+    return None
+
+
+def _leaves(tables: Sequence[bytes], rules: LevelRules, leaf: Pointing) -> bulk.Runs:
+    """The runs of leaves in the tables of a level in which not everything is a leaf."""
+    found = []
+    for row, raw in chunks(tables, rules.reachable):
+        runs = bulk.find_runs(raw, rules.shift, leaf.address)
+        found.append((row * rules.reachable, _chosen(runs, bulk.summary(runs.first), leaf)))
+    return bulk.Runs.joined(found)
+
+
+def _chosen(runs: bulk.Runs, known: bulk.Summary, leaf: Pointing) -> bulk.Runs:
+    """The runs that are leaves."""
+    chosen = bulk.are(runs.first, known, leaf.rules)
+    return runs if chosen is True else runs.where(np.zeros(len(runs.first), dtype=bool) if chosen is False else chosen)
 
 
 @dataclass(frozen=True)
@@ -145,7 +177,7 @@ class _Walk:
             found = found.rows(good)
         if not raw:
             return None
-        return Level(level, found.pa, found.ia, found.parent_row, found.parent_index, raw, None)
+        return Level(level, found.pa, found.ia, found.parent_row, found.parent_index, raw, _no_leaves)
 
     def _lost(self, found: _Found, n: int, level: int, kind: ProblemKind, detail: str) -> None:
         ia = int(found.ia[n])
@@ -171,20 +203,27 @@ class _Walk:
             return None
         where: list[bulk.Flat] = []
         values: list[bulk.Words] = []
-        runs: list[tuple[int, bulk.Runs]] = []
+        told: Counter[ProblemKind] = Counter()
+        leaves = False
         for row, raw in chunks(tables.raw, per_table):
             known = bulk.summary(raw)
-            for n, kind, detail in self._wrong(raw, known, rules):
-                self._problem(kind, tables, row + n // per_table, n % per_table, int(raw[n]), detail)
-            if rules.leaf is not None and bulk.some_are(raw, known, rules.leaf.rules):
-                runs.append((row * per_table, bulk.find_runs(raw, rules.shift, rules.leaf.address)))
+            for kind, at, detail in self._wrong(raw, known, rules):
+                for n in at[: max(0, _MOST_ALIKE - told[kind])].tolist():
+                    self._problem(kind, tables, row + n // per_table, n % per_table, int(raw[n]), detail(int(raw[n])))
+                told[kind] += len(at)
+            leaves = leaves or (rules.leaf is not None and bulk.some_are(raw, known, rules.leaf.rules))
             chosen = rules.table is not None and bulk.are(raw, known, rules.table.rules)
             if chosen is not False:
                 at = np.arange(raw.size) if chosen is True else np.flatnonzero(chosen)
                 where.append(at + row * per_table)
                 values.append(raw[at])
-        if runs and rules.leaf is not None:
-            self._note_leaves(tables, bulk.Runs.joined(runs), rules.leaf)
+        for kind, count in told.items():
+            if count > _MOST_ALIKE:
+                text = f"{count - _MOST_ALIKE} more entries of level {tables.level} are like the {_MOST_ALIKE} shown"
+                last = int(tables.pa[-1]), None, tables.level, int(tables.ia[-1]), None
+                self.problems.append(Problem(kind, *last, text))
+        if leaves and rules.leaf is not None:
+            self.levels[-1] = replace(tables, find_leaves=partial(_leaves, tables.raw, rules, rules.leaf))
         if not where or rules.table is None:
             return None
         return self._children(tables, np.concatenate(where), np.concatenate(values), rules, rules.table)
@@ -192,23 +231,18 @@ class _Walk:
     def _good_pages(self, tables: Level, rules: LevelRules, page: Pointing) -> bool:
         """Whether a level without table entries has nothing wrong: its runs tell.  If so, its leaves are noted."""
         per_table = rules.reachable
-        found = [
-            (row * per_table, bulk.find_runs(raw, rules.shift, page.address))
-            for row, raw in chunks(tables.raw, per_table)
-        ]
-        runs = bulk.Runs.joined(found)
-        # In a run, an address above the output size is above it at the end, and the bits below a block are the same.
-        if int(np.bitwise_or.reduce(runs.last)) & (page.too_high | page.below):
-            return False
-        if bulk.some_are(runs.first, bulk.summary(runs.first), rules.reserved):
-            return False
-        self._note_leaves(tables, runs, page)
+        found = []
+        for row, raw in chunks(tables.raw, per_table):
+            runs = bulk.find_runs(raw, rules.shift, page.address)
+            # In a run, an address above the output size is above it at the end; bits below a block are all the same.
+            if int(np.bitwise_or.reduce(runs.last)) & (page.too_high | page.below):
+                return False
+            known = bulk.summary(runs.first)
+            if bulk.some_are(runs.first, known, rules.reserved):
+                return False
+            found.append((row * per_table, _chosen(runs, known, page)))
+        self.levels[-1] = replace(tables, find_leaves=partial(bulk.Runs.joined, found))
         return True
-
-    def _note_leaves(self, tables: Level, runs: bulk.Runs, leaf: Pointing) -> None:
-        chosen = bulk.are(runs.first, bulk.summary(runs.first), leaf.rules)
-        if chosen is not False:
-            self.levels[-1] = replace(tables, leaves=runs if chosen is True else runs.where(chosen))
 
     def _beyond_ia(self, tables: Level, per_table: int) -> None:
         for row, page in enumerate(tables.raw):
@@ -217,31 +251,30 @@ class _Walk:
                 detail = f"not zero, but no {self.geometry.ia_bits}-bit input address reaches it"
                 self._problem(ProblemKind.BEYOND_IA, tables, row, index, int(raw[index]), detail)
 
-    def _wrong(self, raw: bulk.Words, known: bulk.Summary, rules: LevelRules) -> Iterator[tuple[int, ProblemKind, str]]:
-        """Entries that are wrong by themselves: (position, kind of problem, detail)."""
+    def _wrong(
+        self, raw: bulk.Words, known: bulk.Summary, rules: LevelRules
+    ) -> Iterator[tuple[ProblemKind, bulk.Flat, Callable[[int], str]]]:
+        """Entries that are wrong by themselves: kind of problem, positions, and the detail of an entry."""
         level, pa_bits = rules.level, self.geometry.pa_bits
 
-        def those(which: tuple[Rule, ...], bits: int) -> Iterator[int]:
+        def those(which: tuple[Rule, ...], bits: int) -> bulk.Flat:
             """Positions of entries that satisfy one of the rules and have some of these bits."""
             chosen = bulk.are(raw, known, which)
-            if chosen is not False:
-                having = (raw & np.uint64(bits)) != 0
-                yield from np.flatnonzero(having if chosen is True else having & chosen).tolist()
+            if chosen is False:
+                return np.empty(0, dtype=np.intp)
+            having = (raw & np.uint64(bits)) != 0
+            return np.flatnonzero(having if chosen is True else having & chosen)
 
-        for n in those(rules.reserved, layouts.VALID):
-            what = "type bit 0 at level 3" if level == 3 else f"a block at level {level}, which has none"
-            yield n, ProblemKind.RESERVED, f"reserved encoding: {what}"
+        what = "type bit 0 at level 3" if level == 3 else f"a block at level {level}, which has none"
+        yield ProblemKind.RESERVED, those(rules.reserved, layouts.VALID), lambda _: f"reserved encoding: {what}"
         for pointing in (rules.table, rules.leaf):
             if pointing is None:
                 continue
             if known.some & pointing.too_high:
-                for n in those(pointing.rules, pointing.too_high):
-                    text = f"address {pointing.address.get(int(raw[n])):#x} has more than {pa_bits} bits"
-                    yield n, ProblemKind.BEYOND_PA, text
+                at = those(pointing.rules, pointing.too_high)
+                yield ProblemKind.BEYOND_PA, at, partial(_too_high, pointing, pa_bits)
             if known.some & pointing.below:
-                for n in those(pointing.rules, pointing.below):
-                    bits = int(raw[n]) & pointing.below
-                    yield n, ProblemKind.MISALIGNED, f"block address has bits {bits:#x} below its size"
+                yield ProblemKind.MISALIGNED, those(pointing.rules, pointing.below), partial(_below, pointing)
 
     def _children(
         self, tables: Level, where: bulk.Flat, values: bulk.Words, rules: LevelRules, table: Pointing
