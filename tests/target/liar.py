@@ -47,6 +47,7 @@ class Connection:
         self._socket = sock
         self.stopping = stopping
         self.mode = b"0"
+        self.threads = 0
 
     def raw(self, data: bytes) -> None:
         self._socket.sendall(data)

@@ -6,11 +6,13 @@ those of the call, a second for a question and three for attaching, and pytest's
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 
 from inspector.findings import TargetLost
+from inspector.target.api import UnreadableMemory
 from inspector.target.connect import attached
 from tests.target.liar import MTREE, Connection, Liar, Lie, frame, target_xml
 
@@ -131,6 +133,129 @@ def test_one_short_sentence(lie: Lie, sentence: str) -> None:
             pass
     assert len(str(error.value)) < 500
     assert str(error.value).isprintable()
+
+
+def memory(act: Callable[[Connection, int], object]) -> Lie:
+    """Lie in answer to a read of so many bytes of memory, once gdb has attached (it reads a little for itself)."""
+
+    def lie(connection: Connection, packet: bytes) -> bool:
+        if not packet.startswith(b"m"):
+            return False
+        act(connection, int(packet.partition(b",")[2], 16))
+        return True
+
+    return lie
+
+
+PAGES = [(0x4000_0000 + at, 0x1000) for at in range(0, 1 << 20, 0x1000)]
+
+
+def late(connection: Connection, size: int) -> None:
+    connection.wait(0.4)
+    connection.send(b"00" * size)
+
+
+def cut(connection: Connection, size: int) -> None:
+    connection.raw(b"$0000")
+    connection.close()
+
+
+def hexed(data: bytes) -> bytes:
+    return data.hex().encode()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        pytest.param(memory(lambda c, size: c.send(b"00" * (size // 2))), id="too short"),
+        pytest.param(memory(lambda c, size: c.send(b"0" * (2 * size - 1))), id="half a byte"),
+        pytest.param(memory(lambda c, size: c.send(b"zz" * size)), id="not hexadecimal"),
+        pytest.param(memory(lambda c, size: c.send(b"\xff\x00" * size)), id="not text"),
+        pytest.param(memory(lambda c, size: c.send(b"")), id="not supported"),
+        pytest.param(memory(lambda c, size: c.send(b"OK")), id="a word"),
+        pytest.param(memory(lambda c, size: c.send(b"E.\x1b[31mno\nway\x07")), id="an error that moves the cursor"),
+        pytest.param(memory(lambda c, size: None), id="silent"),
+        pytest.param(memory(lambda c, size: drip(frame(b"00" * size))(c)), id="dripping"),
+        pytest.param(memory(late), id="slow"),
+        pytest.param(memory(cut), id="cut off"),
+        pytest.param(memory(lambda c, size: forever(STOPPED)(c)), id="stop replies without end"),
+        pytest.param(memory(lambda c, size: c.raw(b"$" + b"00" * size + b"#00")), id="wrong checksum"),
+    ],
+)
+def test_memory_that_lies(lie: Lie) -> None:
+    """A megabyte of it, page by page and at once: the question ends in time, and the way out does too."""
+    with (
+        Liar(lie) as stub,
+        pytest.raises((TargetLost, UnreadableMemory)) as error,
+        attached(stub.address, memory="gdb", timeout=1.0) as machine,
+    ):
+        assert set(machine.memory.read_many(PAGES)) == {None}
+        machine.memory.read(0x4000_0000, 1 << 20)
+    assert len(str(error.value)) < 500
+    assert str(error.value).isprintable()
+
+
+def test_more_memory_than_was_asked_for() -> None:
+    """gdb's own command takes what it asked for and leaves the rest; our script takes none."""
+    with (
+        Liar(memory(lambda c, size: c.send(b"00" * (size * 2)))) as stub,
+        attached(stub.address, memory="gdb", timeout=5.0) as machine,
+    ):
+        assert set(machine.memory.read_many(PAGES)) == {None}
+        assert machine.memory.read(0x4000_0000, 4096) == bytes(4096)
+
+
+def test_memory_that_is_random_is_memory() -> None:
+    with (
+        Liar(memory(lambda c, size: c.send(hexed(os.urandom(size))))) as stub,
+        attached(stub.address, memory="gdb", timeout=5.0) as machine,
+    ):
+        assert len(machine.memory.read(0x4000_0000, 1 << 20)) == 1 << 20
+
+
+def threads_without_end(connection: Connection) -> None:
+    connection.threads += 1
+    connection.send(b"mp01.%x" % (connection.threads + 1))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        pytest.param(on(b"qsThreadInfo", threads_without_end), id="threads without end"),
+        pytest.param(on(b"qsThreadInfo", lambda c: c.send(b"mp01.01")), id="the same thread again and again"),
+        pytest.param(on(b"qfThreadInfo", lambda c: c.send(b"m" + b"p01.7," * 300 + b"p01.8")), id="one many times"),
+        pytest.param(
+            on(b"qfThreadInfo", lambda c: c.send(b"m" + b",".join(b"p01.%x" % n for n in range(1, 200)))), id="many"
+        ),
+        pytest.param(on(b"qThreadExtraInfo", lambda c: c.send(hexed(b"CPU#" + b"9" * 900))), id="number of 900 digits"),
+        pytest.param(on(b"qThreadExtraInfo", nothing), id="no names"),
+    ],
+)
+def test_threads_that_lie(lie: Lie) -> None:
+    """They are CPUs, or a sentence says why not."""
+    with Liar(lie) as stub:
+        try:
+            with attached(stub.address, memory="gdb", timeout=1.0) as machine:
+                machine.cpus()
+        except TargetLost as error:
+            assert len(str(error)) < 500
+            assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        pytest.param(on(b"D", nothing), id="silent"),
+        pytest.param(on(b"D", lambda c: c.send(b"E01")), id="refused"),
+        pytest.param(on(b"D", lambda c: c.send(b"D" * 3000)), id="nonsense"),
+        pytest.param(on(b"D", forever(STOPPED)), id="stop replies without end"),
+        pytest.param(on(b"Qqemu.PhyMemMode:0", nothing), id="the mode is not put back"),
+    ],
+)
+def test_leaving_is_not_answered(lie: Lie) -> None:
+    """What was asked has its answer; the way out ends all the same."""
+    with Liar(lie) as stub, attached(stub.address, memory="gdb", timeout=1.0) as machine:
+        assert machine.memory.read(0x4010_0000, 16) == bytes(16)
 
 
 def test_a_name_with_thousands_of_spaces_is_read_at_once() -> None:
