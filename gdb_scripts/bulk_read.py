@@ -55,7 +55,9 @@ def _packet_reader() -> Reader | None:
         while address < end:
             part = min(CHUNK, end - address)
             answer = send(f"m{address:x},{part:x}")
-            # An error is E and two digits; data is two lower-case hex digits a byte.  Anything else is no memory.
+            # An error is E and two digits; data is an even number of lower-case hex digits.
+            if not answer or answer[:1] == b"E":
+                return None
             try:
                 data = bytes.fromhex(answer.decode("ascii"))
             except ValueError:

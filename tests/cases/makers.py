@@ -30,6 +30,22 @@ def script_negative(folder: Path) -> Path:
     return _script(folder, "init", "poke 0 level=1 entry=-1")
 
 
+def script_level(folder: Path) -> Path:
+    return _script(folder, "init", "create_unlinked level=9")
+
+
+def script_ipa(folder: Path) -> Path:
+    return _script(folder, "machine ipa=1T", "init")
+
+
+def script_memory(folder: Path) -> Path:
+    return _script(folder, "machine ipa=48 force_pte=1", "init", "map 0 64T pa=0 prot=RW")
+
+
+def script_destroyed_twice(folder: Path) -> Path:
+    return _script(folder, "init", "destroy", "destroy")
+
+
 def script_bits(folder: Path) -> Path:
     return _script(folder, "machine ipa=99999999999999999999999", "init")
 

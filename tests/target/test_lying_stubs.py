@@ -122,6 +122,9 @@ MANY = MTREE + "".join(
         pytest.param(on(b"qqemu", lambda c: c.send(b"7")), "no physical memory mode", id="a mode that does not exist"),
         pytest.param(on(b"m", lambda c: c.send(b"E14")), "", id="unreadable memory"),
         pytest.param(on(b"qfThreadInfo", lambda c: c.send(b"E01")), "", id="no threads"),
+        pytest.param(monitor("info version", lambda c: c.print("7." + "9" * 5000)), "", id="version of 5,000 digits"),
+        pytest.param(monitor("info version", lambda c: c.print("1__2._")), "", id="version with underscores"),
+        pytest.param(monitor("info version", lambda c: c.print("\u0661.\u0662")), "", id="version in other digits"),
     ],
 )
 def test_one_short_sentence(lie: Lie, sentence: str) -> None:
