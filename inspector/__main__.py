@@ -22,13 +22,8 @@ def _at_once(signum: int, frame: FrameType | None) -> None:
 
 
 def _answered() -> list[signal.Signals]:
-    """The signals that end us.  One that was ignored stays so (nohup); not one that our launcher ignores for now."""
-    ours = os.environ.pop("INSPECTOR_LAUNCHER", None) == "ignores-sigint"
-    return [
-        number
-        for number in _ENDING
-        if signal.getsignal(number) is not signal.SIG_IGN or (ours and number is signal.SIGINT)
-    ]
+    """The signals that end us; one that was ignored stays so (nohup)."""
+    return [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _handle(numbers: list[signal.Signals], handler: signal.Handlers | signal._HANDLER) -> None:
