@@ -31,10 +31,20 @@ def _handle(numbers: list[signal.Signals], handler: signal.Handlers | signal._HA
         signal.signal(number, handler)
 
 
+def _met_in_a_finaliser(what: sys.UnraisableHookArgs) -> None:
+    """An interruption that arrives while Python runs a ``__del__`` goes nowhere: let it arrive again a moment later."""
+    if issubclass(what.exc_type, Exception):
+        sys.__unraisablehook__(what)
+        return
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
 def main() -> None:
     """Run the command line and exit with its code (see `inspector.findings.ExitCode`)."""
     numbers = _answered()
     _handle(numbers, _at_once)
+    sys.unraisablehook = _met_in_a_finaliser
     from inspector import streams
     from inspector.cli import run
 
@@ -45,7 +55,7 @@ def main() -> None:
     except KeyboardInterrupt:  # a second signal, while the first was being answered
         code = _INTERRUPTED
     # What is left is to exit: too late to be interrupted.
-    _handle(numbers, signal.SIG_IGN)
+    _handle([*numbers, signal.SIGALRM], signal.SIG_IGN)
     streams.release()
     sys.exit(code)
 

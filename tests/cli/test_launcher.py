@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -49,3 +50,23 @@ def test_ignored_before_stays_ignored() -> None:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
             assert _settles(process, ignored), (prefix, process.poll())
             process.kill()
+
+
+def test_an_interruption_in_a_finaliser_arrives_all_the_same(tmp_path: Path) -> None:
+    """Python prints what leaves a ``__del__`` and goes on: one kill in a thousand met a Popen's."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "from inspector import __main__ as program, cli\n"
+        "class Met:\n"
+        "    def __del__(self): signal.raise_signal(signal.SIGTERM)\n"
+        "def run():\n"
+        "    met = Met()\n"
+        "    del met\n"
+        "    time.sleep(30)\n"
+        "    return 0\n"
+        "cli.run = run\n"
+        "program.main()\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
