@@ -10,6 +10,7 @@ that none of them defines is looked for by its name in .debug_str and the refere
 from __future__ import annotations
 
 import io
+import traceback
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,9 +182,9 @@ class DwarfTypes:
         if not self._bases:
             found: dict[int, list[int]] = {}
             for unit in self._unit_starts():
-                base = self._dwarf.get_CU_at(unit).get_top_DIE().attributes.get("DW_AT_str_offsets_base")
-                if base is not None:
-                    found.setdefault(base.value, []).append(unit)
+                top = self._dwarf.get_CU_at(unit).get_top_DIE()
+                if "DW_AT_str_offsets_base" in top.attributes:
+                    found.setdefault(_number(top, "DW_AT_str_offsets_base"), []).append(unit)
             self._bases = sorted(found.items())
         return self._bases
 
@@ -236,12 +237,16 @@ class _Damaged(Exception):
 
 @contextmanager
 def _damage(path: object) -> Iterator[None]:
-    """Turns whatever pyelftools raises on damaged input (it promises no set of exceptions) into `BadInput`."""
+    """Turns `_Damaged`, and whatever pyelftools raises (it promises no set of exceptions), into `BadInput`.
+
+    What our own code raises on the way is a bug, and stays one.
+    """
     try:
         yield
-    except BadInput:
-        raise
     except Exception as error:
+        raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        if raised_in.startswith("inspector.") and not isinstance(error, _Damaged):
+            raise
         raise BadInput(f"the DWARF in {path} is damaged: {error or type(error).__name__}") from error
 
 
@@ -376,7 +381,11 @@ def _children(die: Any, tag: str) -> Iterator[Any]:
 
 def _name(die: Any) -> str:
     attribute = die.attributes.get("DW_AT_name")
-    return "" if attribute is None else attribute.value.decode("utf-8", "surrogateescape")
+    if attribute is None:
+        return ""
+    if not isinstance(attribute.value, bytes):
+        raise _Damaged("a name is no string")
+    return attribute.value.decode("utf-8", "surrogateescape")
 
 
 def _number(die: Any, name: str) -> int:
@@ -404,7 +413,7 @@ def _location(member: Any) -> int:
         return 0
     if isinstance(attribute.value, int):
         return attribute.value
-    operation, *operand = attribute.value
+    operation, *operand = attribute.value if isinstance(attribute.value, list) and attribute.value else (None,)
     if operation != _DW_OP_PLUS_UCONST:
         raise _Damaged(f"member {_name(member)} has a location that is computed at run time")
     return sum((byte & 0x7F) << 7 * index for index, byte in enumerate(operand))

@@ -182,6 +182,28 @@ def _dwarf(data: bytes) -> object:
         return read_vmlinux(elf)
 
 
+def _debug_info() -> tuple[int, int]:
+    """Where .debug_info lies in the ELF of `elves`."""
+    from elftools.elf.elffile import ELFFile
+
+    section = ELFFile(io.BytesIO(elves()["gcc"])).get_section_by_name(".debug_info")
+    assert section is not None
+    return section["sh_offset"], section["sh_size"]
+
+
+def infos() -> dict[str, bytes]:
+    start, size = _debug_info()
+    return {"gcc": elves()["gcc"][start : start + size]}
+
+
+@target("dwarf-info", infos)
+def _dwarf_info(data: bytes) -> object:
+    """Other bytes in .debug_info alone: most of a damaged ELF file is refused before its types are looked at."""
+    start, size = _debug_info()
+    whole = elves()["gcc"]
+    return _dwarf(whole[:start] + data[:size].ljust(size, b"\0") + whole[start + size :])
+
+
 def btfs() -> dict[str, bytes]:
     from inspector.symbols import btf
     from inspector.symbols.btfwrite import BtfWriter, MemberSpec
