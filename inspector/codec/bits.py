@@ -63,9 +63,13 @@ class Field:
     def get(self, word: int) -> int:
         """The field's value in ``word``."""
         value = 0
-        for part in self.parts:
-            value |= (word & part.mask) >> part.lo << part.at
+        for mask, lo, at in self._moves:
+            value |= (word & mask) >> lo << at
         return value
+
+    @cached_property
+    def _moves(self) -> tuple[tuple[int, int, int], ...]:
+        return tuple((part.mask, part.lo, part.at) for part in self.parts)
 
     def put(self, value: int) -> int:
         """The word that holds ``value`` in this field and zero elsewhere; ValueError if it does not fit."""

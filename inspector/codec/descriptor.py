@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from inspector.codec import layouts
 from inspector.codec.bits import WORD, Layout
@@ -47,13 +48,13 @@ class Descriptor:
     geometry: Geometry
     format: Format
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """The field table that this entry is read with."""
-        variant = _variant(self.raw, self.kind, self.format)
+        variant = _variant(self.raw, self.kind, self.format) if self.kind is Kind.ANNOTATED else ""
         return layouts.layout(self.kind, self.level, self.geometry, self.format, variant)
 
-    @property
+    @cached_property
     def fields(self) -> Mapping[str, int]:
         """Every named field, and ``res``: the bits without a name, in place."""
         return self.layout.decode(self.raw)
