@@ -36,6 +36,8 @@ _LAYOUT_HEADER = struct.Struct("<II")  # layout_off, layout_len: 7.x
 _TYPE = struct.Struct("<III")
 _MAX_DEPTH = 64  # of typedefs and arrays: deeper is a damaged blob going round in circles
 _MAX_NESTING = 16  # of anonymous structs
+_MAX_MEMBERS = 1 << 16  # of a struct with all that is anonymous in it: one of two of two of two … has any number
+_LONGEST_NAME = 1 << 12  # the kernel allows 512 (KSYM_NAME_LEN)
 
 
 class BadBtf(Exception):
@@ -89,7 +91,7 @@ def read_header(data: bytes, at: int = 0) -> Header:
 
 def find_btf(data: bytes) -> bytes | None:
     """The BTF blob inside an unpacked Image: the largest one with a sane header."""
-    best: bytes | None = None
+    best, size = 0, 0
     at = data.find(b"\x9f\xeb\x01")
     while at >= 0:
         try:
@@ -97,10 +99,10 @@ def find_btf(data: bytes) -> bytes | None:
         except BadBtf:
             pass
         else:
-            if best is None or header.size > len(best):
-                best = data[at : at + header.size]
+            if header.size > size:
+                best, size = at, header.size
         at = data.find(b"\x9f\xeb\x01", at + 1)
-    return best
+    return data[best : best + size] if size else None
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,10 @@ def _string(blob: bytes, header: Header, offset: int) -> bytes:
     start = header.strings + offset
     if start >= header.strings_end:
         raise BadBtf("a name lies outside its string table")
-    return blob[start : blob.index(b"\0", start)]
+    end = blob.find(b"\0", start, start + _LONGEST_NAME + 1)
+    if end < 0:
+        raise BadBtf(f"a name has more than {_LONGEST_NAME} characters")
+    return blob[start:end]
 
 
 @dataclass(frozen=True)
@@ -321,10 +326,16 @@ class Btf:
             number = each.value
         raise BadBtf("a typedef goes round in a circle")
 
-    def _fields(self, number: int, bits: int = 0, inside: tuple[int, ...] = ()) -> Iterator[_Part]:
+    def _fields(
+        self, number: int, bits: int = 0, inside: tuple[int, ...] = (), seen: list[int] | None = None
+    ) -> Iterator[_Part]:
         """Named members, those of anonymous structs and unions in their place."""
         if number in inside or len(inside) > _MAX_NESTING:
             raise BadBtf("an anonymous struct contains itself")
+        seen = [0] if seen is None else seen
+        seen[0] += 1 + self._type(number).count
+        if seen[0] > _MAX_MEMBERS:
+            raise BadBtf(f"a struct has more than {_MAX_MEMBERS} members, with those of its anonymous ones")
         each = self._type(number)
         for at in range(each.at, each.at + 12 * each.count, 12):
             name, type_id, offset = struct.unpack_from("<III", self.blob, at)
@@ -339,7 +350,7 @@ class Btf:
                 text = _string(self.blob, self._header, name).decode("utf-8", "replace")
                 yield _Part(text, bits + offset, size, type_id)
             elif inner.kind in (STRUCT, UNION):
-                yield from self._fields(stripped, bits + offset, (*inside, number))
+                yield from self._fields(stripped, bits + offset, (*inside, number), seen)
 
     def _old_bit_field(self, integer: _Type, offset: int) -> tuple[int | None, int]:
         """Bit-fields before kind_flag: the INT has fewer bits than its size, at an offset of its own."""

@@ -27,7 +27,7 @@ _NOTE = struct.Struct("<III")
 _CHDR = struct.Struct("<IIQQ")
 
 _EM_AARCH64 = 183
-_SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS = 2, 7, 8
+_SHT_NULL, _SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS = 0, 2, 7, 8
 _SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR, _SHF_COMPRESSED = 1, 2, 4, 0x800
 _SHN_UNDEF, _SHN_LORESERVE, _SHN_ABS = 0, 0xFF00, 0xFFF1
 _STT_SECTION, _STT_FILE, _STT_TLS = 3, 4, 6
@@ -35,6 +35,7 @@ _STB_LOCAL, _STB_WEAK = 0, 2
 _STT_OBJECT = 1
 _METHODS = {1: "zlib", 2: "zstd"}  # ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD
 _NT_GNU_BUILD_ID = 3
+_LONGEST_NAME = 1 << 12  # of a symbol or section: the kernel's own names have 512 characters at most (KSYM_NAME_LEN)
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,8 @@ class Elf:
             kind, binding = info & 0xF, info >> 4
             if index == _SHN_UNDEF or kind in (_STT_SECTION, _STT_FILE, _STT_TLS):
                 continue
-            end = names.find(b"\0", name_at)
-            name = names[name_at:end].decode("utf-8", "surrogateescape")
-            if end <= name_at or is_noise(name):
+            end = names.find(b"\0", name_at, name_at + _LONGEST_NAME)
+            if end <= name_at or is_noise(name := names[name_at:end].decode("utf-8", "surrogateescape")):
                 continue
             if index == _SHN_ABS:
                 letter = "a"
@@ -216,10 +216,12 @@ class Elf:
         for header in headers:
             if header[1] != _SHT_NOBITS and header[4] + header[5] > size:
                 raise BadInput(f"{self.path} is cut short: a section ends at byte {header[4] + header[5]} of {size}")
+        if sum(header[5] for header in headers if header[1] not in (_SHT_NULL, _SHT_NOBITS)) > size:
+            raise BadInput(f"{self.path} is damaged: its sections overlap")
         strings = data[headers[names][4] : headers[names][4] + headers[names][5]]
         sections = []
         for name_at, kind, flags, address, offset, length, link, _, _, _ in headers:
-            end = strings.find(b"\0", name_at)
+            end = strings.find(b"\0", name_at, name_at + _LONGEST_NAME)
             name = strings[name_at : max(end, 0)].decode("latin-1")
             sections.append(Section(name, kind, flags, address, offset, length, link))
         return sections

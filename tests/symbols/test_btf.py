@@ -162,6 +162,21 @@ def test_damage_is_refused_or_answered_but_nothing_else(changes: list[tuple[int,
         assert str(error)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_struct_that_doubles_with_every_level_is_refused(named: bool) -> None:
+    """Eight of eight of eight … anonymous structs: a thousand million million members in a few kilobytes."""
+    writer = BtfWriter()
+    number = writer.integer("unsigned int", 4)
+    inner = writer.compound(btf.STRUCT, "", 4, [MemberSpec("x", number, 0)] if named else [])
+    for _ in range(15):
+        inner = writer.compound(btf.STRUCT, "", 4, [MemberSpec("", inner, 0)] * 8)
+    writer.compound(btf.STRUCT, "wide", 4, [MemberSpec("", inner, 0)])
+    blob = Btf(writer.blob())
+    for ask in (lambda: blob.struct("wide"), lambda: blob.member("wide", "y"), lambda: blob.definitions("wide")):
+        with pytest.raises(BadBtf, match="more than 65536 members"):
+            ask()
+
+
 def test_a_struct_that_contains_itself_is_refused() -> None:
     writer = BtfWriter()
     writer.compound(btf.STRUCT, "", 8, [MemberSpec("", 1, 0), MemberSpec("", 1, 0)])

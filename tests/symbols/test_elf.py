@@ -165,3 +165,26 @@ def test_a_section_that_unpacks_to_gigabytes(
         BadInput, match=r"do not unpack to the \d+ that it states|unpacks to more than the 1048576 bytes"
     ):
         open_symbols(vmlinux=path, cache_dir=tmp_path / "cache")
+
+
+def test_names_that_are_one_long_string_cost_little(path: Path) -> None:
+    """Each of 40,000 symbols has a name of a megabyte, which all share: none of them is a name."""
+    strings = b"\0" + b"x" * (1 << 20) + b"\0"
+    table = b"".join(struct.pack("<IBBHQQ", 1 + number, GLOBAL, 0, 1, LINK, 0) for number in range(40_000))
+    sections = [
+        Section(".text", bytes(0x100), flags=ALLOC | EXEC, address=LINK),
+        Section(".symtab", table, type=2, link=3),
+        Section(".strtab", strings, type=3),
+    ]
+    path.write_bytes(elf(sections))
+    with Elf(path) as found:
+        assert found.symbols() == []
+
+
+def test_sections_that_share_their_bytes_are_refused(path: Path) -> None:
+    made = bytearray(elf([Section(".text", bytes(0x1000), flags=ALLOC | EXEC, address=LINK), Section(".data", b"x")]))
+    (table,) = struct.unpack_from("<Q", made, 0x28)
+    struct.pack_into("<QQ", made, table + 2 * 64 + 24, *struct.unpack_from("<QQ", made, table + 64 + 24))
+    path.write_bytes(made)
+    with pytest.raises(BadInput, match="its sections overlap"):
+        Elf(path)
