@@ -42,7 +42,8 @@ Commands
 
 Machine
   --kernel WHAT     an arm64 Image (plain, or packed with gzip, xz, lzma, bzip2, zstd, lz4 or lzop, as a uImage or
-                    for EFI zboot), or a kernel of Debian: a suite (trixie), or a series (6.12), with -16k for the flavour with 16K pages (6.12-16k).
+                    for EFI zboot), or a kernel of Debian: a suite (trixie), or a series (6.12), with -16k for the
+                    flavour with 16K pages (6.12-16k).
                     Default: this Debian release's own linux-image-cloud-arm64
   --vmlinux FILE    the vmlinux of that kernel, for `inspector`
   --cpu MODEL       QEMU's CPU model (default: max)

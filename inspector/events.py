@@ -50,22 +50,8 @@ TTL_UNKNOWN: Final = 0x7FFFFFFF
 LEVEL_UNDEFINED: Final = -128
 """A level the kernel read from an uninitialised variable (``relax_perms`` of 6.18 on -EAGAIN)."""
 
-STORE: Final = 0
-CASFAIL: Final = 1
-TLBI: Final = 2
-CACHE: Final = 3
-GET: Final = 4
-PUT: Final = 5
-ALLOC: Final = 6
-ALLOCFAIL: Final = 7
-ALLOC_EXACT: Final = 8
-FREE_EXACT: Final = 9
-FREE: Final = 10
-DEFER: Final = 11
-BARRIER: Final = 12
-CALL: Final = 13
-RET: Final = 14
-WARN: Final = 15
+STORE, CASFAIL, TLBI, CACHE, GET, PUT, ALLOC, ALLOCFAIL = range(8)
+ALLOC_EXACT, FREE_EXACT, FREE, DEFER, BARRIER, CALL, RET, WARN = range(8, 16)
 
 RawEvent: TypeAlias = tuple[Any, ...]
 """``(KIND, field, ...)``, the fields in the order of ``EVENT_TYPES``."""

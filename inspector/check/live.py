@@ -30,22 +30,12 @@ class Live:
 
 
 def _by_loaded_vcpu(capture: Capture, cpu: CpuState) -> tuple[Vm, Mmu] | None:
-    for vm in capture.vms:
-        for vcpu in vm.vcpus:
-            if vcpu.loaded_on != cpu.index:
-                continue
-            for mmu in vm.mmus:
-                if mmu.address == vcpu.hw_mmu:
-                    return vm, mmu
-    return None
+    loaded = [(vm, vcpu.hw_mmu) for vm in capture.vms for vcpu in vm.vcpus if vcpu.loaded_on == cpu.index]
+    return next(((vm, mmu) for vm, address in loaded for mmu in vm.mmus if mmu.address == address), None)
 
 
 def _by_root(capture: Capture, root: int) -> tuple[Vm, Mmu] | None:
-    for vm in capture.vms:
-        for mmu in vm.mmus:
-            if mmu.pgd_phys == root:
-                return vm, mmu
-    return None
+    return next(((vm, mmu) for vm in capture.vms for mmu in vm.mmus if mmu.pgd_phys == root), None)
 
 
 def live_cpus(capture: Capture) -> Iterator[Live]:

@@ -1,7 +1,7 @@
 """The codec: what 64 bits of a page table, a translation register or a TLBI operand mean, and back.
 
 One idea: bit positions are tables (`bits.Field` in a `bits.Layout`), chosen by regime, level, geometry and format, and
-the same tables drive decoding, encoding and the numpy bulk decoder (`codec.bulk`, which is imported explicitly).
+the same tables drive decoding, encoding and numpy arrays (`codec.bulk`, which is imported explicitly).
 
 This room knows nothing of memory, gdb, symbols, kernel objects, kernel releases or policy: it does not read, does not
 walk, and does not judge whether KVM would write a value.  What differs between kernel generations comes in as a

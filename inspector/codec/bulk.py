@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from inspector.codec.bits import WORD, Field
 from inspector.codec.formats import Format, Kind
 from inspector.codec.geometry import Geometry
-from inspector.codec.layouts import Rule, layout, rules
+from inspector.codec.layouts import Rule, rules
 
 Words = NDArray[np.uint64]
 Flags = NDArray[np.bool_]
 Flat = NDArray[np.intp]
+
 
 KINDS: tuple[Kind, ...] = tuple(Kind)
 """Kind by the code that `kinds` gives."""
@@ -196,16 +197,3 @@ def field(raw: Words, which: Field) -> Words:
     for part in which.parts:
         value |= (raw & np.uint64(part.mask)) >> np.uint64(part.lo) << np.uint64(part.at)
     return value
-
-
-def address_field(kind: Kind, level: int, geometry: Geometry, fmt: Format) -> Field:
-    """The output address field of a leaf or table entry at ``level``."""
-    return layout(kind, level, geometry, fmt).by_name["output_address"]
-
-
-def decode(raw: Words, kind: Kind, level: int, geometry: Geometry, fmt: Format) -> dict[str, Words]:
-    """Every field of entries known to be of one ``kind`` (a leaf, TABLE or RESERVED), as `Layout.decode` gives them."""
-    table = layout(kind, level, geometry, fmt)
-    columns = {which.name: field(raw, which) for which in table}
-    columns["res"] = raw & np.uint64(table.unnamed)
-    return columns

@@ -5,10 +5,9 @@ All of it is arithmetic on `granule_shift`, `ia_bits` and `start_level`; nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inspector.codec.registers import PS_BITS, TG0_SHIFT, TG1_SHIFT, decode_register, encode_register
+from inspector.codec.registers import PS_BITS, TG0_SHIFT, decode_register, encode_register
 
 LAST_LEVEL = 3
 MAX_ROOT_PAGES = 16
@@ -209,34 +208,6 @@ class Geometry:
             raise ValueError(f"no granule of 1 << {granule_shift} bytes")
         levels = (va_bits - 4) // (granule_shift - 3)
         return cls(granule_shift, va_bits, 4 - levels, 1, pa_bits, lpa2 and granule_shift != 16)
-
-    @classmethod
-    def from_tcr(cls, tcr: int, upper: bool = False) -> Geometry:
-        """The shape that TCR_EL1 (or TCR_EL2 with E2H=1) gives to TTBR0's tree, or to TTBR1's with ``upper``.
-
-        Raises ValueError on reserved values.
-        """
-        fields = decode_register("tcr_el1", tcr)
-        half, shifts = ("1", TG1_SHIFT) if upper else ("0", TG0_SHIFT)
-        return cls._stage1("TCR", fields, f"T{half}SZ", f"TG{half}", shifts, "IPS")
-
-    @classmethod
-    def from_tcr_el2(cls, tcr: int) -> Geometry:
-        """The shape that TCR_EL2 with E2H=0 gives to the EL2 stage 1.  Raises ValueError on reserved values."""
-        return cls._stage1("TCR_EL2", decode_register("tcr_el2", tcr), "T0SZ", "TG0", TG0_SHIFT, "PS")
-
-    @classmethod
-    def _stage1(
-        cls, name: str, fields: Mapping[str, int], tsz: str, tg: str, shifts: Mapping[int, int], ps: str
-    ) -> Geometry:
-        if fields[ps] >= len(PS_BITS):
-            raise ValueError(f"{name}: {ps}={fields[ps]} is reserved")
-        if fields[tg] not in shifts:
-            raise ValueError(f"{name}: {tg}={fields[tg]} is reserved")
-        va_bits = 64 - fields[tsz]
-        if not 16 <= va_bits <= 52:
-            raise ValueError(f"{name}: {tsz}={fields[tsz]} gives {va_bits} bits of virtual address, outside 16 to 52")
-        return cls.for_stage1(va_bits, shifts[fields[tg]], PS_BITS[fields[ps]], bool(fields["DS"]))
 
     def to_vtcr(self, *, vmid16: bool, ha: bool) -> int:
         """The VTCR_EL2 that ``kvm_get_vtcr`` computes for this shape.

@@ -20,7 +20,7 @@ PS_BITS = (32, 36, 40, 42, 44, 48, 52)
 TG0_SHIFT = {0: 12, 1: 16, 2: 14}
 """VTCR_EL2.TG0 and TCR_ELx.TG0 to granule shift; 3 is reserved (TG1 is encoded differently)."""
 
-TG1_SHIFT = {1: 14, 2: 12, 3: 16}
+_TG1_SHIFT = {1: 14, 2: 12, 3: 16}
 """TCR_ELx.TG1 to granule shift; 0 is reserved."""
 
 
@@ -29,7 +29,7 @@ def _granules(shifts: Mapping[int, int]) -> dict[int, str]:
 
 
 _PS = {value: f"{bits} bits" for value, bits in enumerate((*PS_BITS, 56))}
-_TG0, _TG1 = _granules(TG0_SHIFT), _granules(TG1_SHIFT)
+_TG0, _TG1 = _granules(TG0_SHIFT), _granules(_TG1_SHIFT)
 _SH = {0: "non-shareable", 1: RESERVED, 2: "outer shareable", 3: "inner shareable"}
 _RGN = {0: "non-cacheable", 1: "write-back write-allocate", 2: "write-through", 3: "write-back no write-allocate"}
 _HAFDBS = {0: "none", 1: "access flag", 2: "access flag and dirty state", 3: "and table access flag", 4: "and HDBSS"}

@@ -41,14 +41,12 @@ TRAITS: Final[Mapping[str, Trait]] = {
     "visit_ctx": Trait(Probe.STRUCT, "kvm_pgtable_visit_ctx"),
     "signed_level": Trait(Probe.SIGNED, "kvm_pgtable", "start_level"),
     "vmid_struct": Trait(Probe.MEMBER, "kvm_vmid", "vmid_gen"),
-    "mmu_vtcr": Trait(Probe.MEMBER, "kvm_s2_mmu", "vtcr"),
     "pkvm_mappings": Trait(Probe.MEMBER, "kvm_pgtable", "pkvm_mappings"),
     "invalid_pte_type": Trait(Probe.ENUM, "kvm_invalid_pte_type", "KVM_INVALID_PTE_TYPE_LOCKED"),
     "prot_normal_nc": Trait(Probe.ENUMERATOR, "kvm_pgtable_prot", "KVM_PGTABLE_PROT_NORMAL_NC"),
     # Captures made before 2026-11-26 hold it from the symbol stage2_set_xn_attr, which came with the enumerator.
     "xn_two_bits": Trait(Probe.ENUMERATOR, "kvm_pgtable_prot", "KVM_PGTABLE_PROT_UX"),
     "as_s1": Trait(Probe.ENUMERATOR, "kvm_pgtable_stage2_flags", "KVM_PGTABLE_S2_AS_S1"),
-    "nested_mmus": Trait(Probe.MEMBER, "kvm_arch", "nested_mmus"),
     # How Linux marks stage-1 entries that are present but not valid is a macro (PTE_PRESENT_INVALID; PTE_PROT_NONE
     # and PMD_PRESENT_INVALID before) and leaves no trace in types.  Both 6.12 and the byte-sized page types have the
     # new form, 6.1 neither.

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from inspector.codec import Vttbr, decode_register
-from inspector.kernel.insn import accessed_address
+from inspector.kernel.accessors import accessor_variable
 from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 from inspector.snapshot import CpuState, Running
-from inspector.symbols.api import Symbols
 from inspector.target.api import Cpu
-from inspector.target.registers import exception_level
+from inspector.target.register_names import exception_level
 
-_ACCESSOR_BYTES = 64
 # The TLB invalidation helpers, which load another VM's VTTBR for a moment (arch/arm64/kvm/hyp/vhe/tlb.c; 6.12+ adds
 # the enter/exit_vmid_context pair): kernel.md 15.2.
 _TLB_HELPERS = ("__kvm_tlb_flush_", "__tlb_switch_to_", "enter_vmid_context", "exit_vmid_context")
-
-
-def accessor_variable(kernel: HostKernel, function: str) -> int | None:
-    """Run-time address of the variable that a one-line accessor returns, or ``None``."""
-    link = kernel.symbols.address(function)
-    code = kernel.symbols.text(link, _ACCESSOR_BYTES) if link is not None else None
-    if link is None or code is None:
-        return None
-    address = accessed_address(code, link)
-    return None if address is None else kernel.space.runtime(address)
 
 
 def loaded_vcpus(kernel: HostKernel, count: int, notes: list[str]) -> dict[int, int]:
@@ -52,13 +40,6 @@ def loaded_vcpus(kernel: HostKernel, count: int, notes: list[str]) -> dict[int, 
     return loaded
 
 
-def _symbol(registers: Mapping[str, int], symbols: Symbols, slide: int, in_image: bool) -> str | None:
-    if not in_image:
-        return None
-    near = symbols.nearest(registers["pc"] - slide)
-    return near[0] if near else None
-
-
 def cpu_state(cpu: Cpu, kernel: HostKernel | None, *, protected: bool = False) -> CpuState:
     """One CPU's registers with what they mean.
 
@@ -71,8 +52,8 @@ def cpu_state(cpu: Cpu, kernel: HostKernel | None, *, protected: bool = False) -
     stage2 = bool(hcr["VM"]) and not hcr["TGE"]
     level = exception_level(r["cpsr"]) if "cpsr" in r else None
     symbol = None
-    if kernel is not None and "pc" in r:
-        symbol = _symbol(r, kernel.symbols, kernel.space.slide, kernel.space.in_image(r["pc"]))
+    if kernel is not None and "pc" in r and kernel.space.in_image(r["pc"]):
+        symbol, _ = kernel.symbols.nearest(kernel.space.link(r["pc"])) or (None, 0)
     if level == 2 and symbol is not None and symbol.startswith(_TLB_HELPERS):
         running = Running.TLB_HELPER
     elif level == 2 and not hcr["E2H"]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from inspector.kernel.objects import HostKernel, Obj
+from inspector.kernel.objects import HostKernel, KernelObject
 from inspector.kernel.space import BadPointer, pointers_in
 from inspector.snapshot import Memslot
 
 _SLOT_BOUND = 1 << 16
 
 
-def memslots(kernel: HostKernel, kvm: Obj) -> tuple[Memslot, ...]:
+def memslots(kernel: HostKernel, kvm: KernelObject) -> tuple[Memslot, ...]:
     """The slots of address space 0 (arm64 has no other), ascending by guest frame."""
     set_address = _first(kernel, kvm)
     if not set_address:
@@ -20,12 +20,12 @@ def memslots(kernel: HostKernel, kvm: Obj) -> tuple[Memslot, ...]:
     return tuple(sorted((_memslot(kernel, s, ring) for s in found), key=lambda s: (s.base_gfn, s.id)))
 
 
-def _first(kernel: HostKernel, kvm: Obj) -> int:
+def _first(kernel: HostKernel, kvm: KernelObject) -> int:
     offset = kernel.member("kvm", "memslots").offset
     return pointers_in(kvm.data[offset : offset + 8])[0]
 
 
-def _hashed(kernel: HostKernel, slots: Obj) -> list[int]:
+def _hashed(kernel: HostKernel, slots: KernelObject) -> list[int]:
     """5.17 and later: ``id_hash[]`` of hlists through ``id_node[node_idx]`` of the active set."""
     member = kernel.member("kvm_memslots", "id_hash")
     index = slots.u("node_idx")
@@ -41,14 +41,14 @@ def _hashed(kernel: HostKernel, slots: Obj) -> list[int]:
     return found
 
 
-def _array(kernel: HostKernel, slots: Obj) -> list[int]:
+def _array(kernel: HostKernel, slots: KernelObject) -> list[int]:
     """5.10, 5.15: ``memslots[used_slots]``."""
     size = kernel.sizeof("kvm_memory_slot")
     start = slots.addr("memslots")
     return [start + i * size for i in range(min(slots.u("used_slots"), _SLOT_BOUND))]
 
 
-def _dirty_pages(kernel: HostKernel, slot: Obj, ring: bool) -> bytes | None:
+def _dirty_pages(kernel: HostKernel, slot: KernelObject, ring: bool) -> bytes | None:
     """The first half of ``dirty_bitmap``, which is the log; the second is where KVM_GET_DIRTY_LOG copies it.
 
     With a dirty ring the bitmap holds only what was written without a running vCPU (``mark_page_dirty_in_slot``).

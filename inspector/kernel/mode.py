@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from inspector.codec import has_e2h, table_address
-from inspector.kernel.cpus import accessor_variable
+from inspector.kernel.accessors import accessor_variable
 from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 from inspector.snapshot import Mode

@@ -50,10 +50,10 @@ class HostKernel:
             self._known["sizeof", struct, ""] = self.symbols.sizeof(struct)
         return int(self._known["sizeof", struct, ""])
 
-    def at(self, struct: str, address: int) -> Obj:
+    def at(self, struct: str, address: int) -> KernelObject:
         """The ``struct`` at run-time ``address``; raises `BadPointer` when it is not mapped."""
         address = untag(address)
-        return Obj(self, struct, address, self.space.read(address, self.sizeof(struct)))
+        return KernelObject(self, struct, address, self.space.read(address, self.sizeof(struct)))
 
     def symbol(self, name: str) -> int | None:
         """Run-time address of ``name``, or ``None`` where no provider has it."""
@@ -79,7 +79,7 @@ class HostKernel:
 
 
 @dataclass(frozen=True)
-class Obj:
+class KernelObject:
     """One object: ``data`` is its bytes as they were when it was read."""
 
     kernel: HostKernel

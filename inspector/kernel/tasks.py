@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from inspector.kernel.objects import HostKernel, Obj
+from inspector.kernel.objects import HostKernel, KernelObject
 from inspector.kernel.space import BadPointer
 
 _MAX_FDS = 1 << 20
@@ -22,7 +22,7 @@ class OpenFile:
     private_data: int
 
 
-def processes(kernel: HostKernel) -> Iterator[Obj]:
+def processes(kernel: HostKernel) -> Iterator[KernelObject]:
     """Every thread-group leader but ``init_task`` itself, by ``task_struct.tasks``."""
     head = kernel.symbols.require("init_task")
     tasks = kernel.member("task_struct", "tasks").offset
@@ -30,7 +30,7 @@ def processes(kernel: HostKernel) -> Iterator[Obj]:
         yield kernel.at("task_struct", address)
 
 
-def threads(kernel: HostKernel, leader: Obj) -> Iterator[Obj]:
+def threads(kernel: HostKernel, leader: KernelObject) -> Iterator[KernelObject]:
     """Every thread of a process, by ``signal_struct.thread_head``."""
     signal = leader.u("signal")
     if not signal:  # released, about to leave the list
@@ -41,7 +41,7 @@ def threads(kernel: HostKernel, leader: Obj) -> Iterator[Obj]:
         yield kernel.at("task_struct", address)
 
 
-def _files_of(kernel: HostKernel, task: Obj, files: int) -> Iterator[OpenFile]:
+def _files_of(kernel: HostKernel, task: KernelObject, files: int) -> Iterator[OpenFile]:
     """The open files of a ``files_struct``: ``fdt->fd[0 .. max_fds)``, NULL where none is open."""
     fdt = kernel.at("fdtable", kernel.space.pointer(files + kernel.member("files_struct", "fdt").offset))
     count = min(fdt.u("max_fds"), _MAX_FDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inspector.kernel.cpus import accessor_variable
+from inspector.kernel.accessors import accessor_variable
 from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 

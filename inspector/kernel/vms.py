@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from inspector.codec import Geometry
 from inspector.kernel.memslots import memslots
-from inspector.kernel.objects import HostKernel, Obj
+from inspector.kernel.objects import HostKernel, KernelObject
 from inspector.kernel.space import BadPointer, pointers_in
 from inspector.kernel.tasks import open_files
 from inspector.snapshot import Mmu, MmuKind, Vcpu, Vm
@@ -94,7 +94,7 @@ def _explain_differences(found: Mapping[int, _FoundBy], notes: list[str]) -> Non
             notes.append(f"the VM at {kvm:#x} is kept alive by a vCPU's file; its own file is closed")
 
 
-def _vmid(kernel: HostKernel, mmu: Obj, bits: int) -> tuple[int | None, int]:
+def _vmid(kernel: HostKernel, mmu: KernelObject, bits: int) -> tuple[int | None, int]:
     """``(VMID, raw)``: 6.1+ ``atomic64 id`` with the generation above the VMID; 5.10/5.15 ``{vmid_gen, vmid}``."""
     if mmu.has("vmid.id"):
         raw = mmu.u("vmid.id")
@@ -154,7 +154,7 @@ def read_mmu(kernel: HostKernel, address: int, kind: MmuKind, vtcr: int | None, 
     )
 
 
-def _shadow_mmus(kernel: HostKernel, kvm: Obj) -> list[int]:
+def _shadow_mmus(kernel: HostKernel, kvm: KernelObject) -> list[int]:
     """Addresses of the nested MMUs: an array of structs (6.18.2) or of pointers (6.12.117, 7.3), by its type."""
     if not kvm.has("arch.nested_mmus"):
         return []
@@ -169,7 +169,7 @@ def _shadow_mmus(kernel: HostKernel, kvm: Obj) -> list[int]:
     return [base + i * size for i in range(count)]
 
 
-def _vcpu_addresses(kernel: HostKernel, kvm: Obj) -> list[int]:
+def _vcpu_addresses(kernel: HostKernel, kvm: KernelObject) -> list[int]:
     """vCPUs: the ``vcpu_array`` xarray (5.16 and later) or the ``vcpus[]`` array before."""
     if kvm.has("vcpu_array"):
         return list(_xarray(kernel, kvm.u("vcpu_array.xa_head")))
@@ -211,12 +211,12 @@ def _vcpu(kernel: HostKernel, address: int, running: Mapping[int, int]) -> Vcpu:
     )
 
 
-def _invalidating(kvm: Obj) -> bool:
+def _invalidating(kvm: KernelObject) -> bool:
     """MMU-notifier invalidation in progress: ``mmu_invalidate_in_progress`` (6.0+), ``mmu_notifier_count`` before."""
     return any(kvm.has(name) and kvm.u(name) for name in ("mmu_invalidate_in_progress", "mmu_notifier_count"))
 
 
-def _slots_locked(kvm: Obj) -> bool | None:
+def _slots_locked(kvm: KernelObject) -> bool | None:
     """Whether ``slots_lock`` has an owner; ``None`` where a mutex is another thing (PREEMPT_RT)."""
     return bool(kvm.u("slots_lock.owner")) if kvm.has("slots_lock.owner") else None
 
@@ -226,7 +226,7 @@ def _slots_locked(kvm: Obj) -> bool | None:
 _LOCK_WORDS = ("mmu_lock.raw_lock.cnts.counter", "mmu_lock.rlock.raw_lock.val.counter")
 
 
-def _mmu_lock_held(kvm: Obj) -> bool | None:
+def _mmu_lock_held(kvm: KernelObject) -> bool | None:
     """Whether ``kvm->mmu_lock`` is held, by a reader or a writer (or waited for); ``None``: not a known lock."""
     for path in _LOCK_WORDS:
         if kvm.has(path):

@@ -185,12 +185,7 @@ def _read_flags(text: str) -> int:
 
 
 def _write_flags(flags: int) -> str:
-    words = []
-    for word, bit in _FLAGS:
-        if flags & bit:
-            words.append(word)
-            flags &= ~bit
-    return "+".join(words)
+    return "+".join(word for word, bit in _FLAGS if flags & bit)
 
 
 def _assign(operation: Operation, word: str, text: str) -> None:

@@ -7,12 +7,14 @@ Stands for what ``kvm_pgtable_mm_ops`` reaches in a kernel: pages, ``page_count`
 from __future__ import annotations
 
 from array import array
-from typing import Final
+from typing import Final, TypeVar
 
 from inspector.events import ALLOC, ALLOC_EXACT, ALLOCFAIL, FREE, FREE_EXACT, GET, PUT, RawEvent
 
 FIRST_ADDRESS = 0x4000_0000
 """Where the store's own addresses begin."""
+
+T = TypeVar("T")
 
 
 class NoSuchPage(Exception):
@@ -20,6 +22,13 @@ class NoSuchPage(Exception):
 
     def __init__(self, page: int) -> None:
         super().__init__(f"{page:#x} is not a table page that is allocated")
+
+
+class _Allocated(dict[int, T]):
+    """Something of every allocated page; asking for another page raises :class:`NoSuchPage`."""
+
+    def __missing__(self, page: int) -> T:
+        raise NoSuchPage(page)
 
 
 class MemoryCache:
@@ -46,8 +55,8 @@ class PageStore:
 
     def __init__(self, granule: int) -> None:
         self.granule = granule
-        self.pages: dict[int, array[int]] = {}
-        self.counts: dict[int, int] = {}
+        self.pages: _Allocated[array[int]] = _Allocated()
+        self.counts: _Allocated[int] = _Allocated()
         self.events: list[RawEvent] = []
         self.emit = self.events.append
         self.deferred: list[tuple[int, int]] = []
@@ -108,25 +117,16 @@ class PageStore:
 
     def entries(self, page: int) -> array[int]:
         """The entries of a table page.  Raises :class:`NoSuchPage`."""
-        try:
-            return self.pages[page]
-        except KeyError:
-            raise NoSuchPage(page) from None
+        return self.pages[page]
 
     def get(self, page: int) -> None:
         """Take a reference.  Raises :class:`NoSuchPage`."""
-        try:
-            self.counts[page] += 1
-        except KeyError:
-            raise NoSuchPage(page) from None
+        self.counts[page] += 1
         self.emit((GET, page))
 
     def page_count(self, page: int) -> int:
         """The references on a table page.  Raises :class:`NoSuchPage`."""
-        try:
-            return self.counts[page]
-        except KeyError:
-            raise NoSuchPage(page) from None
+        return self.counts[page]
 
     def put(self, page: int) -> None:
         """Drop a reference; at 0 the page is freed.  Putting a page that is gone already shows as count -1."""

@@ -59,14 +59,15 @@ class Walk(Document, frozen=True, kw_only=True):
     steps: Sequence[StepFacts]
 
 
-def _slot_of(capture: Capture, vm: Vm, ipa: int) -> tuple[Memslot, int, Backing | None] | None:
-    """The slot of ``ipa``, its HVA, and the run of the VMM's pages there; ``None`` when in no slot."""
+def _slot_of(capture: Capture, vm: Vm, ipa: int) -> tuple[Memslot, int, Backing | None, int | None] | None:
+    """The slot of ``ipa``, its HVA, the run of the VMM's pages there, and the PA in it; ``None`` when in no slot."""
     page = capture.host.page_size
     for slot in vm.memslots:
         offset = ipa - slot.base_gfn * page
         if 0 <= offset < slot.npages * page:
             hva = slot.userspace_addr + offset
-            return slot, hva, next((run for run in slot.backing if run.hva <= hva < run.hva + run.size), None)
+            run = next((run for run in slot.backing if run.hva <= hva < run.hva + run.size), None)
+            return slot, hva, run, None if run is None or run.pa is None else run.pa + hva - run.hva
     return None
 
 
@@ -96,8 +97,7 @@ def _backing(view: TableView, ipa: int) -> SlotOfAddress | None:
     found = _slot_of(view.capture, view.vm, ipa) if view.mmu.kind is MmuKind.VM else None
     if found is None:
         return None
-    slot, hva, run = found
-    pa = run.pa + hva - run.hva if run is not None and run.pa is not None else None
+    slot, hva, run, pa = found
     return SlotOfAddress(slot.id, hexed(hva), hex_or_null(pa), run.state if run else None)
 
 
@@ -119,17 +119,9 @@ def lines(paint: Painter, view: TableView, translation: Translation) -> Lines:
     if found is None:
         yield "  in no memslot"
         return
-    slot, hva, run = found
+    slot, hva, run, pa = found
     yield f"  slot {slot.id} ({flags_text(slot.flags)}): HVA {address(hva)}"
     if run is not None:
-        yield "  " + _backing_verdict(run, hva, translation.pa)
-
-
-def _backing_verdict(run: Backing, hva: int, pa: int | None) -> str:
-    if run.pa is None:
-        return f"the VMM's page tables: {run.state}"
-    actual = run.pa + hva - run.hva
-    if pa is None:
-        return f"the VMM's page tables: PA {address(actual)}"
-    same = "the same page" if actual == pa else "NOT the page that the guest has"
-    return f"the VMM's page tables: PA {address(actual)}, {same}"
+        same = ", the same page" if pa == translation.pa else ", NOT the page that the guest has"
+        what = run.state if pa is None else f"PA {address(pa)}{'' if translation.pa is None else same}"
+        yield f"  the VMM's page tables: {what}"

@@ -4,7 +4,7 @@ Knows file formats.  Knows nothing of gdb, of a running machine, or of KVM.
 """
 
 from inspector.symbols.api import Member, MissingSymbol, StructType, Symbols, TypeKind, TypeRef
-from inspector.symbols.kernel import KernelSymbols, check_build_id
+from inspector.symbols.kernel import KernelSymbols
 from inspector.symbols.opening import open_symbols
 
 __all__ = [
@@ -15,6 +15,5 @@ __all__ = [
     "Symbols",
     "TypeKind",
     "TypeRef",
-    "check_build_id",
     "open_symbols",
 ]

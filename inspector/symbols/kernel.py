@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from inspector.findings import BadInput
-from inspector.symbols.api import Member, MissingSymbol, StructType, Symbols
+from inspector.symbols.api import Member, MissingSymbol, StructType
 from inspector.symbols.btf import BadBtf, Btf
 from inspector.symbols.table import SymbolTable
 
@@ -136,13 +136,3 @@ class KernelSymbols:
             yield
         except BadBtf as error:
             raise BadInput(f"the types of {self.description} are damaged: {error}") from error
-
-
-def check_build_id(symbols: Symbols, running: str | None) -> None:
-    """Raises `BadInput`, naming both, when ``running`` (hex) is not the build id of ``symbols``."""
-    if running is None or symbols.build_id is None or running.lower() == symbols.build_id:
-        return
-    raise BadInput(
-        f"the running kernel has build id {running.lower()}, but {symbols.description} has "
-        f"{symbols.build_id}: give the vmlinux or Image of the running kernel"
-    )

@@ -16,7 +16,7 @@ from inspector.target.guardian import Guardian
 from inspector.target.machine import Attachment, Machine
 from inspector.target.mi import GdbError, MiSession, find_gdb
 from inspector.target.process_memory import ProcessDenied, ProcessMemory, ProcessReader
-from inspector.target.registers import GENERAL, exception_level, is_aarch32
+from inspector.target.register_names import GENERAL, exception_level, is_aarch32
 from inspector.target.signals import signals_raise
 from inspector.target.stub import look
 

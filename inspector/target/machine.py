@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from inspector.findings import InspectorError, TargetLost
 from inspector.printable import SHORT, printable
-from inspector.target import host_process, registers, rsp
+from inspector.target import host_process, register_names, rsp
 from inspector.target.address import Address
 from inspector.target.api import Cpu
 from inspector.target.gdb_memory import BulkFiles, MiMemory, PhysicalMode, lost
@@ -191,7 +191,7 @@ class Machine:
         if self._numbers is None:
             names: list[str] = session.command("-data-list-register-names").payload["register-names"]
             position = {name: number for number, name in reversed(list(enumerate(names)))}
-            self._numbers = {canonical: position[name] for canonical, name in registers.choose(names).items()}
+            self._numbers = {canonical: position[name] for canonical, name in register_names.choose(names).items()}
         return self._numbers
 
     def _cpu(self, session: MiSession, thread: dict[str, str], numbers: dict[str, int]) -> Cpu:

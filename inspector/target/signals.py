@@ -20,11 +20,6 @@ class Interrupted(BaseException):
         super().__init__(f"ended by {signal.Signals(signum).name}")
         self.signum = signum
 
-    @property
-    def exit_status(self) -> int:
-        """What a shell shows for a process ended by this signal."""
-        return 128 + self.signum
-
 
 def _raise(signum: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted(signum)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspector.codec import Format, Geometry, Kind, Regime, bulk, decode
+from inspector.codec.layouts import layout
 from tests.codec.strategies import LEVELS, formats, geometries, words
 
 EXACT = (Kind.TABLE, Kind.BLOCK, Kind.PAGE, Kind.RESERVED)
@@ -39,9 +40,8 @@ def test_fields(values: list[int], kind: Kind, level: int, geometry: Geometry, f
     if not same:
         return
     raw = np.array([descriptor.raw for descriptor in same], dtype=np.uint64)
-    columns = bulk.decode(raw, kind, level, geometry, fmt)
-    rows = [{name: int(column[n]) for name, column in columns.items()} for n in range(len(same))]
-    assert rows == [dict(descriptor.fields) for descriptor in same]
+    for which in same[0].layout:
+        assert bulk.field(raw, which).tolist() == [descriptor.fields[which.name] for descriptor in same]
 
 
 @settings(deadline=None)
@@ -66,7 +66,7 @@ SEGMENTS = st.tuples(
 @given(segments=st.lists(SEGMENTS, min_size=1, max_size=8), level=st.integers(1, 3))
 def test_runs(segments: list[tuple[str, int, int]], level: int) -> None:
     geometry, fmt = Geometry.for_ipa(40), Format(Regime.STAGE2)
-    address = bulk.address_field(bulk.leaf_kind(level), level, geometry, fmt)
+    address = layout(bulk.leaf_kind(level), level, geometry, fmt).by_name["output_address"]
     step = geometry.block_size(level)
     values: list[int] = []
     for what, count, first in segments:

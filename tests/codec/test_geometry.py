@@ -160,31 +160,6 @@ def test_linux_stage1_roots(va_bits: int, granule: int, start: int, entries: int
     assert geometry.index(start, top) == entries - 1
 
 
-def test_from_tcr() -> None:
-    # T0SZ=T1SZ=16, TG0=4K (0), TG1=4K (2), IPS=48 bits: a 48-bit kernel
-    tcr = 16 | 16 << 16 | 2 << 30 | 5 << 32
-    assert Geometry.from_tcr(tcr) == Geometry.for_stage1(48)
-    assert Geometry.from_tcr(tcr, upper=True) == Geometry.for_stage1(48)
-    # The same with 52 bits: T1SZ=12, DS, IPS=52
-    lpa2 = 12 | 12 << 16 | 2 << 30 | 6 << 32 | 1 << 59
-    assert Geometry.from_tcr(lpa2, upper=True) == Geometry.for_stage1(52, 12, 52, True)
-    # 16K: TG0=2, TG1=1; 64K: TG0=1, TG1=3
-    assert Geometry.from_tcr(17 | 17 << 16 | 2 << 14 | 1 << 30 | 5 << 32).granule_shift == 14
-    assert Geometry.from_tcr(22 | 22 << 16 | 1 << 14 | 3 << 30 | 5 << 32, upper=True) == Geometry.for_stage1(42, 16)
-    # The EL2 regime: PS in [18:16], DS bit 32
-    assert Geometry.from_tcr_el2(16 | 5 << 16) == Geometry.for_stage1(48)
-    assert Geometry.from_tcr_el2(12 | 6 << 16 | 1 << 32) == Geometry.for_stage1(52, 12, 52, True)
-
-
-def test_reserved_tcr_values_are_refused() -> None:
-    for tcr, upper in ((16 | 7 << 32, False), (16 | 3 << 14, False), (16 << 16, True), (5, False), (60, False)):
-        with pytest.raises(ValueError, match=r"^TCR"):
-            Geometry.from_tcr(tcr, upper)
-    for tcr in (16 | 7 << 16, 16 | 3 << 14):
-        with pytest.raises(ValueError, match=r"^TCR_EL2"):
-            Geometry.from_tcr_el2(tcr)
-
-
 def test_no_encoding_is_said() -> None:
     with pytest.raises(ValueError, match="output address bits"):
         Geometry(12, 40, 1, 2, 39, False).to_vtcr(vmid16=True, ha=True)

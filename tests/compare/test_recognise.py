@@ -14,7 +14,7 @@ from inspector.generations.registry import number
 
 _OLD = ["pgtable", "mm_ops"]
 _NEW = [*_OLD, "visit_ctx"]
-_LATER = [*_NEW, "signed_level", "mmu_vtcr", "nested_mmus", "prot_normal_nc", "present_invalid_bit11"]
+_LATER = [*_NEW, "signed_level", "prot_normal_nc", "present_invalid_bit11"]
 
 #: What kernel.md 0 and 13 say that each series has.
 SERIES = {

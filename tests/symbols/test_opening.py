@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inspector.findings import BadInput
-from inspector.symbols import MissingSymbol, check_build_id, open_symbols
+from inspector.symbols import MissingSymbol, open_symbols
 from inspector.symbols.table import Symbol, SymbolTable
 from tests.symbols.build import EXPORTS, FUNCTIONS, types
 from tests.symbols.synth import BUILD_ID, LINK, image
@@ -48,16 +48,6 @@ def test_what_is_missing_is_named(path: Path, tmp_path: Path) -> None:
     assert symbols.has_member("outer", "arch.deep")
     assert not symbols.has_member("outer", "arch.absent")
     assert not symbols.has_member("absent", "arch")
-
-
-def test_a_wrong_build_id_is_told_with_both(path: Path, tmp_path: Path) -> None:
-    symbols = open_symbols(image=path, cache_dir=tmp_path / "cache")
-    check_build_id(symbols, None)
-    check_build_id(symbols, BUILD_ID.hex().upper())
-    with pytest.raises(BadInput) as caught:
-        check_build_id(symbols, "ab" * 20)
-    assert "ab" * 20 in str(caught.value)
-    assert BUILD_ID.hex() in str(caught.value)
 
 
 def test_a_vmlinux_and_its_image(path: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from inspector.target.connect import open_target
-from inspector.target.registers import GENERAL, REGISTERS, choose, exception_level, is_aarch32
+from inspector.target.register_names import GENERAL, REGISTERS, choose, exception_level, is_aarch32
 from tests.target.conftest import COUNTER, PLANTED, REGISTERS_AND_COUNTING, Starter, eventually
 
 

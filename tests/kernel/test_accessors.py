@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inspector.kernel.insn import accessed_address
+from inspector.kernel.accessors import accessed_address
 
 SOURCE = """
 typedef unsigned long u64;

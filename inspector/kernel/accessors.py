@@ -1,4 +1,4 @@
-"""Just enough A64 decoding to learn which variable a one-line accessor names.
+"""Which variable a one-line accessor names: just enough A64 decoding to learn it.
 
 Kernels without KALLSYMS_ALL name no static data, but their accessors (`kvm_get_mode`, `kvm_get_running_vcpus`) are
 text symbols whose first ADRP names the variable (DDI 0487 C6.2: ADRP, ADD (immediate), LDR (immediate), LDRB).
@@ -6,7 +6,10 @@ text symbols whose first ADRP names the variable (DDI 0487 C6.2: ADRP, ADD (imme
 
 from __future__ import annotations
 
+from inspector.kernel.objects import HostKernel
+
 _PAGE = 4096
+_ACCESSOR_BYTES = 64
 
 
 def _bits(insn: int, hi: int, lo: int) -> int:
@@ -38,3 +41,13 @@ def accessed_address(code: bytes, pc: int) -> int | None:
         elif insn == 0xD65F_03C0:  # RET
             return None
     return None
+
+
+def accessor_variable(kernel: HostKernel, function: str) -> int | None:
+    """Run-time address of the variable that a one-line accessor returns, or ``None``."""
+    link = kernel.symbols.address(function)
+    code = kernel.symbols.text(link, _ACCESSOR_BYTES) if link is not None else None
+    if link is None or code is None:
+        return None
+    address = accessed_address(code, link)
+    return None if address is None else kernel.space.runtime(address)
