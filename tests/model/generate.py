@@ -158,7 +158,11 @@ class Generator:
             addr &= -self.block if size < self.big or rng.random() < 0.3 else -self.big
             pa = (pa & -self.block) if size < self.big else (pa & -self.big)
         elif (addr | pa) & (self.block - 1) and size >= self.block and (addr ^ pa) & (self.block - 1):
-            size = rng.randrange(1, 9) * self.page
+            if rng.random() < 0.4 and self.block == 512 * self.page:
+                # A block's range at an address of its own, and a PA that is not: page by page, which costs 512 leaves.
+                addr, size = addr & -self.block, self.block
+            else:
+                size = rng.randrange(1, 9) * self.page
         if self.setup.machine.idmap and rng.random() < 0.9:
             pa = addr
             if size >= self.block:
