@@ -163,11 +163,16 @@ def walk(options: Options, ipa: str, vm: str | None) -> None:
     options.emit(report.walk.document, report.walk.lines, view, translate_in(view, address))
 
 
+_PA_BITS = 56  # with FEAT_D128; 52 without (DDI 0487 D8.1)
+
+
 @_command("reverse", epilog="Example: inspector reverse 0x48123000")
 @click.argument("pa", metavar="PA")
 def reverse(options: Options, pa: str) -> None:
     """Which guests map a physical address, and where."""
     address = parse_number(pa, "PA")
+    if address >> _PA_BITS:
+        raise BadInput(f"{address:#x} is not a physical address: those have at most {_PA_BITS} bits")
     capture = get_capture(options, Scope.WALK)
     found = [(view, reverse_tree(view.tree, address)) for view in choose_views(capture, None)]
     options.emit(report.reverse.document, report.reverse.lines, address, found)

@@ -56,6 +56,15 @@ class UnixAddress:
 Address = TcpAddress | UnixAddress
 
 
+def _is_text(path: str) -> bool:
+    """Whether gdb can be told of it: what it is sent is UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse_address(connection: str) -> Address:
     """The address that ``connection`` names; ``str()`` of it is what gdb's ``target remote`` takes.
 
@@ -70,7 +79,7 @@ def parse_address(connection: str) -> Address:
             raise BadInput(f"{connection!r} names port {port}: give a port from 1 to 65535")
         return TcpAddress(match["host"].strip("[]") or "localhost", port)
     path = text.removeprefix("unix:")
-    if not path or path.endswith(":") or "\n" in path:
+    if not path or path.endswith(":") or "\n" in path or not _is_text(path):
         raise BadInput(f"{connection!r} is not an address: give HOST:PORT, :PORT or the path of a unix socket")
     if len(os.fsencode(path)) > _UNIX_PATH_MAX:
         raise BadInput(f"the socket path {path!r} is longer than {_UNIX_PATH_MAX} bytes: use a shorter one")

@@ -36,3 +36,9 @@ def test_an_impossible_address_is_refused_in_one_sentence(text: str) -> None:
         parse_address(text)
     assert caught.value.exit_code == ExitCode.USAGE
     assert "\n" not in str(caught.value).strip("'") or "\\n" in str(caught.value)
+
+
+def test_what_gdb_cannot_be_told_is_not_an_address() -> None:
+    """A byte that is not UTF-8 arrives from the command line as a lone surrogate (PEP 383)."""
+    with pytest.raises(BadInput, match="is not an address"):
+        parse_address("\udcff")
