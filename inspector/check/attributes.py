@@ -99,7 +99,7 @@ def memory_types(rule: Judge, context: Context) -> Iterator[Finding]:
         owned, columns = guest.owned, guest.owned.columns
         sound = guest.sound & ~_never_written(context, owned)
         uncached, cached = owned.matching(_uncached), owned.matching(_cached)
-        as_device = sound & guest.ordinary & uncached
+        as_device = sound & guest.pieces.ordinary & uncached
         as_device = columns.among(as_device, lambda c: context.ram.touch(c.output, c.size))
         for span in owned.spans(as_device):
             yield rule.error(

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector.check.ownership import Owned
+from inspector.check.places import LIMIT
 from inspector.codec import Kind
 from inspector.codec.bulk import Flags, Flat, Words
 from inspector.snapshot import Backing, BackingState, Memslot, Vm
-from inspector.tables.intervals import Intervals
+from inspector.tables.columns import Columns
+from inspector.tables.intervals import Intervals, runs
 
 #: The slot's pages may come from a guest_memfd and not from its HVA (``KVM_MEM_GUEST_MEMFD``).
 GUEST_MEMFD = 1 << 2
@@ -33,7 +36,7 @@ _STATES = {
     BackingState.SWAP: NONE,
     BackingState.UNREADABLE: UNREADABLE,
 }
-_NO_PA = (1 << 64) - 1
+_NO_PA = _WORD = (1 << 64) - 1
 _READABLE, _WRITABLE, _SPECIAL = 1, 2, 4
 
 
@@ -93,9 +96,64 @@ def _state(run: Backing) -> int:
     return NONE if state == PRESENT and run.pa is None else state
 
 
+@dataclass
+class Run:
+    """Neighbouring pieces that are wrong in the same way: ``[ipa, end)``, and of the first its place in the table's
+    columns, its level, the ``pa`` that it has and the one that it ``must_be``.
+    """
+
+    ipa: int
+    end: int
+    leaf: int
+    level: int
+    pa: int
+    must_be: int
+
+
+@dataclass
+class Runs:
+    """The first runs of pieces that are wrong in one way, `LIMIT` of them; ``count`` is how many there are."""
+
+    first: list[Run]
+    count: int = 0
+    last: Run | None = None
+
+    def add(self, wrong: Flags, pieces: _Window) -> None:
+        """The next pieces, in order of address."""
+        at = np.flatnonzero(wrong)
+        ipa, end, level = pieces.ipa[at], pieces.end[at], pieces.level[at]
+        apart = pieces.pa[at] - pieces.must_be[at]
+        starts, ends = runs((ipa, end - ipa), (apart, 0), (level, 0))
+        self.count += len(starts)
+        if not len(starts):
+            return
+        edges = {*range(min(len(starts), LIMIT + 1)), len(starts) - 1}
+        for start, stop in ((int(starts[n]), int(ends[n]) - 1) for n in sorted(edges)):
+            found = Run(
+                int(ipa[start]),
+                int(end[stop]),
+                int(pieces.leaf[at[start]]),
+                int(level[start]),
+                int(pieces.pa[at[start]]),
+                int(pieces.must_be[at[start]]),
+            )
+            if start == 0 and self.last is not None and _goes_on(self.last, found):
+                self.last.end = found.end
+                self.count -= 1
+                continue
+            self.last = found
+            if len(self.first) < LIMIT:
+                self.first.append(found)
+
+
+def _goes_on(one: Run, after: Run) -> bool:
+    apart = (one.pa - one.must_be) & _WORD == (after.pa - after.must_be) & _WORD
+    return one.end == after.ipa and one.level == after.level and apart
+
+
 @dataclass(frozen=True)
-class Pieces:
-    """Leaves cut where their backing changes; parallel arrays, ascending by IPA.
+class _Window:
+    """Some leaves cut where their backing changes; parallel arrays, ascending by IPA.
 
     ``leaf`` is the place in the table's columns, ``pa`` what the leaf has at the piece, ``must_be`` what backs it
     (equal to ``pa`` where that is not known), ``state`` one of `NONE` … `UNKNOWN`; a gap in the backing is `NONE`.
@@ -104,69 +162,90 @@ class Pieces:
     ipa: Words
     end: Words
     leaf: Flat
+    level: Flat
     pa: Words
     must_be: Words
     state: Flat
     rights: Flat
 
-    @property
-    def elsewhere(self) -> Flags:
-        """The VMM has another page there."""
-        found: Flags = (self.state == PRESENT) & (self.must_be != self.pa)
-        return found
 
-    @property
-    def nowhere(self) -> Flags:
-        """The VMM has no page there."""
-        found: Flags = self.state == NONE
-        return found
+@dataclass(frozen=True)
+class Pieces:
+    """What became of the leaves that only their backing can judge, cut where it changes; masks are of the entries.
 
-    @property
-    def agreed(self) -> Flags:
-        """The VMM has this very page there."""
-        found: Flags = (self.state == PRESENT) & (self.must_be == self.pa)
-        return found
+    ``judged``: all of them.  Of some piece the VMM has another page (``elsewhere``) or none (``nowhere``): with the
+    runs of such pieces.  It has this very page and may read it and not write it (``readonly``; a page that it may not
+    even read says nothing: NUMA hinting), or has it as ordinary memory and not by frame number alone (``ordinary``).
+    """
 
-    @property
-    def readonly(self) -> Flags:
-        """The VMM may read the page and not write it (a page that it may not even read says nothing: NUMA hinting)."""
-        found: Flags = self.agreed & (self.rights & (_READABLE | _WRITABLE) == _READABLE)
-        return found
+    judged: Flags
+    elsewhere: Flags
+    nowhere: Flags
+    readonly: Flags
+    ordinary: Flags
+    other: Runs
+    none: Runs
 
-    @property
-    def special(self) -> Flags:
-        """Mapped by the VMM by frame number alone."""
-        found: Flags = (self.rights & _SPECIAL) != 0
-        return found
+
+_WINDOW = 1 << 17
+"""Leaves cut at a time."""
 
 
 def _pieces(owned: Owned, judged: Flags, backed: _Backed) -> Pieces:
     """The leaves of ``judged``, which lie inside the slots, over ``backed``."""
-    columns = owned.columns
-    leaves = np.flatnonzero(judged)
-    leaves = leaves[np.argsort(columns.at(leaves).ia, kind="stable")]
+    seen, elsewhere, nowhere, readonly, ordinary = (np.zeros(len(judged), dtype=bool) for _ in range(5))
+    pieces = Pieces(seen, elsewhere, nowhere, readonly, ordinary, Runs([]), Runs([]))
+    leaves = _by_address(owned.columns, np.flatnonzero(judged))
+    ends = np.sort(backed.at.end)
+    top = np.uint64(0)
+    for start in range(0, len(leaves), _WINDOW):
+        some = leaves[start : start + _WINDOW]
+        found = owned.columns.at(some)
+        end = found.ia + found.size
+        # Of leaves at one address only the first is looked at: a corrupt tree.
+        above = np.maximum.accumulate(np.concatenate(([top], end)))
+        distinct, top = found.ia >= above[:-1], above[-1]
+        window = _window(owned.columns, some[distinct], backed, ends)
+        here, same = window.state == PRESENT, window.must_be == window.pa
+        agreed, other, none = here & same, here & ~same, window.state == NONE
+        may_only_read = window.rights & (_READABLE | _WRITABLE) == _READABLE
+        seen[window.leaf] = True
+        elsewhere[window.leaf[other]] = True
+        nowhere[window.leaf[none]] = True
+        readonly[window.leaf[agreed & may_only_read]] = True
+        ordinary[window.leaf[agreed & (window.rights & _SPECIAL == 0)]] = True
+        pieces.other.add(other, window)
+        pieces.none.add(none, window)
+    return pieces
+
+
+def _by_address(columns: Columns, at: Flat) -> Flat:
+    """Positions in order of input address."""
+    return at[np.argsort(columns.at(at).ia, kind="stable")]
+
+
+def _window(columns: Columns, leaves: Flat, backed: _Backed, ends: Words) -> _Window:
     some = columns.at(leaves)
-    ipa, end, output = some.ia, some.ia + some.size, some.output
-    if len(leaves) > 1:  # of leaves at one address only the first is looked at: a corrupt tree
-        distinct = np.concatenate(([True], ipa[1:] >= np.maximum.accumulate(end)[:-1]))
-        leaves, ipa, end, output = leaves[distinct], ipa[distinct], end[distinct], output[distinct]
-    cuts = np.sort(np.concatenate((ipa, end, backed.at.start, backed.at.end)), kind="stable")  # four that are sorted
+    ipa, end = some.ia, some.ia + some.size
+    edges = [one[slice(*np.searchsorted(one, (ipa[0], end[-1])))] for one in (backed.at.start, ends) if len(ipa)]
+    cuts = np.sort(np.concatenate((ipa, end, *edges)), kind="stable")  # four that are sorted
     cuts = cuts[np.append(cuts[:-1] != cuts[1:], True)] if len(cuts) else cuts
     starts = cuts[:-1]
     which = Intervals(ipa, end).holding(starts)
     kept = which >= 0
     starts, stops, which = starts[kept], cuts[1:][kept], which[kept]
-    pa: Words = output[which] + starts - ipa[which]
+    leaf, level, pa = leaves[which], some.level[which], some.output[which] + starts - ipa[which]
     run = backed.at.holding(starts)
     gap = run < 0
     if not len(backed.pa):
         nothing = np.zeros(len(starts), dtype=np.intp)
-        return Pieces(starts, stops, leaves[which], pa, pa, nothing + NONE, nothing)
+        return _Window(starts, stops, leaf, level, pa, pa, nothing + NONE, nothing)
     unknown = gap | (backed.pa[run] == np.uint64(_NO_PA))
-    return Pieces(
+    return _Window(
         ipa=starts,
         end=stops,
-        leaf=leaves[which],
+        leaf=leaf,
+        level=level,
         pa=pa,
         must_be=np.where(unknown, pa, backed.pa[run] + (starts - backed.at.start[run])),
         state=np.where(gap, NONE, backed.state[run].astype(np.intp)),
@@ -198,10 +277,11 @@ class GuestMemory:
         return self.owned.columns.among(self.certain, lambda c: slots.contain(c.ia, c.size))
 
     @cached_property
-    def slot(self) -> NDArray[np.int32]:
+    def slot(self) -> NDArray[np.integer[Any]]:
         """For each entry the place in ``vm.memslots`` of the slot that its first page lies in (-1: none)."""
         ranges = [slot_range(slot, self.page) for slot in self.owned.view.vm.memslots]
-        order = np.array([*sorted(range(len(ranges)), key=lambda n: ranges[n]), -1], dtype=np.int32)
+        small = np.min_scalar_type(-len(ranges) - 1)
+        order = np.array([*sorted(range(len(ranges)), key=lambda n: ranges[n]), -1], dtype=small)
         start, end = np.array([ranges[n] for n in order[:-1]], dtype=np.uint64).reshape(-1, 2).T
         # One entry after the last slot, so that -1, for none, finds it.
         slots = Intervals(start, end)
@@ -242,26 +322,12 @@ class GuestMemory:
         judged = self.owned.columns.among(judged, lambda c: c.output < end)
         return _pieces(self.owned, judged, _backed(self.owned.view.vm, self.page))
 
-    def of_leaves(self, pieces: Flags) -> Flags:
-        """The leaves (as a mask of entries) that have any of ``pieces``."""
-        mask = np.zeros(len(self.owned.columns.raw), dtype=bool)
-        mask[self.pieces.leaf[pieces]] = True
-        return mask
-
-    @cached_property
-    def ordinary(self) -> Flags:
-        """The leaves that map the very pages that the VMM has there, as ordinary memory.
-
-        The VMM maps carved-out memory ("no-map") by frame number alone: RAM to QEMU, a device to the kernel.
-        """
-        return self.of_leaves(self.pieces.agreed & ~self.pieces.special)
-
-    @cached_property
+    @property
     def contradicted(self) -> Flags:
         """The leaves that map something else than the VMM has there (`M1` and `M4` report them)."""
-        return self.of_leaves(self.pieces.elsewhere | self.pieces.nowhere)
+        return self.pieces.elsewhere | self.pieces.nowhere
 
-    @cached_property
+    @property
     def sound(self) -> Flags:
         """The leaves that map what the VMM has there, as far as that is known."""
-        return self.of_leaves(np.ones(len(self.pieces.leaf), dtype=bool)) & ~self.contradicted
+        return self.pieces.judged & ~self.contradicted

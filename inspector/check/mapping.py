@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-
-import numpy as np
 
 from inspector.check import excuses
-from inspector.check.backing import GUEST_MEMFD, GuestMemory, slot_range
+from inspector.check.backing import GUEST_MEMFD, GuestMemory, Run, Runs, slot_range
 from inspector.check.catalogue import Judge, invariant
 from inspector.check.context import Context
 from inspector.check.places import LIMIT, where_entry, where_problem, where_vm
@@ -17,7 +14,6 @@ from inspector.codec.bulk import Flags
 from inspector.findings import Finding, Where
 from inspector.snapshot import BackingState
 from inspector.tables import ProblemKind
-from inspector.tables.intervals import runs
 
 # --- S7: inside the IPA space and inside memslots ---
 
@@ -84,27 +80,13 @@ def not_the_hosts(rule: Judge, context: Context) -> Iterator[Finding]:
 # --- M1, M4: what backs the guest's memory ---
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Neighbouring pieces that are wrong in the same way: the place, its first piece, and what to say of the rest."""
-
-    where: Where
-    first: int
-    rest: str
-
-
-def _runs(guest: GuestMemory, wrong: Flags) -> Iterator[_Run]:
-    """The pieces of ``wrong``, those that continue each other joined; at most `LIMIT`, the last one counts the rest."""
-    pieces, columns, at = guest.pieces, guest.owned.columns, np.flatnonzero(wrong)
-    guest.owned.marked[pieces.leaf[at]] = True
-    apart, ipa = pieces.pa[at] - pieces.must_be[at], pieces.ipa[at]
-    starts, ends = runs((ipa, pieces.end[at] - ipa), (apart, 0), (columns.at(pieces.leaf[at]).level, 0))
-    for number, (start, end) in enumerate(zip(starts[:LIMIT], ends, strict=False)):
-        first = int(at[start])
-        size = int(pieces.end[at[end - 1]] - pieces.ipa[first])
-        where = where_entry(guest.owned.view, columns, int(pieces.leaf[first]), size, int(pieces.ipa[first]))
-        more = len(starts) - LIMIT if number == LIMIT - 1 else 0
-        yield _Run(where, first, f" (and {more} more ranges)" if more > 0 else "")
+def _places(guest: GuestMemory, wrong: Flags, runs: Runs) -> Iterator[tuple[Where, Run, str]]:
+    """The places of ``runs``, of the leaves ``wrong``, and what to say of the rest: the last one counts them."""
+    guest.owned.marked[wrong] = True
+    for number, run in enumerate(runs.first):
+        where = where_entry(guest.owned.view, guest.owned.columns, run.leaf, run.end - run.ipa, run.ipa)
+        more = runs.count - LIMIT if number == LIMIT - 1 else 0
+        yield where, run, f" (and {more} more ranges)" if more > 0 else ""
 
 
 @invariant(
@@ -118,12 +100,11 @@ def _runs(guest: GuestMemory, wrong: Flags) -> Iterator[_Run]:
 def same_backing(rule: Judge, context: Context) -> Iterator[Finding]:
     for guest in context.guests:
         yield from _unjudged(rule, guest)
-        pieces = guest.pieces
-        for run in _runs(guest, pieces.elsewhere):
+        for where, run, rest in _places(guest, guest.pieces.elsewhere, guest.pieces.other):
             yield rule.error(
-                run.where,
-                f"PA {int(pieces.must_be[run.first]):#x}, the VMM's page",
-                f"PA {int(pieces.pa[run.first]):#x}{run.rest}",
+                where,
+                f"PA {run.must_be:#x}, the VMM's page",
+                f"PA {run.pa:#x}{rest}",
                 excuse=excuses.invalidation(guest.owned.view.vm),
             )
 
@@ -173,10 +154,10 @@ def fitting_blocks(rule: Judge, context: Context) -> Iterator[Finding]:
 )
 def nothing_outlives_its_backing(rule: Judge, context: Context) -> Iterator[Finding]:
     for guest in context.guests:
-        for run in _runs(guest, guest.pieces.nowhere):
+        for where, run, rest in _places(guest, guest.pieces.nowhere, guest.pieces.none):
             yield rule.error(
-                run.where,
+                where,
                 "no leaf where the VMM has no page",
-                f"PA {int(guest.pieces.pa[run.first]):#x}{run.rest}",
+                f"PA {run.pa:#x}{rest}",
                 excuse=excuses.invalidation(guest.owned.view.vm),
             )

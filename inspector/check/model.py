@@ -29,14 +29,17 @@ from inspector.findings import Finding, History
 def model_equality(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned, model in context.models:
         columns = owned.columns
-        differ = columns.raw ^ model.raw
+        unlike, aged = (np.zeros(len(columns.raw), dtype=bool) for _ in range(2))
+        for here, made in model.pieces():
+            unlike[here] = columns.raw[here] != made
+            aged[here] = columns.raw[here] ^ made == np.uint64(AF)
         # Invalid entries are S6's, and pointers to what is not a table of this tree S3's.
         left = columns.followed | columns.leaf | columns.matching(lambda d: d.kind is Kind.RESERVED)
         left &= owned.mine & ~columns.spread(owned.contested) & ~owned.marked
-        aged = left & (differ == np.uint64(AF)) & columns.leaf
-        for span in owned.spans(left & (differ != 0) & ~aged, differ):
-            live, made = columns.decoded(span.first), model.decoded(span.first)
-            yield rule.error(span, text(made), f"{text(live)}: {what_differs(live, made)}", *reason(live, made))
+        aged &= left & columns.leaf
+        for span in owned.spans(left & unlike & ~aged, model.apart):
+            live, mine = columns.decoded(span.first), model.decoded(span.first)
+            yield rule.error(span, text(mine), f"{text(live)}: {what_differs(live, mine)}", *reason(live, mine))
         for span in owned.spans(aged):
             yield rule.note(
                 span,

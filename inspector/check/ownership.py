@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inspector.capture.view import TableView
 from inspector.check.places import Span, spans, where_entry, where_view
 from inspector.codec import Descriptor
-from inspector.codec.bulk import Flags
+from inspector.codec.bulk import Flags, Flat, Words
 from inspector.findings import Where
 from inspector.tables import ProblemKind
 from inspector.tables.columns import Columns
@@ -53,7 +51,7 @@ class Owned:
         found: Flags = self.columns.matching(rule) & self.mine
         return found
 
-    def spans(self, wrong: Flags | Callable[[Descriptor], bool], *alike: NDArray[Any]) -> Iterator[Span]:
+    def spans(self, wrong: Flags | Callable[[Descriptor], bool], *alike: Callable[[Flat], Words]) -> Iterator[Span]:
         """The ``wrong`` entries as places (see `places.spans`); they are marked."""
         mask = self.matching(wrong) if callable(wrong) else wrong & self.mine
         self.marked[mask] = True

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector.capture.view import TableView, regime_name
 from inspector.codec import Descriptor, decode
-from inspector.codec.bulk import Flags
+from inspector.codec.bulk import Flags, Flat, Words
 from inspector.findings import Where
 from inspector.snapshot import Mmu, Vm
 from inspector.tables import Problem
@@ -107,7 +106,7 @@ def _first(mask: Flags, most: int) -> NDArray[np.intp]:
     return np.concatenate(found)
 
 
-def spans(view: TableView, columns: Columns, mask: Flags, *alike: NDArray[Any]) -> Iterator[Span]:
+def spans(view: TableView, columns: Columns, mask: Flags, *alike: Callable[[Flat], Words]) -> Iterator[Span]:
     """The masked entries as places, neighbours in one page with equal attributes (and equal in ``alike``) joined.
 
     At most `LIMIT` of them: when there are more, the last one covers all the rest by number only (its ``count``).
@@ -115,7 +114,7 @@ def spans(view: TableView, columns: Columns, mask: Flags, *alike: NDArray[Any]) 
     # None is longer than a page, so that these tell whether there are more than `LIMIT`.
     at = _first(mask, (LIMIT + 1) * columns.geometry.entries)
     found = columns.at(at)
-    starts, ends = runs((found.index, 1), (found.row, 0), (found.attributes, 0), *((one[at], 0) for one in alike))
+    starts, ends = runs((found.index, 1), (found.row, 0), (found.attributes, 0), *((one(at), 0) for one in alike))
     for number, (start, end) in enumerate(zip(starts[:LIMIT].tolist(), ends.tolist(), strict=False)):
         rest = number == LIMIT - 1 and len(starts) > LIMIT
         first = columns.at([int(at[start])])

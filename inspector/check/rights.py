@@ -89,7 +89,7 @@ def only_its_own(rule: Judge, context: Context) -> Iterator[Finding]:
         for number, slot in enumerate(guest.owned.view.vm.memslots):
             if slot.flags & READONLY:
                 constant |= guest.slot == number  # M3 reports those
-        for span in guest.owned.spans(_writable(guest) & ~constant & guest.of_leaves(guest.pieces.readonly)):
+        for span in guest.owned.spans(_writable(guest) & ~constant & guest.pieces.readonly):
             yield rule.error(
                 span,
                 "no write permission: the VMM may only read the page",

@@ -110,9 +110,13 @@ def compare_views(views: Sequence[TableView], code: KernelCode) -> list[Comparis
         return []
     context = Context(views[0].capture, code, {title(view) for view in views})
     # What a rule about more than the form says is shown where an entry differs: else it need not be asked.
-    differ = any(owned.view.tree.problems or (owned.columns.raw != model.raw).any() for owned, model in context.models)
+    differ = any(owned.view.tree.problems or _differs(model) for owned, model in context.models)
     found = after_looks(context, judged(context, (one for one in CATALOGUE.values() if differ or one.form)))
     return [_comparison(context, owned, model, found) for owned, model in context.models]
+
+
+def _differs(model: Rebuilt) -> bool:
+    return any((model.columns.raw[here] != made).any() for here, made in model.pieces())
 
 
 def _comparison(context: Context, owned: Owned, model: Rebuilt, findings: Iterable[Finding]) -> Comparison:

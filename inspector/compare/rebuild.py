@@ -11,6 +11,7 @@ leaf by leaf.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,22 +40,61 @@ _TABLES: Final = 512
 class Rebuilt:
     """The model's tree beside the live one's `Columns`.
 
-    ``raw`` is the model's entry at the place of each live one, 0 where it has none.  A table entry has the live one's
-    address (that the live tables form a tree is for others to say), also where the model maps nothing below.  Where the
-    CPU sets the access flag, a leaf has the live one's.  ``mapped`` are the live leaves that the model was asked for,
-    ``page`` is its page for each live one (0: none).
+    ``mapped`` are the live leaves that the model was asked for, ``page`` is its page for each live one (0: none).
+    ``hardware_af``: the CPU sets the access flag.
     """
 
     pgt: Stage2
     columns: Columns
-    raw: Words
     mapped: Flags
     page: Flat
+    hardware_af: bool
+
+    def pieces(self) -> Iterator[tuple[slice, Words]]:
+        """The model's entry at the place of each live one, some at a time; 0 where it has none.
+
+        A table entry has the live one's address (that the live tables form a tree is for others to say), also where
+        the model maps nothing below.  Where the CPU sets the access flag, a leaf has the live one's.
+        """
+        for first in range(0, len(self.page), _TABLES):
+            yield self._beside(first, min(first + _TABLES, len(self.page)))
+
+    def raw(self, at: Flat) -> Words:
+        """The model's entries at positions, as `pieces` gives them."""
+        found = np.empty(len(at), dtype=np.uint64)
+        rows = self.columns.row[at]
+        for row in np.unique(rows).tolist():
+            here, made = self._beside(row, row + 1)
+            found[rows == row] = made[at[rows == row] - here.start]
+        return found
+
+    def apart(self, at: Flat) -> Words:
+        """The bits in which the entries at positions differ from the model's."""
+        found: Words = self.columns.raw[at] ^ self.raw(at)
+        return found
 
     def decoded(self, at: int) -> Descriptor:
         """The model's entry beside the live one at a position."""
         level = int(self.columns.page_level[self.columns.row[at]])
-        return decode(int(self.raw[at]), level, self.columns.geometry, self.columns.format)
+        return decode(int(self.raw(np.array([at]))[0]), level, self.columns.geometry, self.columns.format)
+
+    def _beside(self, first: int, last: int) -> tuple[slice, Words]:
+        """The entries beside those of some pages."""
+        columns = self.columns
+        bounds = columns.page_bounds[first : last + 1].tolist()
+        here = slice(bounds[0], bounds[-1])
+        raw, live = np.zeros(here.stop - here.start, dtype=np.uint64), columns.raw[here]
+        for row, one in enumerate(self.page[first:last].tolist()):
+            if one:
+                start, end = bounds[row], bounds[row + 1]
+                raw[start - here.start : end - here.start] = _words(self.pgt, one)[columns.index[start:end]]
+        if self.hardware_af:
+            raw ^= (raw ^ live) & np.where(self.mapped[here], np.uint64(AF), np.uint64(0))
+        address = np.uint64(_table_address(columns))
+        tables = np.flatnonzero(columns.table[here])
+        tables = tables[columns.followed[here][tables] | (raw[tables] & np.uint64(3) == 3)]
+        raw[tables] = np.where(raw[tables] == 0, np.uint64(3), raw[tables] & ~address) | live[tables] & address
+        return here, raw
 
 
 def kernel_ram(view: TableView) -> Intervals:
@@ -107,30 +147,12 @@ def rebuild(view: TableView, kernel: KernelCode, columns: Columns) -> Rebuilt:
     page = np.array([found[0] if (found := pgt.entry_at(*place)) else 0 for place in places], dtype=np.intp)
     hafdbs = bool(view.capture.host.features.get("hafdbs"))
     hardware_af = hafdbs and bool(decode_register("vtcr_el2", view.mmu.vtcr)["HA"])
-    return Rebuilt(pgt, columns, _beside(pgt, columns, page, mapped, hardware_af), mapped, page)
+    return Rebuilt(pgt, columns, mapped, page, hardware_af)
 
 
 def _words(pgt: Stage2, page: int) -> Words:
     """A page of the model as an array that shares its memory."""
     return np.frombuffer(pgt.store.pages[page], dtype=np.uint64)
-
-
-def _beside(pgt: Stage2, columns: Columns, page: Flat, mapped: Flags, hardware_af: bool) -> Words:
-    """The model's entries at the places of the live ones."""
-    bounds = columns.page_bounds.tolist()
-    raw = np.zeros(len(columns.raw), dtype=np.uint64)
-    for row, one in enumerate(page.tolist()):
-        if not one:
-            continue
-        here = slice(bounds[row], bounds[row + 1])
-        raw[here] = _words(pgt, one)[columns.index[here]]
-        if hardware_af:
-            raw[here] ^= (raw[here] ^ columns.raw[here]) & np.where(mapped[here], np.uint64(AF), np.uint64(0))
-    address = np.uint64(_table_address(columns))
-    tables = np.flatnonzero(columns.table)
-    tables = tables[columns.followed[tables] | (raw[tables] & np.uint64(3) == 3)]
-    raw[tables] = np.where(raw[tables] == 0, np.uint64(3), raw[tables] & ~address) | columns.raw[tables] & address
-    return raw
 
 
 def _table_address(columns: Columns) -> int:
