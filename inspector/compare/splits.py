@@ -27,16 +27,17 @@ def blocks(view: TableView, columns: Columns, mapped: Flags) -> Iterator[tuple[i
         return
     size, per_table = view.geometry.block_size(BLOCK_LEVEL), view.geometry.entries
     full = (columns.per_page(mapped) == per_table) & (columns.page_level == BLOCK_LEVEL + 1)
-    first = np.searchsorted(columns.row, np.flatnonzero(full))
-    first = first[columns.output[first] % np.uint64(size) == 0]
+    first = columns.page_bounds[:-1][full]
+    first = first[columns.at(first).output % np.uint64(size) == 0]
     if not len(first):
         return
     words = columns.raw[first[:, None] + np.arange(per_table)]
     wanted = words[:, :1] + np.arange(per_table, dtype=np.uint64) * np.uint64(view.geometry.granule)
     first = first[((words ^ wanted) & ~np.uint64(AF) == 0).all(axis=1)]
     backed = list(_huge(view.vm, view.capture.host.page_size, size))
-    ia = columns.page_ia[columns.row[first]]
-    places = zip(ia.tolist(), columns.output[first].tolist(), strict=True)
+    pages = columns.at(first)
+    ia = pages.ia
+    places = zip(ia.tolist(), pages.output.tolist(), strict=True)
     fits = [
         any(start <= ia and ia + size <= end and pa - ia == apart for start, end, apart in backed) for ia, pa in places
     ]
