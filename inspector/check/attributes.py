@@ -191,5 +191,5 @@ def software_bits(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
         if software_bits_used(context.capture.host, owned.view.mmu):
             continue
-        for span in owned.spans(owned.leaf & (owned.columns.raw & np.uint64(_SOFTWARE) != 0)):
+        for span in owned.spans(owned.leaf & owned.columns.having(_SOFTWARE)):
             yield rule.error(span, "software bits [58:55] zero", f"{span.raw}: {span.pattern.sw:#x}")

@@ -200,15 +200,15 @@ def zero_bits(rule: Judge, context: Context) -> Iterator[Finding]:
     for owned in context.owned:
         leaf_zero, table_zero = _leaf_zero(context, owned), _table_zero(owned)
 
-        of_leaves, of_tables = (np.uint64(sum(1 << bit for bit in bits)) for bits in (leaf_zero, table_zero))
-        wrong = owned.leaf & (owned.columns.raw & of_leaves != 0)
-        wrong |= owned.columns.table & owned.mine & (owned.columns.raw & of_tables != 0)
+        of_leaves, of_tables = (sum(1 << bit for bit in bits) for bits in (leaf_zero, table_zero))
+        wrong = owned.leaf & owned.columns.having(of_leaves)
+        wrong |= owned.columns.table & owned.mine & owned.columns.having(of_tables)
         found = [
             (span, _set_bits(span.pattern.raw, table_zero if span.pattern.kind is Kind.TABLE else leaf_zero))
             for span in owned.spans(wrong)
         ]
         # nT lies inside the address field of a block, so no pattern holds it.
-        nt = owned.matching(lambda d: d.kind is Kind.BLOCK) & (owned.columns.raw & np.uint64(1 << _NT) != 0)
+        nt = owned.matching(lambda d: d.kind is Kind.BLOCK) & owned.columns.having(1 << _NT)
         found += [(span, f"{_NT} (nT)") for span in owned.spans(nt)]
         for span, which in found:
             function = "table-entry" if span.pattern.kind is Kind.TABLE else None

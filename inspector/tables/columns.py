@@ -236,7 +236,13 @@ class Columns:
     @cached_property
     def valid(self) -> Flags:
         """Where bit 0 is set."""
-        found: Flags = self.raw & np.uint64(1) != 0
+        return self.having(1)
+
+    def having(self, bits: int) -> Flags:
+        """Where some of ``bits`` are set."""
+        found = np.empty(len(self.raw), dtype=bool)
+        for start in range(0, len(self.raw), _PIECE):
+            found[start : start + _PIECE] = self.raw[start : start + _PIECE] & np.uint64(bits) != 0
         return found
 
     @cached_property
@@ -303,10 +309,14 @@ class Columns:
 
     def per_page(self, chosen: Flags | None = None) -> Flat:
         """How many entries (of those chosen) each page has."""
-        found = np.diff(self.page_bounds)
-        if chosen is not None and not chosen.all():
-            some = found > 0
-            found[some] = np.add.reduceat(chosen, self.page_bounds[:-1][some], dtype=np.intp)
+        if chosen is None or chosen.all():
+            return np.diff(self.page_bounds)
+        found = np.zeros(len(self.page_pa), dtype=np.intp)
+        for start in range(0, len(chosen), _PIECE):
+            rows = self.row[start : start + _PIECE][chosen[start : start + _PIECE]]
+            if len(rows):
+                counts = np.bincount(rows - rows[0])
+                found[rows[0] : rows[0] + len(counts)] += counts
         return found
 
     def spread(self, pages: Flags) -> Flags:
@@ -322,33 +332,29 @@ class Columns:
 
 
 def _joined(kind: type[T], parts: list[NDArray[T]]) -> NDArray[T]:
-    """The parts end to end; they are given up one by one, so that all is there only once."""
-    found = np.empty(sum(map(len, parts)), dtype=kind)
-    at = len(found)
-    while parts:
-        part = parts.pop()
-        found[at - len(part) : at] = part
-        at -= len(part)
-    return found
+    return np.concatenate([np.empty(0, dtype=kind), *parts])
 
 
 def columns_of(tree: Tree, fmt: Format | None = None) -> Columns:
     """``tree`` as columns, its entries read as ``fmt`` says (``None``: as the walk read them)."""
-    rows: list[NDArray[np.int32]] = []
-    indexes: list[NDArray[np.uint16]] = []
-    raws: list[Words] = []
+    sizes = [min(len(level.raw[0]) // 8, reachable(tree.geometry, level.level)) for level in tree.levels]
+    # Counted before, so that nothing is there twice.
+    pieces = (words for level, size in zip(tree.levels, sizes, strict=True) for _, words in chunks(level.raw, size))
+    total = sum(int(np.count_nonzero(words)) for words in pieces)
+    rows, indexes = np.empty(total, dtype=np.int32), np.empty(total, dtype=np.uint16)
+    raw = np.empty(total, dtype=np.uint64)
     leading: list[Flat] = []
     above, per_above, pages, entries = np.empty(0, dtype=np.intp), 0, 0, 0
-    for level in tree.levels:
-        per_table = min(len(level.raw[0]) // 8, reachable(tree.geometry, level.level))
+    for level, per_table in zip(tree.levels, sizes, strict=True):
         entry = np.searchsorted(above, level.parent_row * per_above + level.parent_index) + entries - len(above)
         leading.append(np.where(level.parent_row < 0, -1, entry))
         places: list[Flat] = []
         for first, words in chunks(level.raw, per_table):
             at = np.flatnonzero(words)
-            rows.append(((at >> per_table.bit_length() - 1) + (first + pages)).astype(np.int32))
-            indexes.append((at & (per_table - 1)).astype(np.uint16))
-            raws.append(words[at])
+            here = slice(entries, entries + len(at))
+            rows[here] = (at >> per_table.bit_length() - 1) + (first + pages)
+            indexes[here] = at & (per_table - 1)
+            raw[here] = words[at]
             entries += len(at)
             if level is not tree.levels[-1]:
                 places.append(at + first * per_table)
@@ -360,7 +366,7 @@ def columns_of(tree: Tree, fmt: Format | None = None) -> Columns:
         page_ia=_joined(np.uint64, [level.ia for level in tree.levels]),
         page_level=_joined(np.intp, [np.full(len(level.pa), level.level, dtype=np.intp) for level in tree.levels]),
         page_entry=_joined(np.intp, leading),
-        row=_joined(np.int32, rows),
-        index=_joined(np.uint16, indexes),
-        raw=_joined(np.uint64, raws),
+        row=rows,
+        index=indexes,
+        raw=raw,
     )
