@@ -221,7 +221,10 @@ def _pieces(owned: Owned, judged: Flags, backed: _Backed) -> Pieces:
 
 def _by_address(columns: Columns, at: Flat) -> Flat:
     """Positions in order of input address."""
-    return at[np.argsort(columns.at(at).ia, kind="stable")]
+    ia = np.empty(len(at), dtype=np.uint64)
+    for start in range(0, len(at), _WINDOW):
+        ia[start : start + _WINDOW] = columns.at(at[start : start + _WINDOW]).ia
+    return at[np.argsort(ia, kind="stable")]
 
 
 def _window(columns: Columns, leaves: Flat, backed: _Backed, ends: Words) -> _Window:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from inspector.capture.file import save
+from tests.benchmarks.random_tables import random_tables
 from tests.symbols import synth
 from tests.symbols.build import DATA, EXPORTS, FUNCTIONS, types
 
@@ -181,4 +183,11 @@ def image_cut_in_its_relocations(folder: Path) -> Path:
     at = data.labels["rela"]
     path = folder / "Image"
     path.write_bytes(data.bytes[: at + 100 * 24 - 4])
+    return path
+
+
+def capture_of_random_tables(folder: Path) -> Path:
+    """A million random entries in two thousand linked tables."""
+    path = folder / "random.s2cap"
+    save(random_tables(2048), path)
     return path
