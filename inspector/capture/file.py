@@ -438,6 +438,8 @@ def load(path: str | os.PathLike[str], most: int = DEFAULT) -> Capture:
             pages = _unpack_pages(archive, (PAGES, INDEX), budget)
             runs = np.frombuffer(_member(archive, BACKING, budget, _PER_RUN // _RUN.itemsize), dtype=_RUN)
             capture: Capture = _object_from_json(Capture, body, "capture", {"pages": pages})
+            if len({vm.name for vm in capture.vms}) < len(capture.vms):
+                raise _Malformed("two of its VMs have one name")
             capture = _put_backing(capture, runs)
             looks = tuple(
                 dataclasses.replace(look, pages=_unpack_pages(archive, names, budget))

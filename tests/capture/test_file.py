@@ -97,15 +97,16 @@ BACKINGS = st.builds(Backing, U64, U64, st.none() | U64, STATES, st.booleans(), 
 def captures(draw: st.DrawFn) -> Capture:
     """Captures with anything in the fields that matter to the file."""
     base = good_world().capture()
+    names = draw(st.lists(NAMES, min_size=len(base.vms), max_size=len(base.vms), unique=True))
     vms = tuple(
         replace(
             vm,
-            name=draw(NAMES),
+            name=name,
             pid=draw(st.none() | st.integers(1, 1 << 22)),
             mmus=tuple(draw(st.lists(MMUS, max_size=2))),
             memslots=tuple(replace(s, backing=tuple(draw(st.lists(BACKINGS, max_size=2)))) for s in vm.memslots),
         )
-        for vm in base.vms
+        for vm, name in zip(base.vms, names, strict=True)
     )
     pages = draw(st.dictionaries(U64, st.binary(max_size=40) | st.just(bytes(4096)), max_size=5))
     return replace(
@@ -242,6 +243,7 @@ def test_a_missing_member(saved: Path, member: str) -> None:
         lambda h: h["capture"].update(looks=[{}]),
         lambda h: h["capture"].update(looks=[LOOK]),  # no member holds its pages
         lambda h: h["capture"]["vms"].append(7),
+        lambda h: h["capture"]["vms"].append(h["capture"]["vms"][0]),  # names tell VMs apart, in findings and options
         lambda h: h["capture"]["vms"][0]["mmus"][0]["geometry"].update(granule_shift=13),
         lambda h: h["capture"]["vms"][0]["mmus"][0]["geometry"].update(start_level=9),
         lambda h: h["capture"]["vms"][0]["mmus"][0]["geometry"].update(root_pages=1 << 40),
