@@ -29,6 +29,17 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: What a test may need that takes its time; a test that needs none of it is `fast`.
+SLOW = ("live", "harness", "kernels", "fuzz", "processes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in SLOW):
+            item.add_marker(pytest.mark.fast)
+
+
 @pytest.fixture
 def rng() -> random.Random:
     """Random choices.  A failure shows the seed; INSPECTOR_TEST_SEED=SEED makes the same choices again."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -141,6 +142,9 @@ class MiSession:
             )
         except OSError as error:
             raise BadInput(f"{gdb} cannot be started ({error}): install gdb-multiarch or give --gdb PATH") from error
+        # A gdb that meets an error of its own raises its limit and dumps tens of megabytes where the user stands.
+        with contextlib.suppress(OSError):
+            resource.prlimit(self._process.pid, resource.RLIMIT_CORE, (0, 0))
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in = self._process.stdin.fileno()
         self._out = self._process.stdout.fileno()

@@ -17,6 +17,8 @@ import pytest
 from inspector.cli import run
 from tests.cases import makers
 
+pytestmark = pytest.mark.processes
+
 HERE = Path(__file__).parent
 CAPTURES = HERE.parents[1] / "fixtures" / "captures"
 KEYS = {"id", "run", "make", "exit", "says", "never", "json", "authority", "seconds", "megabytes"}

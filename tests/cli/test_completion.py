@@ -12,6 +12,8 @@ import pytest
 from tests.check.build import good_world
 from tests.cli.test_cli import stored
 
+pytestmark = pytest.mark.processes
+
 
 def completed(*words: str, shell: str = "bash") -> list[str]:
     """What completes the last word, as bash gets it."""

@@ -29,6 +29,8 @@ from tests.symbols import synth
 from tests.target.liar import Connection, Liar, Lie
 from tests.terminal import REPO, on_terminal, raw_in
 
+pytestmark = pytest.mark.processes
+
 HOSTILE = "\x1b]0;title\x07\x1b[2J\r\n\x9b31m\u202eevil\u2066\x7f\u0085\U000e0041"
 FIRST = r"\x1b]0;title\x07\x1b[2J"
 """How its first part is shown."""

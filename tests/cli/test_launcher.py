@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.processes
+
 LAUNCHER = Path(__file__).resolve().parents[2] / "inspector/launcher/inspector"
 
 

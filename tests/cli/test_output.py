@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 REPO = Path(__file__).resolve().parents[2]
 GOOD = REPO / "fixtures/captures/6.1-cortex-a57.s2cap"
 COMMANDS = [

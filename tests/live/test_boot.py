@@ -203,7 +203,7 @@ def test_a_signal_while_booting_leaves_nothing(run_dir: Path) -> None:
         (["--name", "../x", "start"], "--name"),
         (["--qemu", "/no/such/qemu", "start"], "there is no program"),
         (["--kernel", "/no/such/Image", "start"], "cannot read"),
-        (["--kernel", str(REPO / "LICENSE"), "start"], "no arm64 kernel"),
+        (["--kernel", str(REPO / "LICENSE"), "start"], "not an arm64 kernel"),
         (["--run-dir", "/" + "x" * 100, "start"], "too long"),
         (["start", "stop"], "one command at a time"),
         (["run"], "what?"),

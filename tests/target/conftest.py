@@ -270,6 +270,14 @@ def _answers(qemu: Qemu) -> bool:
     return True
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What boots QEMU is live, here too."""
+    for item in items:
+        if isinstance(item, pytest.Function) and {"start_qemu", "planted"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.live)
+
+
 @pytest.fixture
 def start_qemu(tmp_path: Path) -> Iterator[Starter]:
     with qemu_starter(tmp_path) as start:

@@ -16,7 +16,7 @@ from inspector.target.api import UnreadableMemory
 from inspector.target.connect import attached
 from tests.target.liar import MTREE, Connection, Liar, Lie, frame, target_xml
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.processes]
 
 
 def on(prefix: bytes, act: Callable[[Connection], object]) -> Lie:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 
 from inspector.findings import BadInput, ExitCode, TargetLost
 from inspector.target.mi import GdbError, MiSession, find_gdb, quote
+
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture
@@ -132,3 +135,8 @@ def test_a_gdb_that_ends_at_once(tmp_path: Path) -> None:
     (tmp_path / "gdb").chmod(0o755)
     with pytest.raises(TargetLost, match="cannot load libpython"):
         MiSession(str(tmp_path / "gdb"))
+
+
+def test_gdb_leaves_no_core_behind(session: MiSession) -> None:
+    """gdb dumps core when it meets an error of its own, and raises its limit for that: the hard limit holds."""
+    assert resource.prlimit(session.pid, resource.RLIMIT_CORE) == (0, 0)
