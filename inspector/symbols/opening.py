@@ -47,10 +47,19 @@ def open_symbols(
     raise BadInput("no kernel symbols: give the kernel's vmlinux with --vmlinux or its Image with --image")
 
 
+def _which(path: Path) -> str:
+    """This very file, as it is now: another one may claim its build id and have its size (ctime is the system's)."""
+    try:
+        it = path.stat()
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror or error}") from error
+    return "-".join(f"{number:x}" for number in (it.st_size, it.st_dev, it.st_ino, it.st_mtime_ns, it.st_ctime_ns))
+
+
 def _open_image(path: Path, directory: Path, tell: Progress, most: int) -> KernelSymbols:
     packed = read_file(path, Budget(most))
     build_id = image_build_id(packed) if is_plain_image(packed) else None
-    slot = directory / f"{build_id or hashlib.sha256(packed).hexdigest()}-image-{len(packed)}"
+    slot = directory / f"{build_id or hashlib.sha256(packed).hexdigest()}-image-{_which(path)}"
     found = _recall(slot)
     if found is not None:
         return KernelSymbols(found, _describe("Image", path, found), lambda: open_image(path, packed, most).data)
@@ -72,7 +81,7 @@ def _no_search(_: str) -> None:
 def _open_vmlinux(path: Path, directory: Path, tell: Progress, most: int) -> KernelSymbols:
     with Elf(path, most) as elf:
         build_id = elf.build_id()
-        slot = None if build_id is None else directory / f"{build_id}-vmlinux-{elf.file_size}"
+        slot = None if build_id is None else directory / f"{build_id}-vmlinux-{_which(path)}"
         found = None if slot is None else _recall(slot)
         if found is None:
             tell(f"reading symbols and types of {path} (kept for next time)")

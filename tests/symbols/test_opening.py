@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import struct
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,17 @@ def test_names_at_one_address_are_in_the_kernels_order() -> None:
     assert [table[index].name for index in range(5)] == ["before", "name", "__name", "__start_text", "weak"]
     assert table.nearest_text(9) == ("name", 1)
     assert table.nearest_text(3) is None
+
+
+def test_another_file_that_claims_the_same_build_is_not_taken_for_it(path: Path, tmp_path: Path) -> None:
+    """Same build id, same size, one type's size changed: what was remembered of the first is not said of the second."""
+    forged = tmp_path / "forged"
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"\x9f\xeb\x01\x00")
+    size = data.index(struct.pack("<I", 96), entry)
+    data[size : size + 4] = struct.pack("<I", 97)
+    forged.write_bytes(data)
+    cache = tmp_path / "cache"
+    assert open_symbols(image=path, cache_dir=cache).sizeof("outer") == 96
+    assert open_symbols(image=forged, cache_dir=cache).sizeof("outer") == 97
+    assert open_symbols(image=path, cache_dir=cache).sizeof("outer") == 96
