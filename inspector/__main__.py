@@ -49,13 +49,19 @@ def main() -> None:
     from inspector.cli import run
 
     streams.adopt()
+    code = _INTERRUPTED
     try:
         _handle(numbers, signal.default_int_handler)
         code = run()
     except KeyboardInterrupt:  # a second signal, while the first was being answered
-        code = _INTERRUPTED
-    # What is left is to exit: too late to be interrupted.
-    _handle([*numbers, signal.SIGALRM], signal.SIG_IGN)
+        pass
+    # What is left is to exit: too late to be interrupted.  One may still come while that is being said.
+    while True:
+        try:
+            _handle([*numbers, signal.SIGALRM], signal.SIG_IGN)
+            break
+        except KeyboardInterrupt:
+            continue
     streams.release()
     sys.exit(code)
 

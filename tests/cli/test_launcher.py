@@ -74,3 +74,23 @@ def test_an_interruption_in_a_finaliser_arrives_all_the_same(tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_an_interruption_at_the_very_end_changes_nothing(tmp_path: Path) -> None:
+    """The signals are given up one after the other: one kill in a thousand met that."""
+    script = tmp_path / "ending.py"
+    script.write_text(
+        "import signal\n"
+        "from inspector import __main__ as program, cli\n"
+        "real, met = signal.signal, []\n"
+        "def give_up(number, handler):\n"
+        "    if handler is signal.SIG_IGN and not met:\n"
+        "        met.append(number)\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    return real(number, handler)\n"
+        "signal.signal = give_up\n"
+        "cli.run = lambda: 0\n"
+        "program.main()\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
