@@ -101,7 +101,7 @@ def test_a_listener_that_is_silent() -> None:
 )
 def test_a_listener_that_answers_rubbish(answer: bytes) -> None:
     with listener(answer) as address:
-        assert "no gdbstub" in refusal(address, timeout=0.5)
+        assert "not a gdbstub" in refusal(address, timeout=0.5)
 
 
 def test_a_listener_that_hangs_up() -> None:
