@@ -47,6 +47,7 @@ class Attachment:
             done = False
             session, self.session = self.session, None
             if session is not None:
+                session.deadline = None  # that of attaching: what is put back has its own
                 if self.connected and session.alive and not session.target_gone:
                     with contextlib.suppress(InspectorError):
                         self._through_gdb(session)
