@@ -6,8 +6,6 @@ import os
 import random
 import re
 import signal
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,23 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(name) for name in SLOW):
             item.add_marker(pytest.mark.fast)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
-
-
-@pytest.fixture(autouse=True)
-def _signals_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test leaves a signal ignored or blocked for the next: every program started later would inherit that."""
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    yield
-    after = {number: signal.getsignal(number) for number in _SIGNALS}
-    now = signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    if after != before or now != blocked:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        warnings.warn(f"{request.node.nodeid} left signals otherwise: {after}, blocked {now}", stacklevel=1)
 
 
 @pytest.fixture
