@@ -21,6 +21,9 @@ from inspector.findings import BadInput
 _MOST_RATIO = 256  # kernels and debug information pack to a third or a tenth of their size
 _SLACK = 1 << 20
 _CHUNK = 1 << 20
+_MOST_DICTIONARY = 256 << 20
+"""Bytes that liblzma may take: a file names its own dictionary, up to 4 GiB, whatever it holds.  ``xz -9`` and the
+kernel's builds take at most 65 MiB (xz(1), scripts/xz_wrap.sh)."""
 
 MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -45,8 +48,8 @@ class _Stream(Protocol):
 _LIBRARY: dict[str, Callable[[], _Stream]] = {
     "gzip": lambda: zlib.decompressobj(wbits=31),
     "zlib": zlib.decompressobj,
-    "xz": lzma.LZMADecompressor,
-    "lzma": lzma.LZMADecompressor,
+    "xz": lambda: lzma.LZMADecompressor(memlimit=_MOST_DICTIONARY),
+    "lzma": lambda: lzma.LZMADecompressor(memlimit=_MOST_DICTIONARY),
     "bzip2": bz2.BZ2Decompressor,
 }
 

@@ -6,6 +6,7 @@ import lzma
 import shutil
 import struct
 import subprocess
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inspector.budget import Budget
 from inspector.findings import BadInput
 from inspector.symbols import open_symbols, packing
 from inspector.symbols.image import open_image
@@ -154,6 +156,23 @@ def test_a_small_file_does_not_unpack_to_a_huge_one(tmp_path: Path, command: tup
     path.write_bytes(packed(bytes(32 << 20), *command))
     with pytest.raises(BadInput, match=f"unpacks to more than the {packing.bound(path.stat().st_size)} bytes"):
         open_image(path)
+
+
+@pytest.mark.parametrize("name", ["xz", "lzma"])
+def test_a_file_that_wants_a_huge_dictionary(tmp_path: Path, name: str) -> None:
+    """A few bytes that state a dictionary of 4 GiB (the .lzma header's second field, the .xz filter's property 40)."""
+    form = lzma.FORMAT_XZ if name == "xz" else lzma.FORMAT_ALONE
+    small = [{"id": lzma.FILTER_LZMA2 if name == "xz" else lzma.FILTER_LZMA1, "dict_size": 1 << 16}]
+    data = bytearray(lzma.compress(b"MZ" * 100, form, filters=small, check=lzma.CHECK_CRC32 if name == "xz" else -1))
+    if name == "lzma":
+        data[1:5] = b"\xff\xff\xff\xff"
+    else:  # .xz 1.0.4, 3.1 and 5.3.1: after the stream's 12 bytes size, flags, filter id, size of properties, property
+        header = data[12 : 12 + 4 * (data[12] + 1)]
+        header[4] = 40
+        header[-4:] = zlib.crc32(header[:-4]).to_bytes(4, "little")
+        data[12 : 12 + len(header)] = header
+    with pytest.raises(BadInput, match="emory usage limit"):
+        packing.unpack("it", bytes(data), name, Budget())
 
 
 def test_an_image_however_packed_answers_alike(plain: bytes, tmp_path: Path) -> None:
