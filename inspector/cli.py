@@ -36,7 +36,7 @@ from inspector.numbers import parse_number
 from inspector.options import Options, complete_vm, shared_options
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval
 from inspector.snapshot import Capture, Scope
-from inspector.streams import OutputFailed, forget, require_stdout, say
+from inspector.streams import OutputFailed, forget, progress, require_stdout, say
 from inspector.tables import reverse as reverse_tree
 
 _COMPLETE = "_INSPECTOR_COMPLETE"
@@ -361,6 +361,29 @@ def model(options: Options, script: str, generation: str | None) -> None:
         raise BadInput(f"{script} is not a script: it is not text") from None
     steps = list(run_script(written, generation))
     options.emit(report.model.document, report.model.lines, steps)
+
+
+# --- a kernel's code ---
+
+
+@_command(
+    "crosscheck",
+    machine=False,
+    epilog="Example: inspector crosscheck ~/linux. Exit code 1: the kernel's code differs from the model, or misuses "
+    "memory; 125: it could not be tested.",
+)
+@click.argument("tree", metavar="TREE", type=click.Path())
+@click.option("--ops", metavar="N", type=click.IntRange(1), default=20_000, help="Operations. Default: 20000.")
+@click.option("--seed", metavar="N", type=click.IntRange(0), default=1, help="Seed of the operations. Default: 1.")
+def crosscheck(options: Options, tree: str, ops: int, seed: int) -> int:
+    """A kernel tree's page-table code, compiled for this machine and held against the model; nothing is booted."""
+    from inspector.crosscheck.run import Request, default_cache
+    from inspector.crosscheck.run import run as run_crosscheck
+
+    with progress(options.debug) as tell:
+        verdict = run_crosscheck(Request(Path(tree), default_cache(), ops, seed), tell)
+    options.emit(report.crosscheck.document, report.crosscheck.lines, verdict)
+    return verdict.code
 
 
 # --- the way in and out ---

@@ -40,7 +40,7 @@ class Generation:
     """The release whose source was read; ``None``: no source was at hand, only an Image (types and symbols)."""
     cross_checked: bool
     """The model was compared, operation by operation, with the compiled code of ``source``
-    (``tests/model/campaign.py``)."""
+    (`inspector.crosscheck`)."""
     has: tuple[str, ...]
     """Traits (`inspector.generations.traits`) by which a kernel is recognised; one of another generation lacks some."""
     lacks: tuple[str, ...]

@@ -34,6 +34,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     report.diff.Diff,
     report.changes.DiffCaptures,
     report.model.Model,
+    report.crosscheck.Crosscheck,
 )
 """Every document, in the order of the commands."""
 

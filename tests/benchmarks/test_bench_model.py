@@ -10,25 +10,19 @@ import time
 import pytest
 
 from inspector.codec import Geometry
+from inspector.crosscheck.harness import Op, pack
 from inspector.events import RawEvent
-from inspector.findings import BadInput
-from inspector.model import GENERATIONS, Machine, MemoryCache, Stage2, generation
+from inspector.model import Machine, MemoryCache, Stage2, generation
 from inspector.model.operations import PLENTY
 from inspector.model.prot import Prot, kernel_prot
-from tests.model.harness import Harness, Op, pack, sources
+from tests.crosscheck.kernels import harness as kernel_harness
+from tests.crosscheck.kernels import labels
 
 pytestmark = pytest.mark.harness
 
 PAIRS = 10_000
 BASE = 0x8000_0000
 PROT = int(Prot.RWX)
-
-
-def _labels() -> list[str]:
-    try:
-        return [label for label in sources() if label in GENERATIONS]
-    except BadInput:
-        return ["6.12"]  # the test then fails with the sentence that says what to set
 
 
 def _addresses() -> list[int]:
@@ -58,7 +52,7 @@ def _model(label: str) -> tuple[float, int, list[RawEvent]]:
 
 def _kernel(label: str) -> tuple[float, int, list[RawEvent]]:
     prot = kernel_prot(PROT, generation(label))
-    with Harness(label, fwb=True) as harness:
+    with kernel_harness(label, fwb=True) as harness:
         assert harness.stage2_init(40)[0] == 0
         ops = [
             op
@@ -76,7 +70,7 @@ def _kernel(label: str) -> tuple[float, int, list[RawEvent]]:
     return took, sum(result.event_count - 2 for result in results), first
 
 
-@pytest.mark.parametrize("label", _labels())
+@pytest.mark.parametrize("label", labels())
 def test_map_and_unmap_single_pages(label: str) -> None:
     ours, our_events, our_first = _model(label)
     theirs, their_events, their_first = _kernel(label)

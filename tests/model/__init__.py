@@ -1,1 +1,1 @@
-"""Tests of the model: against the kernel's own C, against an abstract map, against its own mutations."""
+"""Tests of the model by itself: against an abstract map, against the facts."""

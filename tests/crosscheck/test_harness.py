@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import random
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -17,12 +16,9 @@ from pathlib import Path
 import pytest
 
 from inspector import events as ev
-from inspector.findings import BadInput
-from inspector.generations import Annotation, Eagain, MapScheme, TableTlbi, generation
-from tests.model.harness import (
+from inspector.crosscheck.build import GRANULES
+from inspector.crosscheck.harness import (
     AF,
-    BUILD_SCRIPT,
-    GRANULES,
     Harness,
     HarnessFault,
     Inject,
@@ -32,12 +28,13 @@ from tests.model.harness import (
     Raws,
     Replay,
     Unsupported,
-    build,
-    library,
-    load,
     pack,
-    sources,
 )
+from inspector.crosscheck.kernel import Kernel
+from inspector.crosscheck.tree import NEEDED, Tree, read_tree
+from inspector.findings import BadInput, Untestable
+from inspector.generations import Annotation, Eagain, MapScheme, TableTlbi, generation
+from tests.crosscheck.kernels import harness, kernel, labels, tree
 
 pytestmark = pytest.mark.harness
 
@@ -46,14 +43,7 @@ PHYS = 0x4820_0000
 IPA = 0x8000_0000
 
 
-def _labels() -> list[str]:
-    try:
-        return list(sources())
-    except BadInput:
-        return ["6.12"]  # each test then fails with the sentence that says what to set
-
-
-@pytest.fixture(params=_labels())
+@pytest.fixture(params=labels())
 def label(request: pytest.FixtureRequest) -> str:
     """Every kernel whose source is there."""
     name: str = request.param
@@ -69,9 +59,9 @@ def granule(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def h(label: str) -> Iterator[Harness]:
     """A guest's table as on a CPU with FWB: 4K pages, 40 bits of IPA."""
-    with Harness(label, fwb=True) as harness:
-        assert harness.stage2_init(40)[0] == 0
-        yield harness
+    with harness(label, fwb=True) as made:
+        assert made.stage2_init(40)[0] == 0
+        yield made
 
 
 def of_kind(raws: Raws, *kinds: int) -> Raws:
@@ -105,7 +95,7 @@ def fault_flags(harness: Harness) -> int:
     ],
 )
 def test_leaf_vectors(label: str, fwb: bool, prot: str, size: int, phys: int, expected: int) -> None:
-    with Harness(label, fwb=fwb) as h:
+    with harness(label, fwb=fwb) as h:
         h.stage2_init(40)
         assert h.stage2_map(0x40000000, size, phys, h.prot(prot))[0] == 0
         ret, entry, level = h.get_leaf(0x40000000)
@@ -114,7 +104,7 @@ def test_leaf_vectors(label: str, fwb: bool, prot: str, size: int, phys: int, ex
 
 def test_table_vector(label: str) -> None:
     """The first table after a one-page PGD at 0x4800_0000 is at 0x4800_1000."""
-    with Harness(label, store_pa=0x4800_0000) as h:
+    with harness(label, store_pa=0x4800_0000) as h:
         h.stage2_init(39)
         h.stage2_map(0, 4 * K, PHYS, h.prot("r"))
         assert h.peek(0, 1) == 0x4800_1003
@@ -122,7 +112,7 @@ def test_table_vector(label: str) -> None:
 
 
 def test_normal_nc(label: str) -> None:
-    with Harness(label, fwb=True) as h:
+    with harness(label, fwb=True) as h:
         h.stage2_init(40)
         if not generation(label).normal_nc:
             with pytest.raises(Unsupported):
@@ -136,7 +126,7 @@ def test_normal_nc(label: str) -> None:
 def test_two_bit_execute_never(label: str) -> None:
     """XN[1:0] at 54:53 (DDI 0487, FEAT_XNX): 00 both, 01 EL0 only, 10 none, 11 EL1 only; 7.3 writes both
     bits."""
-    with Harness(label, fwb=True, xnx=True) as h:
+    with harness(label, fwb=True, xnx=True) as h:
         h.stage2_init(40)
         if not generation(label).two_bit_xn:
             assert h.constant("PROT_PX") is None
@@ -151,7 +141,7 @@ def test_two_bit_execute_never(label: str) -> None:
 @pytest.mark.parametrize(("granule_", "vtcr"), [("4k", 0x802D_3558), ("16k", 0x802D_B558), ("64k", 0x802D_7558)])
 def test_vtcr(label: str, granule_: str, vtcr: int) -> None:
     """40 bits of IPA, 48 of PA, 16-bit VMID, hardware access flag (DDI 0487, VTCR_EL2)."""
-    with Harness(label, granule_) as h:
+    with harness(label, granule_) as h:
         h.stage2_init(40)
         assert hex(h.info().vtcr) == hex(vtcr)
         h.set("no_ha", True)
@@ -174,8 +164,8 @@ def test_vtcr(label: str, granule_: str, vtcr: int) -> None:
     ],
 )
 def test_geometry(label: str, granule: str, ia_bits: int, shapes: tuple[tuple[int, int], ...]) -> None:
-    level, pages = shapes[GRANULES.index(granule)]
-    with Harness(label, granule) as h:
+    level, pages = shapes[list(GRANULES).index(granule)]
+    with harness(label, granule) as h:
         _, raws = h.stage2_init(ia_bits)
         info = h.info()
         assert (info.start_level, info.root_pages, info.outstanding) == (level, pages, pages)
@@ -192,7 +182,7 @@ def test_geometry(label: str, granule: str, ia_bits: int, shapes: tuple[tuple[in
 def test_lpa2(label: str, granule_: str, shape: tuple[int, int]) -> None:
     """52-bit addresses with 4K and 16K pages: PA[51:50] in bits 9:8 of tables and leaves, no shareability
     there."""
-    with Harness(label, granule_, fwb=True, lpa2=True, store_pa=0xC_0000_4000_0000) as h:
+    with harness(label, granule_, fwb=True, lpa2=True, store_pa=0xC_0000_4000_0000) as h:
         h.stage2_init(52, pa_bits=52)
         info = h.info()
         if not generation(label).lpa2:
@@ -213,7 +203,7 @@ def test_lpa2(label: str, granule_: str, shape: tuple[int, int]) -> None:
 
 def test_64k_pages_52_bits(label: str) -> None:
     """PA[51:48] of a 64K descriptor is in bits 15:12."""
-    with Harness(label, "64k", fwb=True) as h:
+    with harness(label, "64k", fwb=True) as h:
         h.stage2_init(52, pa_bits=52)
         assert (h.info().start_level, h.info().root_pages) == (1, 1)
         h.stage2_map(0, 64 * K, 0xA_1234_5678_0000, h.prot("rw"))
@@ -273,7 +263,7 @@ def test_unmap_order(label: str) -> None:
     """Store, invalidation, reference, then the cache without FWB; tables after their entries, without FWB
     too."""
     unknown = ev.TTL_UNKNOWN if generation(label).unmap_table_tlbi is TableTlbi.UNKNOWN else 0
-    with Harness(label, fwb=False) as h:
+    with harness(label, fwb=False) as h:
         h.stage2_init(40)
         h.stage2_map(IPA, 4 * K, PHYS, h.prot("rw"))
         pgd, _, l2, l3 = (table.pa for table in sorted(h.dump(), key=lambda table: table.level))
@@ -301,7 +291,7 @@ def test_unmap_order(label: str) -> None:
 def test_unmap_defers_leaf_invalidation(label: str) -> None:
     """With FWB and TLB range instructions the leaves are invalidated once, after the walk (6.6+), tables
     still each."""
-    with Harness(label, fwb=True, tlb_range=True) as h:
+    with harness(label, fwb=True, tlb_range=True) as h:
         h.stage2_init(40)
         h.stage2_map(IPA, 16 * K, PHYS, h.prot("rw"))
         _, raws = h.stage2_unmap(IPA, 16 * K)
@@ -315,7 +305,7 @@ def test_unmap_defers_leaf_invalidation(label: str) -> None:
 
 def test_range_flush_in_chunks(label: str) -> None:
     """One range helper call takes at most 2,097,152 pages (DDI 0487, TLBI RIPAS2E1IS: SCALE and NUM)."""
-    with Harness(label, fwb=True, tlb_range=True) as h:
+    with harness(label, fwb=True, tlb_range=True) as h:
         h.stage2_init(40)
         _, raws = h.stage2_unmap(0, 20 * G)
     if not generation(label).unmap_deferred_range:
@@ -378,7 +368,7 @@ def _chain(h: Harness, ipa: int) -> tuple[int, int, int]:
 
 def test_span_flush_by_range(label: str) -> None:
     """An evicted table is flushed over the span of its entry, by range where the CPU can (6.6+)."""
-    with Harness(label, fwb=True, tlb_range=True) as h:
+    with harness(label, fwb=True, tlb_range=True) as h:
         h.stage2_init(40)
         h.stage2_map(2 * M, 4 * K, PHYS, h.prot("rw"))
         _, raws = h.stage2_map(2 * M, 2 * M, PHYS, h.prot("rw"))
@@ -468,7 +458,7 @@ def test_access_flag(h: Harness, label: str) -> None:
 
 
 def test_wrprotect_and_flush(label: str) -> None:
-    with Harness(label, fwb=False) as h:
+    with harness(label, fwb=False) as h:
         h.stage2_init(40)
         h.stage2_map(0, 8 * K, PHYS, h.prot("rw"))
         h.stage2_map(4 * M, 4 * K, 0x0900_0000, h.prot("rw device"))
@@ -542,7 +532,7 @@ def test_owner_annotations(h: Harness, label: str) -> None:
 
 
 def test_force_pte(label: str) -> None:
-    with Harness(label, fwb=True) as h:
+    with harness(label, fwb=True) as h:
         h.stage2_init(40, force_pte=True)
         h.stage2_map(0, 2 * M, PHYS, h.prot("rw"))
         assert h.get_leaf(0)[2] == 3
@@ -554,7 +544,7 @@ def test_force_pte(label: str) -> None:
 def test_hyp_stage1(label: str, granule: str) -> None:
     """EL2's own table: normal memory is MAIR index 0, device 4; AP[2:1] = 01 read-write, 11 read-only; XN is
     bit 54."""
-    with Harness(label, granule) as h:
+    with harness(label, granule) as h:
         size = h.page_size
         assert h.hyp_init(48)[0] == 0
         start = h.info().outstanding
@@ -575,8 +565,8 @@ def test_hyp_stage1(label: str, granule: str) -> None:
 
 
 def test_hyp_build_refuses_shared_walks(label: str) -> None:
-    lib = library(label, "4k", "--hyp")
-    with Harness(label, lib=lib, fwb=True) as h:
+    lib = kernel(label).library(hyp=True)
+    with Harness(lib, fwb=True) as h:
         h.stage2_init(40)
         expected = 0 if h.constant("WALK_SHARED") is None else -errno.EPERM
         assert h.stage2_map(0, 4 * K, PHYS, h.prot("r"), flags=fault_flags(h))[0] == expected
@@ -587,7 +577,7 @@ def test_hyp_build_refuses_shared_walks(label: str) -> None:
 
 def test_every_allocation_can_fail(label: str, granule: str) -> None:
     """What was done before the failure stays, empty tables included."""
-    with Harness(label, granule, fwb=True) as h:
+    with harness(label, granule, fwb=True) as h:
         h.stage2_init(48)
         roots = h.info().root_pages
         tables = 3 - h.info().start_level
@@ -606,7 +596,7 @@ def test_every_allocation_can_fail(label: str, granule: str) -> None:
         assert h.stage2_map(0, h.page_size, 0, h.prot("r"), mc=None) == (-errno.ENOMEM, [(ev.BARRIER, "ishst")])
         assert h.stage2_unmap(0, 1 << 48)[0] == 0
         assert h.info().outstanding == roots
-    with Harness(label, granule) as h:
+    with harness(label, granule) as h:
         h.inject = Inject(fail_alloc=1)
         assert h.stage2_init(40) == (-errno.ENOMEM, [(ev.ALLOCFAIL,)])
 
@@ -671,7 +661,7 @@ def test_a_wild_pointer_ends_the_operation_only(h: Harness) -> None:
     h.poke(0, 2, 0x7_0000_0003)
     with pytest.raises(HarnessFault, match="wild pointer"):
         h.stage2_unmap(0, 4 * K)
-    with Harness(h.label) as other:
+    with harness(h.label) as other:
         assert other.stage2_init(40)[0] == 0
 
 
@@ -717,7 +707,7 @@ def test_stores_explain_every_change(label: str, granule: str, seed: int) -> Non
     """The logged stores alone make the tables what they are, references are one per entry plus one, and
     nothing is left after destroy: no store, reference or allocation of the kernel's code escapes the log."""
     rng = random.Random(seed)
-    with Harness(label, granule, fwb=bool(seed & 1), tlb_range=bool(seed & 2), reuse=bool(seed & 1)) as h:
+    with harness(label, granule, fwb=bool(seed & 1), tlb_range=bool(seed & 2), reuse=bool(seed & 1)) as h:
         replay = Replay(h.page_size)
         replay.take(h.stage2_init(40)[1])
         for op in _random_ops(h, rng, 150 if granule == "4k" else 40):
@@ -742,7 +732,7 @@ def test_a_script_in_one_call(h: Harness, label: str) -> None:
     ops = _random_ops(h, random.Random(7), 400)
     results = h.run(ops)
     raws, tables = h.events(), h.dump()
-    with Harness(label, fwb=True) as other:
+    with harness(label, fwb=True) as other:
         other.stage2_init(40)
         for op, result in zip(ops, results, strict=True):
             (alone,) = other.run([op])
@@ -760,25 +750,16 @@ def test_a_script_in_one_call(h: Harness, label: str) -> None:
 # ---- building
 
 
-def _trimmed_tree(source: Path, folder: Path) -> Path:
-    """The needed files of a source as a small tree called linux-source-x."""
-    path = build(source, "copy", "4k", folder)
-    tree = source if source.is_dir() else next((path.parent / "source").iterdir())
-    script: dict[str, object] = {"__name__": "build", "__file__": str(BUILD_SCRIPT)}
-    exec(compile(BUILD_SCRIPT.read_text(), str(BUILD_SCRIPT), "exec"), script)
-    needed = script["NEEDED"]
-    assert isinstance(needed, tuple)
-    small = folder / "linux-source-x"
-    for name in needed:
-        (small / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tree / name, small / name)
-    return small
+def _write(tree: Tree, folder: Path) -> Path:
+    for name, text in tree.text.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
 
 
-def test_tarball_and_package(tmp_path: Path) -> None:
-    """A tarball and a Debian package of the source build the same library as the tree."""
-    label = _labels()[-1]
-    small = _trimmed_tree(sources()[label], tmp_path)
+def test_a_directory_a_tarball_and_a_package_are_the_same_tree(tmp_path: Path) -> None:
+    true = tree(labels()[-1])
+    small = _write(true, tmp_path / "linux-source-x")
     package = tmp_path / "package"
     (package / "DEBIAN").mkdir(parents=True)
     (package / "usr" / "src").mkdir(parents=True)
@@ -788,30 +769,44 @@ def test_tarball_and_package(tmp_path: Path) -> None:
     with tarfile.open(archive, "w:xz") as tar:
         tar.add(small, small.name)
     subprocess.run(["dpkg-deb", "--build", package, tmp_path / "x.deb"], check=True, capture_output=True)
-    for number, source in enumerate((archive, tmp_path / "x.deb")):
-        lib = load(build(source, "x", "4k", tmp_path / str(number)))
-        with Harness("x", lib=lib, fwb=True) as h:
-            assert h.release == Harness(label).release
-            h.stage2_init(40)
-            h.stage2_map(0, 4 * K, 0x4812_3000, h.prot("rw"))
-            assert h.get_leaf(0)[1] == 0x0040_0000_4812_37DB
+    for source in (small, archive, tmp_path / "x.deb"):
+        assert read_tree(source, tmp_path / "cache").text == true.text
 
 
-def test_build_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_tree_is_built_once_whatever_it_is_called(tmp_path: Path) -> None:
+    label = labels()[-1]
+    one, other = (Kernel(name, tree(label), label, tmp_path / "builds") for name in ("x", "y"))
+    path = one.library().path
+    made = path.stat().st_mtime_ns
+    assert other.library().path == path
+    assert path.stat().st_mtime_ns == made
+    text = tree(label).text
+    name = "arch/arm64/kvm/hyp/pgtable.c"
+    touched = Tree(tmp_path, {**text, name: text[name] + "/* x */"})
+    assert Kernel("z", touched, label, tmp_path / "builds").library().path != path
+    assert sorted(each.name for each in (tmp_path / "builds").iterdir()) == sorted(
+        {path.parent.name, Kernel("z", touched, label, tmp_path / "builds").library().path.parent.name}
+    )
+
+
+def test_a_file_that_does_not_compile_is_explained(tmp_path: Path) -> None:
+    label = labels()[-1]
+    text = tree(label).text
+    name = "arch/arm64/kvm/hyp/pgtable.c"
+    wrong = Tree(tmp_path, {**text, name: text[name] + "\nvoid f(void) { no_such_helper(); }\n"})
+    with pytest.raises(Untestable, match=r"does not compile with the harness \(4k\): pgtable\.c:\d+:.*no_such_helper"):
+        Kernel("wrong", wrong, label, tmp_path / "builds").library()
+    assert not list((tmp_path / "builds").iterdir())
+
+
+def test_what_is_no_tree_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no Makefile there; give a kernel tree"):
-        build(tmp_path, "x", "4k", tmp_path / "out")
+        read_tree(tmp_path, tmp_path)
     (tmp_path / "x.tar").write_bytes(b"no archive")
     with pytest.raises(BadInput, match=r"x\.tar: no Makefile in it"):
-        build(tmp_path / "x.tar", "x", "4k", tmp_path / "out")
-
-
-def test_sources_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("INSPECTOR_KERNEL_SOURCES")
-    with pytest.raises(BadInput, match="INSPECTOR_KERNEL_SOURCES is not set"):
-        sources()
-    monkeypatch.setenv("INSPECTOR_KERNEL_SOURCES", str(tmp_path))
-    with pytest.raises(BadInput, match="holds no kernel source"):
-        sources()
-    for name in ("6.6", "linux-source-6.12_6.12.117-1_all.deb", "7.3.tar.xz"):
-        (tmp_path / name).mkdir() if name == "6.6" else (tmp_path / name).touch()
-    assert sorted(sources()) == ["6.12", "6.6", "7.3"]
+        read_tree(tmp_path / "x.tar", tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "source").iterdir())
+    _write(Tree(tmp_path, dict.fromkeys(NEEDED, "")), tmp_path / "old")
+    (tmp_path / "old" / "arch/arm64/kvm/hyp/pgtable.c").unlink()
+    with pytest.raises(BadInput, match=r"no arch/arm64/kvm/hyp/pgtable\.c there"):
+        read_tree(tmp_path / "old", tmp_path)

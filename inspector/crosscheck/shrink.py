@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from inspector.crosscheck.differ import Difference, What
 from inspector.model.operations import Operation, ScriptError, format_operation, parse_operation
-from tests.model.differ import Difference, What, run_lines
 
 Fails = Callable[[list[str]], Difference | None]
 
@@ -59,8 +59,8 @@ def _simplify(lines: list[str], fails: Fails) -> list[str]:
     return lines
 
 
-def shrink(lines: list[str], run: Fails = run_lines) -> list[str]:
-    """A script that still makes the two sides differ, as short as greedy deletion gets it.
+def shrink(lines: list[str], run: Fails) -> list[str]:
+    """A script that still makes the two sides differ, as short as greedy deletion gets it; ``run`` tells whether.
 
     A fault of the kernel's code stays one, and one that the model does not have: a shorter script may misuse the
     tables itself, and then both sides do.

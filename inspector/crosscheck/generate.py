@@ -461,7 +461,7 @@ class Generator:
             yield Operation("wrprotect", 0, self.page)
 
     def after(self, operation: Operation, raws: list[RawEvent]) -> None:
-        """Look at what an operation did: after a lost race, the other CPU's change is taken back.
+        """Look at what an operation did: after a lost race, the other CPU's change is taken back at once.
 
         An unlinked table that came about is mostly freed, with the level it was made for.
         """
@@ -473,7 +473,7 @@ class Generator:
             if raw[0] == CASFAIL:
                 place = self._place_of(raw[1])
                 if place is not None:
-                    self.pending.append(Operation("poke", place[0], level=place[1], value=raw[2]))
+                    self.pending.insert(0, Operation("poke", place[0], level=place[1], value=raw[2]))
 
     def _place_of(self, entry_pa: int) -> tuple[int, int] | None:
         pgt = self.session.pgt

@@ -1,7 +1,7 @@
 """The model does what the kernel's own code does: returns, entries, counts, allocations and events, in order.
 
 Every kernel source at hand whose generation the model knows is compared, ``OPERATIONS`` random operations each;
-``python -m tests.model.campaign`` runs as many as one likes.
+``inspector crosscheck --ops`` runs as many as one likes.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inspector.findings import BadInput
+from inspector.crosscheck.campaign import Outcome, run, run_sequence
+from inspector.crosscheck.differ import Pair, run_lines
+from inspector.crosscheck.shrink import shrink
 from inspector.generations import GENERATIONS
 from inspector.model.operations import Operation, parse_operation
 from inspector.model.prot import Prot
 from inspector.model.session import Setup, parse_setup
-from tests.model.campaign import Outcome, run, run_sequence
-from tests.model.differ import Pair
-from tests.model.harness import sources
-from tests.model.shrink import shrink
+from tests.crosscheck.kernels import kernel, labels
 
 pytestmark = pytest.mark.harness
 
@@ -31,32 +30,27 @@ OPERATIONS = 20_000
 SCRIPTS = Path(__file__).resolve().parents[2] / "fixtures" / "scripts"
 
 
-def _labels() -> list[str]:
-    try:
-        return [label for label in sources() if label in GENERATIONS]
-    except BadInput:
-        return ["6.12"]  # each test then fails with the sentence that says what to set
-
-
 def _explain(outcome: Outcome) -> str:
     if outcome.difference is None:
         return ""
-    return f"{outcome}: {outcome.difference}\nscript:\n" + "\n".join(shrink(outcome.script))
+    return f"{outcome}: {outcome.difference}\nscript:\n" + "\n".join(
+        shrink(outcome.script, lambda lines: run_lines(lines, outcome.kernel))
+    )
 
 
-@pytest.mark.parametrize("label", _labels())
+@pytest.mark.parametrize("label", labels())
 def test_random_operations(label: str) -> None:
-    outcome = run(label, OPERATIONS, seed=20)
+    outcome = run(kernel(label), OPERATIONS, seed=20)
     assert outcome.difference is None, _explain(outcome)
     assert outcome.operations >= OPERATIONS
     assert outcome.abandoned == 0, "the harness had no page left"
     assert outcome.known_faults == 0
 
 
-@pytest.mark.parametrize("label", _labels())
+@pytest.mark.parametrize("label", labels())
 def test_every_operation_and_error_is_met(label: str) -> None:
     """The campaign is no weaker than it says: each operation of this generation, each error code."""
-    outcome = run(label, 5_000, seed=3)
+    outcome = run(kernel(label), 5_000, seed=3)
     behaviours = GENERATIONS[label]
     wanted = {
         "map",
@@ -79,15 +73,15 @@ def test_every_operation_and_error_is_met(label: str) -> None:
     assert {-11, -12, -22, -34} <= set(outcome.returns), outcome
 
 
-@pytest.mark.parametrize("label", _labels())
+@pytest.mark.parametrize("label", labels())
 @settings(max_examples=30, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 @given(rng=st.randoms(use_true_random=False))
 def test_hypothesis_finds_nothing(label: str, rng: Random) -> None:
-    outcome = Outcome(label, 0)
-    assert run_sequence(outcome, rng, label), _explain(outcome)
+    outcome = Outcome(kernel(label), 0)
+    assert run_sequence(outcome, rng), _explain(outcome)
 
 
-@pytest.mark.parametrize("label", _labels())
+@pytest.mark.parametrize("label", labels())
 def test_the_walkthrough_is_what_kernels_do(label: str) -> None:
     """The teaching script, part by part, on the kernel of that part."""
     setup: Setup | None = None
@@ -99,7 +93,7 @@ def test_the_walkthrough_is_what_kernels_do(label: str) -> None:
             setup = parse_setup(text)
             if pair is not None:
                 pair.close()
-            pair = Pair(setup) if setup.generation == label else None
+            pair = Pair(setup, kernel(label)) if setup.generation == label else None
         elif text and pair is not None:
             assert pair.apply(parse_operation(text)) is None
             compared += 1
@@ -108,14 +102,14 @@ def test_the_walkthrough_is_what_kernels_do(label: str) -> None:
     assert compared > 5
 
 
-@pytest.mark.parametrize("label", [label for label in _labels() if GENERATIONS[label].split])
+@pytest.mark.parametrize("label", [label for label in labels() if GENERATIONS[label].split])
 @pytest.mark.parametrize("force", ["whole tree", "level by level"])
 def test_a_gigabyte_is_split_completely(label: str, force: str) -> None:
     """Both ways of splitting an L1 block down to pages: one tree of 513 tables, or tables of blocks first.
 
     Too many entries for the random campaign, so once here (kernel.md 8: 513 pages for a whole tree).
     """
-    pair = Pair(Setup(label, machine=Setup().machine))
+    pair = Pair(Setup(label, machine=Setup().machine), kernel(label))
     try:
         assert pair.apply(Operation("init")) is None
         assert pair.apply(Operation("map", 1 << 30, 1 << 30, 1 << 31, int(Prot.RWX))) is None

@@ -1,24 +1,23 @@
 """The campaign sees a kernel whose own code is wrong: a copy of its pgtable.c with one small fault written into it.
 
-Each fault is a finding with exit code 1, a shrunk script that shows it and, where memory is misused, the line of the
+Each fault is a finding, with a shrunk script that shows it and, where memory is misused, the line of the
 kernel's source; the same script on the true kernel shows nothing.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 
-from fixtures.harness.build import NEEDED, PGTABLE, unpack
 from inspector import generations
-from tests.model import harness
-from tests.model.campaign import main, run
-from tests.model.differ import What, run_lines
+from inspector.crosscheck.campaign import run
+from inspector.crosscheck.differ import What, run_lines
+from inspector.crosscheck.kernel import Kernel
+from inspector.crosscheck.shrink import shrink
+from inspector.crosscheck.tree import PGTABLE
+from tests.crosscheck import kernels
 
 pytestmark = pytest.mark.harness
 
@@ -123,51 +122,35 @@ PATCHES = (
 )
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernel source at hand, unpacked."""
-    source = harness.sources()[LABEL]
-    return source if source.is_dir() else unpack(source, tmp_path_factory.mktemp("tree"))
-
-
 @pytest.fixture
-def kernel(
-    request: pytest.FixtureRequest, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Patch]:
-    """That source with one patch; its libraries are built in a scratch folder."""
+def kernel(request: pytest.FixtureRequest) -> tuple[Patch, Kernel]:
+    """The kernel's code with one patch."""
     patch: Patch = request.param
-    copy = tmp_path / "patched" / LABEL
-    for name in NEEDED:
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tree / name, copy / name)
-    (copy / PGTABLE).write_text(patch.apply((copy / PGTABLE).read_text()))
-    with monkeypatch.context() as there:
-        there.setenv(harness.SOURCES_VARIABLE, str(copy.parent))
-        there.setenv(harness.BUILD_VARIABLE, str(tmp_path / "built"))
-        harness.forget_libraries()
-        yield patch
-    harness.forget_libraries()
+    true = kernels.tree(LABEL)
+    tree = replace(true, text={**true.text, PGTABLE: patch.apply(true.text[PGTABLE])})
+    return patch, Kernel(patch.name, tree, LABEL, kernels.builds())
 
 
 @pytest.mark.parametrize("kernel", PATCHES, indirect=True, ids=lambda patch: patch.name)
-def test_a_wrong_kernel_is_a_finding(kernel: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["--label", LABEL, "--ops", str(BUDGET), "--seed", str(SEED), "--quiet"])
-    said = capsys.readouterr().out
-    assert code == 1
-    assert re.search(rf"FINDING after .*: {kernel.what}\n", said), said
-    assert re.search(kernel.says, said), said
-    script = said.partition("shrunk script:\n")[2].splitlines()
-    found = run_lines(script)
+def test_a_wrong_kernel_is_a_finding(kernel: tuple[Patch, Kernel]) -> None:
+    patch, wrong = kernel
+    outcome = run(wrong, BUDGET, SEED)
+    assert outcome.difference is not None
+    assert outcome.difference.what is patch.what
+    assert re.search(patch.says, str(outcome.difference)), outcome.difference
+    script = shrink(outcome.script, lambda lines: run_lines(lines, wrong))
+    found = run_lines(script, wrong)
     assert found is not None
-    assert found.what is kernel.what
+    assert found.what is patch.what
     assert len(script) <= 8, script
+    assert run_lines(script, kernels.kernel(LABEL)) is None
 
 
 @pytest.mark.parametrize("kernel", [DOUBLE_PUT], indirect=True, ids=["create_unlinked"])
-def test_a_known_fault_is_counted_and_no_finding(kernel: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_fault_is_counted_and_no_finding(kernel: tuple[Patch, Kernel], monkeypatch: pytest.MonkeyPatch) -> None:
     """6.6.9 puts the page that free_unlinked has freed (kernel.md 8): of that generation it is expected."""
     known = replace(generations.generation(LABEL), unlinked_double_put=True)
     monkeypatch.setitem(generations.GENERATIONS, LABEL, known)
-    outcome = run(LABEL, 5_000, SEED)
+    outcome = run(kernel[1], 5_000, SEED)
     assert outcome.difference is None, outcome.difference
     assert outcome.known_faults > 0

@@ -1,14 +1,9 @@
 """The kernel's own pgtable.c, driven from Python: the second implementation that the model is compared with.
 
-``fixtures/harness/build.py`` compiles ``arch/arm64/kvm/hyp/pgtable.c`` of a kernel into a library for this
+`inspector.crosscheck.build` compiles ``arch/arm64/kvm/hyp/pgtable.c`` of a kernel into a library for this
 host; a :class:`Harness` is one page table in such a library.  Its methods are the kernel's functions without
 their ``kvm_pgtable_`` prefix and return ``(ret, events)``: the kernel's return value, and what it did as raw
 tuples of :mod:`inspector.events` (the framing ``call`` and ``ret`` left out).
-
-Sources are found through the environment variable ``INSPECTOR_KERNEL_SOURCES``: a directory with a kernel
-tree ``<label>/``, a tarball ``<label>.tar.xz`` or a package ``linux-source-<label>_*.deb`` for each release.
-Libraries are built into ``INSPECTOR_HARNESS_BUILD``, else into a temporary directory that goes when the
-process ends.
 
 Addresses and sizes are bytes.  A user's error raises ``BadInput``; code that uses a page that is not
 allocated, or drops a reference that nobody holds, raises :class:`HarnessFault`.
@@ -16,17 +11,12 @@ allocated, or drops a reference that nobody holds, raises :class:`HarnessFault`.
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import enum
 import functools
-import os
-import re
 import shutil
 import struct
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +24,6 @@ from typing import Any, Final, NamedTuple
 
 from inspector import events as ev
 from inspector.findings import BadInput
-
-SOURCES_VARIABLE: Final = "INSPECTOR_KERNEL_SOURCES"
-BUILD_VARIABLE: Final = "INSPECTOR_HARNESS_BUILD"
-BUILD_SCRIPT: Final = Path(__file__).resolve().parents[2] / "fixtures" / "harness" / "build.py"
-GRANULES: Final = ("4k", "16k", "64k")
 
 AF: Final = 1 << 10
 """The access flag of a stage-2 leaf (DDI 0487, D8.3.2)."""
@@ -238,98 +223,44 @@ def pack(
     )
 
 
-# ---- building and finding libraries ----------------------------------------------------------------------
+# ---- libraries -------------------------------------------------------------------------------------------
 
 
-def sources() -> dict[str, Path]:
-    """Kernel sources by label.  Raises ``BadInput`` when the variable is not set or nothing is there."""
-    folder = os.environ.get(SOURCES_VARIABLE)
-    if not folder:
-        raise BadInput(f"{SOURCES_VARIABLE} is not set: name a directory with <label>/ trees or linux-source-*.deb")
-    found: dict[str, Path] = {}
-    for path in sorted(Path(folder).iterdir()):
-        name = re.match(r"linux-source-([\d.]+)_.*\.deb$", path.name) or re.match(r"(.+?)\.tar(\.\w+)?$", path.name)
-        if name:
-            found.setdefault(name.group(1), path)
-        elif path.is_dir():
-            found[path.name] = path
-    if not found:
-        raise BadInput(f"{folder} holds no kernel source: put a tree, a tarball or a linux-source package there")
-    return found
+class Library:
+    """A built library with its functions' types declared; ``name`` is what a message calls the kernel.
 
+    Raises `BadInput` when the library is not of this harness.
+    """
 
-@functools.cache
-def _build_directory() -> Path:
-    given = os.environ.get(BUILD_VARIABLE)
-    if given:
-        return Path(given)
-    directory = tempfile.mkdtemp(prefix="pgtable-harness-")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return Path(directory)
-
-
-def build(source: Path, label: str, granule: str, out: Path, *extra: str) -> Path:
-    """Run build.py and return the library's path.  Raises ``BadInput`` with what it said."""
-    command = [
-        sys.executable,
-        str(BUILD_SCRIPT),
-        "--source",
-        str(source),
-        "--label",
-        label,
-        "--granule",
-        granule,
-    ]
-    done = subprocess.run([*command, "--out", str(out), *extra], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BadInput(done.stderr.strip())
-    return Path(done.stdout.strip())
-
-
-@functools.cache
-def library(label: str, granule: str = "4k", *extra: str) -> ctypes.CDLL:
-    """The library for a kernel and a page size, built when first asked for; ``extra`` are build.py's
-    options."""
-    available = sources()
-    if label not in available:
-        raise BadInput(f"no source of kernel {label}: there are {', '.join(available)} in ${SOURCES_VARIABLE}")
-    return load(build(available[label], label, granule, _build_directory(), *extra))
-
-
-def forget_libraries() -> None:
-    """Look the sources and libraries up again: the variables that name them have changed."""
-    library.cache_clear()
-    _build_directory.cache_clear()
-
-
-def load(path: Path) -> ctypes.CDLL:
-    """A built library with its functions' types declared."""
-    lib = ctypes.CDLL(str(path))
-    u64, handle = ctypes.c_uint64, ctypes.c_void_p
-    out = ctypes.POINTER(u64)
-    for name, result, arguments in (
-        ("h_release", ctypes.c_char_p, []),
-        ("h_sizes", None, [out]),
-        ("h_constant", ctypes.c_bool, [ctypes.c_char_p, out]),
-        ("h_new", handle, [u64, u64]),
-        ("h_delete", None, [handle]),
-        ("h_set", ctypes.c_bool, [handle, ctypes.c_char_p, ctypes.c_int64]),
-        ("h_run", None, [handle, ctypes.c_char_p, u64, handle]),
-        ("h_events", handle, [handle, out]),
-        ("h_faults", handle, [handle, out]),
-        ("h_text", handle, [handle, out]),
-        ("h_dump", handle, [handle, u64, ctypes.c_int, out]),
-        ("h_outstanding", handle, [handle, out]),
-        ("h_deferred", handle, [handle, out]),
-        ("h_info", None, [handle, ctypes.POINTER(ctypes.c_int64)]),
-    ):
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    sizes = (u64 * 3)()
-    lib.h_sizes(sizes)
-    if list(sizes) != [_OP.size, _RESULT.size, _EVENT.size]:
-        raise BadInput(f"{path} speaks another version of the harness interface: build it again")
-    return lib
+    def __init__(self, path: Path, granule: str, name: str) -> None:
+        self.path = path
+        self.granule = granule
+        self.name = name
+        self.functions = lib = ctypes.CDLL(str(path))
+        u64, handle = ctypes.c_uint64, ctypes.c_void_p
+        out = ctypes.POINTER(u64)
+        for function_name, result, arguments in (
+            ("h_release", ctypes.c_char_p, []),
+            ("h_sizes", None, [out]),
+            ("h_constant", ctypes.c_bool, [ctypes.c_char_p, out]),
+            ("h_new", handle, [u64, u64]),
+            ("h_delete", None, [handle]),
+            ("h_set", ctypes.c_bool, [handle, ctypes.c_char_p, ctypes.c_int64]),
+            ("h_run", None, [handle, ctypes.c_char_p, u64, handle]),
+            ("h_events", handle, [handle, out]),
+            ("h_faults", handle, [handle, out]),
+            ("h_text", handle, [handle, out]),
+            ("h_dump", handle, [handle, u64, ctypes.c_int, out]),
+            ("h_outstanding", handle, [handle, out]),
+            ("h_deferred", handle, [handle, out]),
+            ("h_info", None, [handle, ctypes.POINTER(ctypes.c_int64)]),
+        ):
+            function = getattr(lib, function_name)
+            function.restype, function.argtypes = result, arguments
+        sizes = (u64 * 3)()
+        lib.h_sizes(sizes)
+        if list(sizes) != [_OP.size, _RESULT.size, _EVENT.size]:
+            raise BadInput(f"{path} speaks another version of the harness interface: build it again")
 
 
 @functools.cache
@@ -403,21 +334,20 @@ class Harness:
 
     def __init__(
         self,
-        label: str,
-        granule: str = "4k",
+        library: Library,
         *,
-        lib: ctypes.CDLL | None = None,
         store_pa: int = STORE_PA,
         store_pages: int = STORE_PAGES,
         check_faults: bool = True,
         **switches: bool,
     ) -> None:
-        self.label = label
-        self.granule = granule
-        self.page_size = int(granule[:-1]) << 10
+        self.label = library.name
+        self.granule = library.granule
+        self.page_size = int(library.granule[:-1]) << 10
         self.check_faults = check_faults
         self.inject = NOTHING
-        self._lib = lib if lib is not None else library(label, granule)
+        self.library = library
+        self._lib = library.functions
         self._handle: int = self._lib.h_new(store_pa, store_pages)
         if not self._handle:
             raise MemoryError("no memory for the harness' page store")

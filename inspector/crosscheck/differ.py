@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from inspector.events import PUT, RawEvent, format_raw
+from inspector.codec import GRANULES
+from inspector.crosscheck import harness as h
+from inspector.crosscheck.kernel import Kernel
+from inspector.events import CASFAIL, PUT, RawEvent, format_raw
 from inspector.findings import BadInput
 from inspector.generations import Generation
 from inspector.model.operations import LAST, Operation, format_operation, parse_operation
@@ -22,7 +25,6 @@ from inspector.model.pages import NoSuchPage
 from inspector.model.prot import kernel_prot
 from inspector.model.session import NoSuchEntry, Session, Setup, parse_setup
 from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
-from tests.model import harness as h
 
 _OPS = {
     "unmap": h.Op.UNMAP,
@@ -94,14 +96,11 @@ class Difference:
 class KernelSide:
     """The harness driven by script operations."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, kernel: Kernel) -> None:
         self.setup = setup
         machine = setup.machine
-        extra = ("--hyp",) if machine.hyp_build else ()
         self.harness = h.Harness(
-            setup.generation,
-            setup.granule,
-            lib=h.library(setup.generation, setup.granule, *extra),
+            kernel.library(setup.granule, hyp=machine.hyp_build),
             store_pages=1 << 14,
             check_faults=False,
             fwb=machine.fwb,
@@ -246,9 +245,9 @@ class Pair:
     ``events`` and ``ret`` are the model's for the last operation.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, kernel: Kernel) -> None:
         self.session = Session(setup)
-        self.kernel = KernelSide(setup)
+        self.kernel = KernelSide(setup, kernel)
         self.events: list[RawEvent] = []
         self.ret = 0
         self.known_faults = 0
@@ -336,23 +335,42 @@ def _dump_difference(ours: bytes, theirs: bytes) -> tuple[str, str]:
     return tuple("    " + " ".join(f"{v:#x}" for v in side[start : at + 6]) for side in (a, b))  # type: ignore[return-value]
 
 
-def run_lines(lines: list[str]) -> Difference | None:
+def _still_changed(pair: Pair, entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of ``entries``, (pa, value), those that hold another value, in a page that is allocated."""
+    shift = GRANULES[pair.session.setup.granule]
+    found = []
+    for pa, value in entries:
+        page = pair.session.store.pages.get(pa >> shift << shift)
+        if page is not None and page[(pa & (1 << shift) - 1) // 8] != value:
+            found.append((pa, value))
+    return found
+
+
+def run_lines(lines: list[str], kernel: Kernel) -> Difference | None:
     """Run a script on both sides: the first difference, ``None`` when they agree to the end.
 
-    Operations that neither side can do are passed over, so that a shrinker may remove any line.
+    Operations that neither side can do are passed over, so that a shrinker may remove any line.  A script that lets a
+    foreign change stand after a lost race (another CPU's store has no reference behind it) misuses the table itself:
+    it shows nothing.
     """
     setup = parse_setup(lines[0])
-    pair = Pair(setup)
+    pair = Pair(setup, kernel)
+    foreign: list[tuple[int, int]] = []
     try:
         for line in lines[1:]:
             try:
-                difference = pair.apply(parse_operation(line))
+                operation = parse_operation(line)
+                if foreign and operation.name != "poke":
+                    return None
+                difference = pair.apply(operation)
             except (NoSuchEntry, h.Unsupported):
                 continue
             except (h.StoreFull, ValueError, BadInput):
                 return None
             if difference:
                 return difference
+            lost = [(raw[1], raw[2]) for raw in pair.events if raw[0] == CASFAIL]
+            foreign = _still_changed(pair, lost or foreign)
     finally:
         pair.close()
     return None

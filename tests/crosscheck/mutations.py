@@ -14,7 +14,7 @@ from inspector.model.hyp import GP
 from inspector.model.map_unlink import NOT_SW
 from inspector.model.prot import SW_MASK, Prot
 from inspector.model.state import LAST_LEVEL, SHARED, SKIP_BBM_TLBI, SKIP_CMO, TABLE_POST, TABLE_PRE
-from tests.model.mutate import Change, Mutation, answers, arguments, during, moved, nothing, result, sees
+from tests.crosscheck.mutate import Change, Mutation, answers, arguments, during, moved, nothing, result, sees
 
 R, W, X = int(Prot.R), int(Prot.W), int(Prot.X)
 

@@ -1,0 +1,44 @@
+"""What was tried on a kernel's code, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from inspector.findings import ExitCode
+
+WIDTH = 75
+"""Columns of the text: it is pasted into mails."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that was tried: the model against the kernel, baseline against patched, interleavings, coverage.
+
+    ``code`` is what this part alone would make the command return: clean, findings, or not testable.  ``summary`` is
+    one sentence without its full stop; ``lines`` are what a reader needs beyond it (at most `WIDTH` columns, though a
+    line of source or of events may be longer).  ``figures`` are its numbers by name, for JSON and for notes.
+    """
+
+    name: str
+    code: ExitCode
+    summary: str
+    lines: Sequence[str] = ()
+    figures: Mapping[str, int | float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``built`` says, a line each, what was built and what the model took it for."""
+
+    built: Sequence[str]
+    parts: Sequence[Part]
+
+    @property
+    def code(self) -> ExitCode:
+        """Findings outweigh what could not be tested, and that outweighs a clean part."""
+        codes = {part.code for part in self.parts}
+        for code in (ExitCode.FINDINGS, ExitCode.UNTESTABLE):
+            if code in codes:
+                return code
+        return ExitCode.CLEAN if codes else ExitCode.UNTESTABLE
