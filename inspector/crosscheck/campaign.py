@@ -50,14 +50,14 @@ def run_sequence(outcome: Outcome, rng: Random) -> bool:
     """One table from init to destroy; ``False`` when the two sides differed."""
     setup = random_setup(rng, outcome.kernel.generation)
     pair = Pair(setup, outcome.kernel)
-    lines = [setup.text()]
+    done: list[Operation] = []
     try:
         generator = Generator(rng, pair.session, hyp=rng.random() < 0.1)
         for operation in generator.operations(rng.randrange(5, 2 * SEQUENCE)):
-            lines.append(format_operation(operation))
+            done.append(operation)
             if not _step(outcome, pair, generator, operation):
                 if outcome.difference is not None:
-                    outcome.script = lines
+                    outcome.script = [setup.text(), *map(format_operation, done)]
                     return False
                 break
     finally:

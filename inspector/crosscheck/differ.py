@@ -7,12 +7,9 @@ store does (from the same address, never one twice), so the same order of alloca
 from __future__ import annotations
 
 import enum
-import struct
 from array import array
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from inspector.codec import GRANULES
 from inspector.crosscheck import harness as h
@@ -60,7 +57,7 @@ _FLAG_NAMES = (
     (SKIP_CMO, "SKIP_CMO"),
 )
 _RACES = {"set": h.Race.SET, "clear": h.Race.CLEAR, "value": h.Race.VALUE}
-_HEADER = struct.Struct("<6Q")
+_ROOTS = frozenset({"init", "hyp_init", "destroy", "destroy_pgd", "hyp_destroy"})
 _BY_VALUE = frozenset({"mkyoung", "mkold", "get_leaf", "create_unlinked", "poke", "reference"})
 
 
@@ -74,9 +71,9 @@ class What(enum.StrEnum):
     RETURN = "return value"
     VALUE = "value"
     LEVEL = "level"
-    MODEL_LEADS_NOWHERE = "the model's table leads to a page that is not there"
-    TABLE = "table entries or reference counts"
-    PAGES = "outstanding pages"
+    TABLE = "table entries"
+    ROOT = "the root table"
+    PAGES = "pages allocated, or their reference counts"
     DEFERRED = "deferred tables"
 
 
@@ -166,55 +163,6 @@ class KernelSide:
         self.harness.close()
 
 
-class ModelDump:
-    """The model's tree in the harness' dump format, remembering pages that have not changed."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._known: dict[int, tuple[bytes, bytes, list[tuple[int, int]]]] = {}
-
-    def _page(self, page: int, level: int) -> tuple[bytes, bytes, list[tuple[int, int]]]:
-        entries: array[int] = self.session.store.pages[page]
-        raw = entries.tobytes()
-        known = self._known.get(page)
-        if known is not None and known[0] == raw:
-            return known
-        values = np.frombuffer(raw, dtype="<u8")
-        indices = np.flatnonzero(values)
-        pairs = np.empty((len(indices), 2), dtype="<u8")
-        pairs[:, 0] = indices
-        pairs[:, 1] = values[indices]
-        children = []
-        if level < 3:
-            pgt = self.session.table
-            children = [(i, pgt.pa_of(v)) for i, v in pairs.tolist() if v & 3 == 3]
-        known = self._known[page] = (raw, pairs.tobytes(), children)
-        return known
-
-    def dump(self) -> bytes:
-        """The same bytes as ``Harness.dump_bytes``."""
-        pgt = self.session.pgt
-        parts: list[bytes] = []
-        if pgt is None or not pgt.root:
-            return b""
-        root_shift = pgt.shifts[pgt.start_level] + pgt.index_mask.bit_length()
-        counts = self.session.store.counts
-        shifts = pgt.shifts
-
-        def under(page: int, level: int, base: int, parent: int, number: int) -> None:
-            _, pairs, children = self._page(page, level)
-            parts.append(
-                _HEADER.pack(page, base, parent, number, level & 0xFFFF_FFFF | counts[page] << 32, len(pairs) // 16)
-            )
-            parts.append(pairs)
-            for index, child in children:
-                under(child, level + 1, base + (index << shifts[level]), page, index)
-
-        for number in range(pgt.root_pages):
-            under(pgt.root + number * pgt.page_size, pgt.start_level, number << (root_shift & 63), 0, number)
-        return b"".join(parts)
-
-
 def _lines(raws: list[RawEvent]) -> str:
     return "\n".join("    " + format_raw(raw) for raw in raws)
 
@@ -251,7 +199,6 @@ class Pair:
         self.events: list[RawEvent] = []
         self.ret = 0
         self.known_faults = 0
-        self._dump = ModelDump(self.session)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -267,7 +214,6 @@ class Pair:
         ``StoreFull`` when the harness has no page left.
         """
         model_error = kernel_error = None
-        text = format_operation(operation)
         faults: list[h.Fault] = []
         try:
             result, theirs = self.kernel.apply(operation)
@@ -287,52 +233,58 @@ class Pair:
             ours = self.session.store.events
             if broken or ours != theirs or not _is_known(operation, self.session.setup.behaviours, faults):
                 model = "    does the same" if broken or _uses_freed(ours) else "    does not"
-                return Difference(text, What.FAULT, model, "\n".join(f"    {fault}" for fault in faults))
+                return Difference(
+                    format_operation(operation), What.FAULT, model, "\n".join(f"    {fault}" for fault in faults)
+                )
             self.known_faults += len(faults)
         if broken:
-            return Difference(text, What.MODEL_BROKE, repr(broken), "")
+            return Difference(format_operation(operation), What.MODEL_BROKE, repr(broken), "")
         if model_error or kernel_error:
             if model_error and kernel_error:
                 self.session.store.take_events()
                 raise kernel_error
-            return Difference(text, What.ONE_SIDE, str(model_error), str(kernel_error))
+            return Difference(format_operation(operation), What.ONE_SIDE, str(model_error), str(kernel_error))
         ours = self.events = self.session.store.take_events()
         if ours != theirs:
-            return Difference(text, What.EVENTS, *_first_difference(ours, theirs))
+            return Difference(format_operation(operation), What.EVENTS, *_first_difference(ours, theirs))
         by_value = operation.name in ("mkyoung", "mkold")
         ret = self.ret = outcome.value - (outcome.value >> 63 << 64) if by_value else outcome.ret
         if ret != result.ret:
-            return Difference(text, What.RETURN, str(ret), str(result.ret))
+            return Difference(format_operation(operation), What.RETURN, str(ret), str(result.ret))
         if operation.name in _BY_VALUE and ret >= 0 and outcome.value != result.value:
-            return Difference(text, What.VALUE, f"{outcome.value:#x}", f"{result.value:#x}")
+            return Difference(format_operation(operation), What.VALUE, f"{outcome.value:#x}", f"{result.value:#x}")
         if operation.name == "get_leaf" and ret == 0 and outcome.level != result.level:
-            return Difference(text, What.LEVEL, str(outcome.level), str(result.level))
-        return self._compare_state(text)
+            return Difference(format_operation(operation), What.LEVEL, str(outcome.level), str(result.level))
+        return self._compare_state(operation)
 
-    def _compare_state(self, text: str) -> Difference | None:
-        harness = self.kernel.harness
-        try:
-            ours = self._dump.dump()
-        except (NoSuchPage, KeyError) as error:
-            return Difference(text, What.MODEL_LEADS_NOWHERE, repr(error), "")
-        theirs = harness.dump_bytes()
-        if ours != theirs:
-            return Difference(text, What.TABLE, *_dump_difference(ours, theirs))
-        counts, outstanding = self.session.store.counts, harness.outstanding()
+    def _compare_state(self, operation: Operation) -> Difference | None:
+        """Every allocated page, byte by byte, and its count: with the same root that is the same tree."""
+        harness, store = self.kernel.harness, self.session.store
+        counts, outstanding = store.counts, harness.outstanding()
         if counts != outstanding:
             odd = {page for page in counts.keys() | outstanding.keys() if counts.get(page) != outstanding.get(page)}
             sides = [str({hex(page): side.get(page) for page in sorted(odd)}) for side in (counts, outstanding)]
-            return Difference(text, What.PAGES, *sides)
-        if self.session.store.deferred != harness.deferred():
-            return Difference(text, What.DEFERRED, str(self.session.store.deferred), str(harness.deferred()))
+            return Difference(format_operation(operation), What.PAGES, *sides)
+        for page, entries in store.pages.items():
+            if entries.tobytes() != harness.page(page):
+                both = _entries(page, entries, harness.page(page))
+                return Difference(format_operation(operation), What.TABLE, *both)
+        if operation.name in _ROOTS:
+            root, theirs = self.session.pgt.root if self.session.pgt else 0, harness.info().pgd
+            if root != theirs:
+                return Difference(format_operation(operation), What.ROOT, f"{root:#x}", f"{theirs:#x}")
+        if store.deferred != harness.deferred():
+            return Difference(format_operation(operation), What.DEFERRED, str(store.deferred), str(harness.deferred()))
         return None
 
 
-def _dump_difference(ours: bytes, theirs: bytes) -> tuple[str, str]:
-    a, b = memoryview(ours).cast("Q"), memoryview(theirs).cast("Q")
-    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    start = max(0, at - 6)
-    return tuple("    " + " ".join(f"{v:#x}" for v in side[start : at + 6]) for side in (a, b))  # type: ignore[return-value]
+def _entries(page: int, ours: array[int], theirs: bytes) -> tuple[str, str]:
+    """The entries of a page that differ, as each side has them."""
+    other = memoryview(theirs).cast("Q")
+    odd = [index for index, (a, b) in enumerate(zip(ours, other, strict=True)) if a != b]
+    return tuple(  # type: ignore[return-value]
+        "\n".join(f"    {page:#x}[{index}] {side[index]:#x}" for index in odd[:8]) for side in (ours, other)
+    )
 
 
 def _still_changed(pair: Pair, entries: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -247,12 +247,14 @@ class Library:
             ("h_delete", None, [handle]),
             ("h_set", ctypes.c_bool, [handle, ctypes.c_char_p, ctypes.c_int64]),
             ("h_run", None, [handle, ctypes.c_char_p, u64, handle]),
+            ("h_loop", None, [handle, ctypes.c_char_p, u64]),
             ("h_events", handle, [handle, out]),
             ("h_faults", handle, [handle, out]),
             ("h_text", handle, [handle, out]),
             ("h_dump", handle, [handle, u64, ctypes.c_int, out]),
             ("h_outstanding", handle, [handle, out]),
             ("h_deferred", handle, [handle, out]),
+            ("h_memory", handle, [handle]),
             ("h_info", None, [handle, ctypes.POINTER(ctypes.c_int64)]),
         ):
             function = getattr(lib, function_name)
@@ -351,6 +353,8 @@ class Harness:
         self._handle: int = self._lib.h_new(store_pa, store_pages)
         if not self._handle:
             raise MemoryError("no memory for the harness' page store")
+        self._memory: int = self._lib.h_memory(self._handle)
+        self._store_pa = store_pa
         self._result = ctypes.create_string_buffer(_RESULT.size)
         self._count = ctypes.c_uint64()
         self._constants: dict[str, int | None] = {}
@@ -426,6 +430,10 @@ class Harness:
         for result in results:
             self._check(result)
         return results
+
+    def loop(self, ops: bytes) -> None:
+        """Packed operations with nothing kept of them: what running them costs by itself (for benchmarks)."""
+        self._lib.h_loop(self._handle, ops, len(ops) // _OP.size)
 
     def _check(self, result: Result) -> None:
         if result.faults and self.check_faults:
@@ -648,6 +656,10 @@ class Harness:
     def outstanding(self) -> dict[int, int]:
         """Every page allocated and not freed, with its reference count."""
         return dict(_PAIR.iter_unpack(self._bytes(self._lib.h_outstanding, 8)))
+
+    def page(self, pa: int) -> bytes:
+        """The contents of the page of the store at ``pa``, which must be one that was allocated at some time."""
+        return ctypes.string_at(self._memory + pa - self._store_pa, self.page_size)
 
     def deferred(self) -> list[tuple[int, int]]:
         """Tables that wait for :meth:`rcu`: address, and level of the entry that pointed there."""
