@@ -159,7 +159,7 @@ def stage(tree: Tree, folder: Path) -> Path:
         (folder / name).write_text('#include "shim.h"\n')
     parts = [excerpt(tree.text[f"{ASM}/{name}"], names) for name, names in EXCERPTS.items()]
     if "VTCR_EL2_PS_SHIFT" not in tree.text[f"{ASM}/kvm_arm.h"]:
-        parts.append(sysreg_header(tree.text[SYSREG], "VTCR_EL2"))
+        parts.append(sysreg_header(tree.text.get(SYSREG, ""), "VTCR_EL2"))
     (folder / "excerpts.h").write_text("\n".join(["/* Read out of the kernel tree at build time. */", *parts, ""]))
     (folder / "pgtable.c").write_text(tree.text[PGTABLE])
     return folder / "pgtable.c"

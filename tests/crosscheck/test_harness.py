@@ -31,8 +31,8 @@ from inspector.crosscheck.harness import (
     pack,
 )
 from inspector.crosscheck.kernel import Kernel
-from inspector.crosscheck.tree import NEEDED, Tree, read_tree
-from inspector.findings import BadInput, Untestable
+from inspector.crosscheck.tree import Tree, read_tree
+from inspector.findings import Untestable
 from inspector.generations import Annotation, Eagain, MapScheme, TableTlbi, generation
 from tests.crosscheck.kernels import harness, kernel, labels, tree
 
@@ -782,7 +782,7 @@ def test_a_tree_is_built_once_whatever_it_is_called(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == made
     text = tree(label).text
     name = "arch/arm64/kvm/hyp/pgtable.c"
-    touched = Tree(tmp_path, {**text, name: text[name] + "/* x */"})
+    touched = Tree("x", {**text, name: text[name] + "/* x */"})
     assert Kernel("z", touched, label, tmp_path / "builds").library().path != path
     assert sorted(each.name for each in (tmp_path / "builds").iterdir()) == sorted(
         {path.parent.name, Kernel("z", touched, label, tmp_path / "builds").library().path.parent.name}
@@ -793,20 +793,7 @@ def test_a_file_that_does_not_compile_is_explained(tmp_path: Path) -> None:
     label = labels()[-1]
     text = tree(label).text
     name = "arch/arm64/kvm/hyp/pgtable.c"
-    wrong = Tree(tmp_path, {**text, name: text[name] + "\nvoid f(void) { no_such_helper(); }\n"})
+    wrong = Tree("x", {**text, name: text[name] + "\nvoid f(void) { no_such_helper(); }\n"})
     with pytest.raises(Untestable, match=r"does not compile with the harness \(4k\): pgtable\.c:\d+:.*no_such_helper"):
         Kernel("wrong", wrong, label, tmp_path / "builds").library()
     assert not list((tmp_path / "builds").iterdir())
-
-
-def test_what_is_no_tree_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"no Makefile there; give a kernel tree"):
-        read_tree(tmp_path, tmp_path)
-    (tmp_path / "x.tar").write_bytes(b"no archive")
-    with pytest.raises(BadInput, match=r"x\.tar: no Makefile in it"):
-        read_tree(tmp_path / "x.tar", tmp_path / "cache")
-    assert not list((tmp_path / "cache" / "source").iterdir())
-    _write(Tree(tmp_path, dict.fromkeys(NEEDED, "")), tmp_path / "old")
-    (tmp_path / "old" / "arch/arm64/kvm/hyp/pgtable.c").unlink()
-    with pytest.raises(BadInput, match=r"no arch/arm64/kvm/hyp/pgtable\.c there"):
-        read_tree(tmp_path / "old", tmp_path)
