@@ -298,7 +298,7 @@ def _still_changed(pair: Pair, entries: list[tuple[int, int]]) -> list[tuple[int
     return found
 
 
-def run_lines(lines: list[str], kernel: Kernel) -> Difference | None:
+def run_lines(lines: list[str], kernel: Kernel, seconds: int | None = None) -> Difference | None:
     """Run a script on both sides: the first difference, ``None`` when they agree to the end.
 
     Operations that neither side can do are passed over, so that a shrinker may remove any line.  A script that lets a
@@ -307,6 +307,8 @@ def run_lines(lines: list[str], kernel: Kernel) -> Difference | None:
     """
     setup = parse_setup(lines[0])
     pair = Pair(setup, kernel)
+    if seconds is not None:
+        pair.kernel.harness.set("seconds", seconds)
     foreign: list[tuple[int, int]] = []
     try:
         for line in lines[1:]:

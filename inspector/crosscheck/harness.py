@@ -58,6 +58,7 @@ class FaultKind(enum.IntEnum):
     FREE_EXACT = 5
     CRASH = 6
     STORE_FULL = 7
+    ENDLESS = 8
 
 
 _FAULT_TEXTS: Final = {
@@ -68,6 +69,7 @@ _FAULT_TEXTS: Final = {
     FaultKind.WRITE: "stores to the entry at {pa:#x}, in a page that is not allocated",
     FaultKind.FREE_EXACT: "frees root pages that are not allocated: {pa:#x}",
     FaultKind.CRASH: "follows a wild pointer; the table is of no use any more",
+    FaultKind.ENDLESS: "does not end: it was stopped after 4 million entries read and events, or seconds of work",
     FaultKind.STORE_FULL: "has used up the harness' page store",
 }
 

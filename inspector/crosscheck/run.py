@@ -10,7 +10,7 @@ from pathlib import Path
 from inspector.crosscheck import campaign
 from inspector.crosscheck.differ import run_lines
 from inspector.crosscheck.kernel import Kernel
-from inspector.crosscheck.shrink import shrink
+from inspector.crosscheck.shrink import shrunk
 from inspector.crosscheck.tree import read_tree
 from inspector.crosscheck.verdict import Part, Verdict
 from inspector.findings import ExitCode
@@ -60,6 +60,6 @@ def sequential(kernel: Kernel, request: Request, tell: Callable[[str], None]) ->
     if outcome.difference is None:
         return Part("model against kernel", ExitCode.CLEAN, f"{done}: no difference", figures=figures)
     tell("model against kernel: they differ, making the script small")
-    script = shrink(outcome.script, lambda lines: run_lines(lines, kernel))
+    script = shrunk(outcome.script, kernel)
     lines = [*script, *str(run_lines(script, kernel)).splitlines()]
     return Part("model against kernel", ExitCode.FINDINGS, f"they differ after {done}", lines, figures)

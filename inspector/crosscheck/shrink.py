@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from inspector.crosscheck.differ import Difference, What
+from inspector.crosscheck.differ import Difference, What, run_lines
+from inspector.crosscheck.kernel import Kernel
 from inspector.model.operations import Operation, ScriptError, format_operation, parse_operation
 
 Fails = Callable[[list[str]], Difference | None]
@@ -80,3 +81,13 @@ def shrink(lines: list[str], run: Fails) -> list[str]:
         lines = _simplify(_drop(lines, fails), fails)
         if lines == before:
             return lines
+
+
+_HASTE = 1
+"""Seconds after which an operation counts as endless while a script is made small: it is run some dozens of times."""
+
+
+def shrunk(lines: list[str], kernel: Kernel) -> list[str]:
+    """A script that makes the two sides differ, made small."""
+    small = shrink(lines, lambda some: run_lines(some, kernel, _HASTE))
+    return small if run_lines(small, kernel) else lines

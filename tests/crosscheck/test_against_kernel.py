@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inspector.crosscheck.campaign import Outcome, run, run_sequence
-from inspector.crosscheck.differ import Pair, run_lines
-from inspector.crosscheck.shrink import shrink
+from inspector.crosscheck.differ import Pair
+from inspector.crosscheck.shrink import shrunk
 from inspector.generations import GENERATIONS
 from inspector.model.operations import Operation, parse_operation
 from inspector.model.prot import Prot
@@ -33,9 +33,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "fixtures" / "scripts"
 def _explain(outcome: Outcome) -> str:
     if outcome.difference is None:
         return ""
-    return f"{outcome}: {outcome.difference}\nscript:\n" + "\n".join(
-        shrink(outcome.script, lambda lines: run_lines(lines, outcome.kernel))
-    )
+    return f"{outcome}: {outcome.difference}\nscript:\n" + "\n".join(shrunk(outcome.script, outcome.kernel))
 
 
 @pytest.mark.parametrize("label", labels())

@@ -15,7 +15,7 @@ from inspector import generations
 from inspector.crosscheck.campaign import run
 from inspector.crosscheck.differ import What, run_lines
 from inspector.crosscheck.kernel import Kernel
-from inspector.crosscheck.shrink import shrink
+from inspector.crosscheck.shrink import shrunk
 from inspector.crosscheck.tree import PGTABLE
 from tests.crosscheck import kernels
 
@@ -96,6 +96,22 @@ PATCHES = (
         r"follows a wild pointer.*pgtable\.c:\d+, stage2_unmap_walker",
     ),
     Patch(
+        "a walk begun again for ever",
+        "kvm_pgtable_stage2_flush",
+        r"return kvm_pgtable_walk\(",
+        r"for (;;) kvm_pgtable_walk(",
+        What.FAULT,
+        r"does not end: it was stopped.*pgtable\.c:\d+, __kvm_pgtable_visit",
+    ),
+    Patch(
+        "a loop without any access",
+        "kvm_pgtable_stage2_wrprotect",
+        r"return ",
+        r"while (addr) addr |= 1; return ",
+        What.FAULT,
+        r"does not end: it was stopped",
+    ),
+    Patch(
         "a put without its get",
         "stage2_make_pte",
         r"mm_ops->get_page\(ctx->ptep\);",
@@ -138,7 +154,7 @@ def test_a_wrong_kernel_is_a_finding(kernel: tuple[Patch, Kernel]) -> None:
     assert outcome.difference is not None
     assert outcome.difference.what is patch.what
     assert re.search(patch.says, str(outcome.difference)), outcome.difference
-    script = shrink(outcome.script, lambda lines: run_lines(lines, wrong))
+    script = shrunk(outcome.script, wrong)
     found = run_lines(script, wrong)
     assert found is not None
     assert found.what is patch.what
