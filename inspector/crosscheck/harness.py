@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from inspector import events as ev
+from inspector.crosscheck.build import OURS
 from inspector.findings import BadInput
 
 AF: Final = 1 << 10
@@ -252,6 +253,7 @@ class Library:
             ("h_loop", None, [handle, ctypes.c_char_p, u64]),
             ("h_events", handle, [handle, out]),
             ("h_faults", handle, [handle, out]),
+            ("h_places", handle, [handle, out]),
             ("h_text", handle, [handle, out]),
             ("h_dump", handle, [handle, u64, ctypes.c_int, out]),
             ("h_outstanding", handle, [handle, out]),
@@ -267,21 +269,47 @@ class Library:
             raise BadInput(f"{path} speaks another version of the harness interface: build it again")
 
 
+class Place(NamedTuple):
+    """A line of the kernel's source, the function that it is in, and those that this one was inlined into."""
+
+    file: str
+    line: int
+    function: str
+    callers: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """``pgtable.c:1031, stage2_unmap_put_pte, inlined into stage2_unmap_walker``."""
+        return ", inlined into ".join([f"{self.file}:{self.line}, {self.function}", *self.callers])
+
+
 @functools.cache
-def source_place(path: str, offset: int) -> str:
-    """Where an instruction of a library comes from: ``pgtable.c:1031, stage2_unmap_put_pte, inlined into
-    stage2_unmap_walker``; "" when it is not known (no debug information, no binutils)."""
+def source_of(path: str, offset: int) -> Place | None:
+    """Where an instruction of a library comes from, our own shims passed over; ``None`` when it is not known (no debug
+    information, no binutils)."""
     if not offset or shutil.which("addr2line") is None:
-        return ""
+        return None
     done = subprocess.run(
         ["addr2line", "-i", "-f", "-e", path, hex(offset)], capture_output=True, text=True, check=False
     )
     lines = done.stdout.split("\n")
-    functions, places = lines[0::2], lines[1::2]
-    if done.returncode or not places or places[0].startswith("?"):
-        return ""
-    line = Path(places[0].partition(" ")[0]).name
-    return ", inlined into ".join([f"{line}, {functions[0]}", *filter(None, functions[1:])])
+    found = []
+    for function, place in zip(lines[0::2], lines[1::2], strict=False):
+        file, _, line = place.partition(" ")[0].rpartition(":")
+        if line.isdigit():
+            found.append((Path(file).name, int(line), function))
+    while found and found[0][0] in _OURS:
+        del found[0]
+    if done.returncode or not found:
+        return None
+    return Place(*found[0], tuple(function for _, _, function in found[1:]))
+
+
+_OURS: Final = frozenset(path.name for path in OURS.glob("*.[ch]"))
+
+
+def source_place(path: str, offset: int) -> str:
+    """`source_of` as text, "" when it is not known."""
+    return str(source_of(path, offset) or "")
 
 
 # ---- events ----------------------------------------------------------------------------------------------
@@ -464,6 +492,11 @@ class Harness:
         """Everything the last run did, as raw events, ``call`` and ``ret`` included (``call`` without its
         text)."""
         return [_DECODE[e[0]](e) for e in _EVENT.iter_unpack(self._bytes(self._lib.h_events, _EVENT.size))]
+
+    def places(self) -> list[Place | None]:
+        """Where each event of the last run was called for, `events` for `events`: while the switch ``places`` is on."""
+        found = memoryview(self._bytes(self._lib.h_places, 8)).cast("Q")
+        return [source_of(self._lib._name, place) for place in found]
 
     def faults(self) -> list[Fault]:
         """What the last run did that no correct code does, with the place in the kernel's source."""

@@ -31,7 +31,7 @@ from inspector.crosscheck.harness import (
     pack,
 )
 from inspector.crosscheck.kernel import Kernel
-from inspector.crosscheck.tree import Tree, read_tree
+from inspector.crosscheck.tree import PGTABLE, Tree, read_tree
 from inspector.findings import Untestable
 from inspector.generations import Annotation, Eagain, MapScheme, TableTlbi, generation
 from tests.crosscheck.kernels import harness, kernel, labels, tree
@@ -797,3 +797,21 @@ def test_a_file_that_does_not_compile_is_explained(tmp_path: Path) -> None:
     with pytest.raises(Untestable, match=r"does not compile with the harness \(4k\): pgtable\.c:\d+:.*no_such_helper"):
         Kernel("wrong", wrong, label, tmp_path / "builds").library()
     assert not list((tmp_path / "builds").iterdir())
+
+
+def test_an_event_has_its_line_in_the_kernels_source() -> None:
+    """Asked for, each event has the line of pgtable.c that brought it about; a shim between the two does not count."""
+    with harness("6.12") as h:
+        h.stage2_init(40)
+        assert h.places() == []
+        h.set("places", True)
+        _, raws = h.stage2_map(0x1000, 0x1000, 0x1000, h.prot("rw"))
+        places = h.places()[1:-1]
+        text = tree("6.12").text[PGTABLE].splitlines()
+        assert len(places) == len(raws)
+        for raw, place in zip(raws, places, strict=True):
+            assert place is not None
+            assert place.file == "pgtable.c"
+            word = {ev.ALLOC: "zalloc_page", ev.GET: "get_page", ev.CACHE: "dcache_clean_inval_poc", ev.BARRIER: "dsb("}
+            if raw[0] in word:
+                assert word[raw[0]] in text[place.line - 1]
