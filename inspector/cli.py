@@ -375,13 +375,15 @@ def model(options: Options, script: str, generation: str | None) -> None:
 @click.argument("tree", metavar="TREE", type=click.Path())
 @click.option("--ops", metavar="N", type=click.IntRange(1), default=20_000, help="Operations. Default: 20000.")
 @click.option("--seed", metavar="N", type=click.IntRange(0), default=1, help="Seed of the operations. Default: 1.")
-def crosscheck(options: Options, tree: str, ops: int, seed: int) -> int:
+@click.option("--jobs", metavar="N", type=click.IntRange(1, 1024), default=1, help="Processes. Default: 1.")
+@click.option("--scheduler", metavar="ADDRESS", help="Spread the work over a Dask cluster (tcp://host:8786).")
+def crosscheck(options: Options, tree: str, ops: int, seed: int, jobs: int, scheduler: str | None) -> int:
     """A kernel tree's page-table code, compiled for this machine and held against the model; nothing is booted."""
     from inspector.crosscheck.run import Request, default_cache
     from inspector.crosscheck.run import run as run_crosscheck
 
     with progress(options.debug) as tell:
-        verdict = run_crosscheck(Request(Path(tree), default_cache(), ops, seed), tell)
+        verdict = run_crosscheck(Request(Path(tree), default_cache(), ops, seed, jobs, scheduler), tell)
     options.emit(report.crosscheck.document, report.crosscheck.lines, verdict)
     return verdict.code
 

@@ -1,33 +1,56 @@
 """The differential campaign: random operations on the model and on the kernel's own code, compared after each.
 
-A freed page used by the kernel's own code, or a reference dropped that nobody holds, is the gravest difference.
+A freed page used by the kernel's own code, or a reference dropped that nobody holds, is the gravest difference.  Each
+table's operations come from the seed and the table's number alone, so tables may be done by many processes at once:
+results are added in the order of the numbers, up to the budget or the first difference, and are the same for any split.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from inspector.crosscheck.differ import Difference, Pair
 from inspector.crosscheck.generate import Generator, random_setup
 from inspector.crosscheck.harness import StoreFull, Unsupported
 from inspector.crosscheck.kernel import Kernel
+from inspector.crosscheck.scale import spread
 from inspector.model.operations import Operation, format_operation
 from inspector.model.session import NoSuchEntry
 
 SEQUENCE = 60
 """Operations on one table, about."""
 
+CHUNK = 8
+"""Tables that a worker does before it answers: well under a second."""
+
+
+@dataclass
+class Sequence:
+    """What became of one table, from init to destroy.
+
+    ``abandoned``: the harness had no page left; ``known_faults``: faults of the kernel's code that its generation is
+    known for, on both sides alike.  ``script`` is given with a difference.
+    """
+
+    operations: int = 0
+    events: int = 0
+    abandoned: int = 0
+    known_faults: int = 0
+    by_name: Counter[str] = field(default_factory=Counter)
+    returns: Counter[int] = field(default_factory=Counter)
+    difference: Difference | None = None
+    script: list[str] = field(default_factory=list)
+
 
 @dataclass
 class Outcome:
-    """What a campaign did: counts, and the first difference with the script that shows it.
-
-    ``abandoned``: tables given up because the harness had no page left; ``known_faults``: faults of the kernel's code
-    that its generation is known for, on both sides alike.
-    """
+    """What a campaign did: the sums of its `Sequence`, and the first difference with the script that shows it."""
 
     kernel: Kernel
     seed: int
@@ -45,56 +68,91 @@ class Outcome:
         """What it did."""
         return f"{self.kernel.name}: {self.operations} operations on {self.sequences} tables, seed {self.seed}"
 
+    def add(self, one: Sequence) -> None:
+        """One more table."""
+        self.operations += one.operations
+        self.events += one.events
+        self.abandoned += one.abandoned
+        self.known_faults += one.known_faults
+        self.by_name += one.by_name
+        self.returns += one.returns
+        self.sequences += one.difference is None
+        self.difference, self.script = one.difference, one.script
 
-def run_sequence(outcome: Outcome, rng: Random) -> bool:
-    """One table from init to destroy; ``False`` when the two sides differed."""
-    setup = random_setup(rng, outcome.kernel.generation)
-    pair = Pair(setup, outcome.kernel)
-    done: list[Operation] = []
+
+def run_sequence(kernel: Kernel, rng: Random) -> Sequence:
+    """One table from init to destroy, or to the first difference."""
+    done = Sequence()
+    setup = random_setup(rng, kernel.generation)
+    pair = Pair(setup, kernel)
+    lines = [setup.text()]
     try:
         generator = Generator(rng, pair.session, hyp=rng.random() < 0.1)
         for operation in generator.operations(rng.randrange(5, 2 * SEQUENCE)):
-            done.append(operation)
-            if not _step(outcome, pair, generator, operation):
-                if outcome.difference is not None:
-                    outcome.script = [setup.text(), *map(format_operation, done)]
-                    return False
+            lines.append(format_operation(operation))
+            if not _step(done, pair, generator, operation):
                 break
     finally:
-        outcome.known_faults += pair.known_faults
+        done.known_faults += pair.known_faults
         pair.close()
-    outcome.sequences += 1
-    return True
+    if done.difference is not None:
+        done.script = lines
+    return done
 
 
-def _step(outcome: Outcome, pair: Pair, generator: Generator, operation: Operation) -> bool:
+def _step(done: Sequence, pair: Pair, generator: Generator, operation: Operation) -> bool:
     """One operation; ``False`` ends the sequence."""
     try:
         difference = pair.apply(operation)
     except (NoSuchEntry, Unsupported):
         return True
     except StoreFull:
-        outcome.abandoned += 1
+        done.abandoned += 1
         return False
-    outcome.operations += 1
-    outcome.events += len(pair.events)
-    outcome.by_name[operation.name] += 1
+    done.operations += 1
+    done.events += len(pair.events)
+    done.by_name[operation.name] += 1
     if pair.ret < 0:
-        outcome.returns[pair.ret] += 1
+        done.returns[pair.ret] += 1
     if difference is not None:
-        outcome.difference = difference
+        done.difference = difference
         return False
     generator.after(operation, pair.events)
     return True
 
 
-def run(kernel: Kernel, ops: int, seed: int, progress: Callable[[Outcome], None] | None = None) -> Outcome:
-    """Run until ``ops`` operations were compared, or the first difference (not shrunk)."""
-    outcome = Outcome(kernel, seed)
-    while outcome.operations < ops:
-        rng = Random(f"{kernel.generation}/{seed}/{outcome.sequences}")
-        if not run_sequence(outcome, rng):
+def run_sequences(kernel: Kernel, seed: int, numbers: range) -> list[Sequence]:
+    """The tables of these numbers, or those up to the first difference."""
+    done = []
+    for number in numbers:
+        done.append(run_sequence(kernel, Random(f"{kernel.generation}/{seed}/{number}")))
+        if done[-1].difference is not None:
             break
-        if progress is not None and outcome.sequences % 500 == 0:
-            progress(outcome)
+    return done
+
+
+def run(
+    kernel: Kernel,
+    ops: int,
+    seed: int,
+    progress: Callable[[Outcome], None] | None = None,
+    *,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Run until ``ops`` operations were compared, or the first difference (not shrunk).
+
+    ``jobs``, ``scheduler`` and ``tell`` are those of `spread`; the outcome does not depend on them.
+    """
+    outcome = Outcome(kernel, seed)
+    size = 1 if jobs == 1 and scheduler is None else CHUNK
+    chunks: Iterator[range] = (range(start, start + size) for start in itertools.count(0, size))
+    with closing(spread(partial(run_sequences, kernel, seed), chunks, jobs, scheduler, tell)) as results:
+        for one in itertools.chain.from_iterable(results):
+            outcome.add(one)
+            if outcome.difference is not None or outcome.operations >= ops:
+                break
+            if progress is not None and outcome.sequences % 100 == 0:
+                progress(outcome)
     return outcome

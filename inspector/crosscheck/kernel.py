@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from inspector.crosscheck.build import Variant, build
 from inspector.crosscheck.harness import Library
@@ -19,6 +20,10 @@ class Kernel:
     generation: str
     cache: Path
     _libraries: dict[Variant, Library] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A kernel can be sent to another process, which loads the libraries it needs itself."""
+        return {**self.__dict__, "_libraries": {}}
 
     def library(self, granule: str = "4k", *, pa_bits: int | None = None, hyp: bool = False) -> Library:
         """The library of that flavour, built when first asked for.  Raises `Untestable` when it does not compile."""

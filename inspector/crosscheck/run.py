@@ -19,12 +19,17 @@ from inspector.generations.recognise import recognise
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; ``cache`` is where sources are unpacked and libraries kept."""
+    """What the command line asks for; ``cache`` is where sources are unpacked and libraries kept.
+
+    ``jobs`` and ``scheduler`` are those of `inspector.crosscheck.scale.spread`.
+    """
 
     source: Path
     cache: Path
     ops: int
     seed: int
+    jobs: int = 1
+    scheduler: str | None = None
 
 
 def default_cache() -> Path:
@@ -50,7 +55,9 @@ def sequential(kernel: Kernel, request: Request, tell: Callable[[str], None]) ->
     def progress(outcome: campaign.Outcome) -> None:
         tell(f"model against kernel: {outcome.operations} of {request.ops} operations")
 
-    outcome = campaign.run(kernel, request.ops, request.seed, progress)
+    outcome = campaign.run(
+        kernel, request.ops, request.seed, progress, jobs=request.jobs, scheduler=request.scheduler, tell=tell
+    )
     figures: dict[str, int | float | str] = {
         "operations": outcome.operations,
         "events": outcome.events,
