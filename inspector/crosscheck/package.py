@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from inspector.crosscheck.apt import AptFailed, download
 from inspector.findings import BadInput
 from inspector.printable import SHORT, printable
 
@@ -23,7 +23,7 @@ def is_package(name: str) -> bool:
 
 
 def fetch_package(name: str, cache: Path, tell: Callable[[str], None]) -> Path:
-    """The ``.deb`` of a source package: one that is kept, else downloaded from this machine's package sources.
+    """The ``.deb`` of a source package: one that is kept, else downloaded from this machine's mirror of Debian.
 
     Nothing is installed, and nothing but ``cache`` is written.  Raises `BadInput` when there is no such package.
     """
@@ -43,36 +43,18 @@ def fetch_package(name: str, cache: Path, tell: Callable[[str], None]) -> Path:
     except OSError as error:
         raise BadInput(f"{home} cannot be made: {error.strerror}; name another cache folder") from None
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=home) as folder:
-        command = ["apt-get", "download", "-q", name]
-        if os.geteuid() == 0:  # else apt gives its work to a user who may not enter our folder
-            command[1:1] = ["-o", "APT::Sandbox::User=root"]
-        found = _download(command, Path(folder), name)
+        try:
+            found = download(name, Path(folder))
+        except AptFailed as error:
+            raise _not_to_be_had(name, str(error)) from None
         return Path(shutil.move(found, home / found.name))
 
 
-def _download(command: list[str], folder: Path, name: str) -> Path:
-    instead = f"download linux-source from another Debian release and give the .deb's path (packages.debian.org/{name})"
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=os.environ | {"LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
+def _not_to_be_had(name: str, said: str) -> BadInput:
+    instead = f"download it yourself (packages.debian.org/{name}) and give the path of the .deb"
+    if "Unable to locate" in said or "no installation candidate" in said:
+        return BadInput(
+            f"{name} is not in this machine's package sources, nor in another release of Debian that it has a mirror "
+            f"of: name another, or {instead}"
         )
-    except OSError:
-        raise BadInput(f"{name} cannot be fetched: there is no apt-get here; {instead}") from None
-    found = sorted(folder.glob("*.deb"))
-    if done.returncode == 0 and found:
-        return found[-1]
-    said = [line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith("E: ")]
-    why = printable((said or ["it says nothing"])[0], SHORT)
-    if "Unable to locate" in why or "no installation candidate" in why:
-        raise BadInput(
-            f"{name} is not in this machine's package sources: add a release of Debian that has it and run "
-            f"'apt-get update', or {instead}"
-        )
-    raise BadInput(f"{name} could not be fetched (apt-get: {why}): try again, or {instead}")
+    return BadInput(f"{name} could not be fetched (apt: {printable(said, SHORT)}): try again, or {instead}")

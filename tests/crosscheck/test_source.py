@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 import shutil
@@ -220,10 +221,62 @@ def test_a_package_that_is_kept_is_used(tmp_path: Path) -> None:
     assert found.tree.text == kernels.tree(LABEL).text
 
 
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's apt knows one repository, in a folder, with the source package of a kernel 9.9."""
+    if shutil.which("apt-get") is None:
+        pytest.skip("no apt here")
+    apt = tmp_path / "apt"
+    for part in ("state/lists/partial", "cache/archives/partial", "empty", "deb/DEBIAN", "deb/usr/src"):
+        (apt / part).mkdir(parents=True)
+    (apt / "status").touch()
+    _write(kernels.tree(LABEL), apt / "linux-source-9.9")
+    archive = apt / "deb/usr/src/linux-source-9.9.tar.xz"
+    subprocess.run(["tar", "-cJf", str(archive), "linux-source-9.9"], cwd=apt, check=True)
+    control = "Package: linux-source-9.9\nVersion: 9.9.1-1\nArchitecture: all\nMaintainer: a <a@b>\n"
+    (apt / "deb/DEBIAN/control").write_text(control + "Description: x\n")
+    deb = apt / "linux-source-9.9_9.9.1-1_all.deb"
+    subprocess.run(["dpkg-deb", "-Znone", "--build", str(apt / "deb"), str(deb)], check=True, capture_output=True)
+    digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+    (apt / "Packages").write_text(f"{control}Filename: ./{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n")
+    (apt / "list").write_text(f"deb [trusted=yes] file:{apt} ./\n")
+    settings = {
+        "Dir::State": apt / "state",
+        "Dir::State::status": apt / "status",
+        "Dir::Cache": apt / "cache",
+        "Dir::Etc::SourceList": apt / "list",
+        "Dir::Etc::SourceParts": apt / "empty",
+        "Dir::Etc::Main": "/dev/null",
+        "Dir::Etc::Parts": apt / "empty",
+        "APT::Sandbox::User": "root",
+    }
+    (apt / "conf").write_text("".join(f'{name} "{value}";\n' for name, value in settings.items()))
+    monkeypatch.setenv("APT_CONFIG", str(apt / "conf"))
+    monkeypatch.delenv("INSPECTOR_KERNEL_SOURCES", raising=False)
+    subprocess.run(["apt-get", "update", "-q"], check=True, capture_output=True)
+
+
+@pytest.mark.usefixtures("repository")
+def test_a_package_is_fetched_by_apt_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    for _ in range(2):
+        found = open_package("linux-source-9.9", tmp_path / "cache", told.append)
+        assert found.tree.text == kernels.tree(LABEL).text
+    assert told == ["downloading linux-source-9.9: some 150 MB, once"]
+    assert [each.name for each in (tmp_path / "cache/packages").iterdir()] == ["linux-source-9.9_9.9.1-1_all.deb"]
+
+
+@pytest.mark.usefixtures("repository")
 def test_a_package_that_apt_does_not_have_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"linux-source-4\.99 is not in this machine's package sources: add a release"):
+    with pytest.raises(BadInput, match=r"linux-source-4\.99 is not in this machine's package sources, nor in"):
         open_package("linux-source-4.99", tmp_path, _silent)
     assert not list((tmp_path / "packages").iterdir())
+    (tmp_path / "apt" / "linux-source-9.9_9.9.1-1_all.deb").write_bytes(b"another")
+    with pytest.raises(BadInput, match=r"linux-source-9\.9 could not be fetched \(apt: .*try again, or download"):
+        open_package("linux-source-9.9", tmp_path, _silent)
+
+
+def test_what_is_no_package_s_name_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="'-o=x' is not the name of a kernel's source package"):
         open_package("-o=x", tmp_path, _silent)
 
