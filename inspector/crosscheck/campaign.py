@@ -8,6 +8,7 @@ results are added in the order of the numbers, up to the budget or the first dif
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,13 +16,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
-from inspector.crosscheck.differ import Difference, Pair
+from inspector.crosscheck.build import GRANULES
+from inspector.crosscheck.differ import Difference, Open, Pair, Sides
 from inspector.crosscheck.generate import Generator, random_setup
 from inspector.crosscheck.harness import StoreFull, Unsupported
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.scale import spread
 from inspector.model.operations import Operation, format_operation
-from inspector.model.session import NoSuchEntry
+from inspector.model.session import NoSuchEntry, Setup
 
 SEQUENCE = 60
 """Operations on one table, about."""
@@ -80,11 +82,25 @@ class Outcome:
         self.difference, self.script = one.difference, one.script
 
 
-def run_sequence(kernel: Kernel, rng: Random) -> Sequence:
+@dataclass(frozen=True)
+class Plan:
+    """What is compared and on which machines: the model with ``kernel``, or what ``open_sides`` begins instead (two
+    kernels; it must be picklable).  ``granules`` are those to draw from."""
+
+    kernel: Kernel
+    granules: tuple[str, ...] = tuple(GRANULES)
+    open_sides: Open | None = None
+
+    def open(self, setup: Setup) -> Sides:
+        """Both sides with a machine and no table yet."""
+        return self.open_sides(setup) if self.open_sides is not None else Pair(setup, self.kernel)
+
+
+def run_sequence(plan: Plan, rng: Random) -> Sequence:
     """One table from init to destroy, or to the first difference."""
     done = Sequence()
-    setup = random_setup(rng, kernel.generation)
-    pair = Pair(setup, kernel)
+    setup = random_setup(rng, plan.kernel.generation, plan.granules)
+    pair = plan.open(setup)
     lines = [setup.text()]
     try:
         generator = Generator(rng, pair.session, hyp=rng.random() < 0.1)
@@ -100,7 +116,7 @@ def run_sequence(kernel: Kernel, rng: Random) -> Sequence:
     return done
 
 
-def _step(done: Sequence, pair: Pair, generator: Generator, operation: Operation) -> bool:
+def _step(done: Sequence, pair: Sides, generator: Generator, operation: Operation) -> bool:
     """One operation; ``False`` ends the sequence."""
     try:
         difference = pair.apply(operation)
@@ -121,11 +137,11 @@ def _step(done: Sequence, pair: Pair, generator: Generator, operation: Operation
     return True
 
 
-def run_sequences(kernel: Kernel, seed: int, numbers: range) -> list[Sequence]:
+def run_sequences(plan: Plan, seed: int, numbers: range) -> list[Sequence]:
     """The tables of these numbers, or those up to the first difference."""
     done = []
     for number in numbers:
-        done.append(run_sequence(kernel, Random(f"{kernel.generation}/{seed}/{number}")))
+        done.append(run_sequence(plan, Random(f"{plan.kernel.generation}/{seed}/{number}")))
         if done[-1].difference is not None:
             break
     return done
@@ -146,13 +162,34 @@ def run(
     ``jobs``, ``scheduler`` and ``tell`` are those of `spread`; the outcome does not depend on them.
     """
     outcome = Outcome(kernel, seed)
+    fill(outcome, Plan(kernel), ops, progress, jobs=jobs, scheduler=scheduler, tell=tell)
+    return outcome
+
+
+def fill(
+    outcome: Outcome,
+    plan: Plan,
+    ops: int | None,
+    progress: Callable[[Outcome], None] | None = None,
+    *,
+    seconds: float | None = None,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Go on until there are ``ops`` operations, or ``seconds`` have passed, or the first difference (not shrunk).
+
+    What was done by then is in ``outcome`` also when this is interrupted.
+    """
+    end = None if seconds is None else time.monotonic() + seconds
     size = 1 if jobs == 1 and scheduler is None else CHUNK
     chunks: Iterator[range] = (range(start, start + size) for start in itertools.count(0, size))
-    with closing(spread(partial(run_sequences, kernel, seed), chunks, jobs, scheduler, tell)) as results:
+    with closing(spread(partial(run_sequences, plan, outcome.seed), chunks, jobs, scheduler, tell)) as results:
         for one in itertools.chain.from_iterable(results):
             outcome.add(one)
-            if outcome.difference is not None or outcome.operations >= ops:
+            if outcome.difference is not None or (ops is not None and outcome.operations >= ops):
                 break
-            if progress is not None and outcome.sequences % 100 == 0:
+            if end is not None and time.monotonic() >= end:
+                break
+            if progress is not None and outcome.sequences % 20 == 0:
                 progress(outcome)
-    return outcome

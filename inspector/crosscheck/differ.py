@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from inspector.codec import GRANULES
 from inspector.crosscheck import harness as h
@@ -18,7 +19,7 @@ from inspector.events import CASFAIL, PUT, RawEvent, format_raw
 from inspector.findings import BadInput
 from inspector.generations import Generation
 from inspector.model.operations import LAST, Operation, format_operation, parse_operation
-from inspector.model.pages import NoSuchPage
+from inspector.model.pages import NoSuchPage, PageStore
 from inspector.model.prot import kernel_prot
 from inspector.model.session import NoSuchEntry, Session, Setup, parse_setup
 from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
@@ -158,6 +159,13 @@ class KernelSide:
             self.last_page = result.value
         return result, raws
 
+    def store(self) -> tuple[PageStore, int]:
+        """What its pages hold now, and the address of its root."""
+        store = PageStore(self.harness.page_size)
+        store.counts.update(self.harness.outstanding())
+        store.pages.update((page, array("Q", self.harness.page(page))) for page in store.counts)
+        return store, self.harness.info().pgd
+
     def close(self) -> None:
         """Give the memory back."""
         self.harness.close()
@@ -167,7 +175,8 @@ def _lines(raws: list[RawEvent]) -> str:
     return "\n".join("    " + format_raw(raw) for raw in raws)
 
 
-def _first_difference(ours: list[RawEvent], theirs: list[RawEvent]) -> tuple[str, str]:
+def first_difference(ours: list[RawEvent], theirs: list[RawEvent]) -> tuple[str, str]:
+    """What stands around the first event that differs, on each side."""
     at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     start = max(0, at - 4)
     return _lines(ours[start : at + 4]), _lines(theirs[start : at + 4])
@@ -190,15 +199,26 @@ def _uses_freed(raws: list[RawEvent]) -> bool:
 class Pair:
     """One table in the model and one in the kernel's code.
 
-    ``events`` and ``ret`` are the model's for the last operation.
+    ``events`` and ``ret`` are the model's for the last operation, ``theirs`` the kernel's events.
     """
 
     def __init__(self, setup: Setup, kernel: Kernel) -> None:
         self.session = Session(setup)
         self.kernel = KernelSide(setup, kernel)
         self.events: list[RawEvent] = []
+        self.theirs: list[RawEvent] = []
         self.ret = 0
         self.known_faults = 0
+
+    @property
+    def kernels(self) -> tuple[KernelSide, ...]:
+        """The sides that are a kernel's code."""
+        return (self.kernel,)
+
+    def stores(self) -> tuple[tuple[PageStore, int], tuple[PageStore, int]]:
+        """The pages of either side, and the address of its root."""
+        pgt = self.session.pgt
+        return (self.session.store, pgt.root if pgt else 0), self.kernel.store()
 
     def close(self) -> None:
         """Give the memory back."""
@@ -217,6 +237,7 @@ class Pair:
         faults: list[h.Fault] = []
         try:
             result, theirs = self.kernel.apply(operation)
+            self.theirs = theirs
             faults = self.kernel.harness.faults() if result.faults else []
         except (NoSuchEntry, h.Unsupported) as error:
             kernel_error = error
@@ -231,6 +252,7 @@ class Pair:
             broken = error
         if faults:
             ours = self.session.store.events
+            self.events = ours[:]
             if broken or ours != theirs or not _is_known(operation, self.session.setup.behaviours, faults):
                 model = "    does the same" if broken or _uses_freed(ours) else "    does not"
                 return Difference(
@@ -246,7 +268,7 @@ class Pair:
             return Difference(format_operation(operation), What.ONE_SIDE, str(model_error), str(kernel_error))
         ours = self.events = self.session.store.take_events()
         if ours != theirs:
-            return Difference(format_operation(operation), What.EVENTS, *_first_difference(ours, theirs))
+            return Difference(format_operation(operation), What.EVENTS, *first_difference(ours, theirs))
         by_value = operation.name in ("mkyoung", "mkold")
         ret = self.ret = outcome.value - (outcome.value >> 63 << 64) if by_value else outcome.ret
         if ret != result.ret:
@@ -267,7 +289,7 @@ class Pair:
             return Difference(format_operation(operation), What.PAGES, *sides)
         for page, entries in store.pages.items():
             if entries.tobytes() != harness.page(page):
-                both = _entries(page, entries, harness.page(page))
+                both = odd_entries(page, entries, harness.page(page))
                 return Difference(format_operation(operation), What.TABLE, *both)
         if operation.name in _ROOTS:
             root, theirs = self.session.pgt.root if self.session.pgt else 0, harness.info().pgd
@@ -278,7 +300,7 @@ class Pair:
         return None
 
 
-def _entries(page: int, ours: array[int], theirs: bytes) -> tuple[str, str]:
+def odd_entries(page: int, ours: array[int], theirs: bytes) -> tuple[str, str]:
     """The entries of a page that differ, as each side has them."""
     other = memoryview(theirs).cast("Q")
     odd = [index for index, (a, b) in enumerate(zip(ours, other, strict=True)) if a != b]
@@ -287,7 +309,35 @@ def _entries(page: int, ours: array[int], theirs: bytes) -> tuple[str, str]:
     )
 
 
-def _still_changed(pair: Pair, entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
+class Sides(Protocol):
+    """Two implementations of one table: the model and a kernel's code, or two kernels' code.
+
+    ``session`` is the model's, which says what may be done next; ``events`` are the first side's for the last
+    operation, ``theirs`` the second's, ``ret`` what it returned.  ``known_faults`` counts those of kernels' code that
+    are no difference.
+    """
+
+    session: Session
+    events: list[RawEvent]
+    theirs: list[RawEvent]
+    ret: int
+    known_faults: int
+
+    @property
+    def kernels(self) -> tuple[KernelSide, ...]: ...
+
+    def stores(self) -> tuple[tuple[PageStore, int], tuple[PageStore, int]]: ...
+
+    def apply(self, operation: Operation) -> Difference | None: ...
+
+    def close(self) -> None: ...
+
+
+Open = Callable[[Setup], Sides]
+"""Begins a comparison on a machine."""
+
+
+def _still_changed(pair: Sides, entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Of ``entries``, (pa, value), those that hold another value, in a page that is allocated."""
     shift = GRANULES[pair.session.setup.granule]
     found = []
@@ -299,18 +349,28 @@ def _still_changed(pair: Pair, entries: list[tuple[int, int]]) -> list[tuple[int
 
 
 def run_lines(lines: list[str], kernel: Kernel, seconds: int | None = None) -> Difference | None:
+    """Run a script on the model and a kernel's code: the first difference, ``None`` when they agree to the end."""
+    return run_on(lines, lambda setup: Pair(setup, kernel), seconds)
+
+
+def run_on(
+    lines: list[str], open_sides: Open, seconds: int | None = None, look: Callable[[Sides], None] | None = None
+) -> Difference | None:
     """Run a script on both sides: the first difference, ``None`` when they agree to the end.
 
     Operations that neither side can do are passed over, so that a shrinker may remove any line.  A script that lets a
     foreign change stand after a lost race (another CPU's store has no reference behind it) misuses the table itself:
-    it shows nothing.
+    it shows nothing.  ``look`` is shown the sides at the start and after each operation, the last one included.
     """
     setup = parse_setup(lines[0])
-    pair = Pair(setup, kernel)
+    pair = open_sides(setup)
     if seconds is not None:
-        pair.kernel.harness.set("seconds", seconds)
+        for side in pair.kernels:
+            side.harness.set("seconds", seconds)
     foreign: list[tuple[int, int]] = []
     try:
+        if look is not None:
+            look(pair)
         for line in lines[1:]:
             try:
                 operation = parse_operation(line)
@@ -321,6 +381,8 @@ def run_lines(lines: list[str], kernel: Kernel, seconds: int | None = None) -> D
                 continue
             except (h.StoreFull, ValueError, BadInput):
                 return None
+            if look is not None:
+                look(pair)
             if difference:
                 return difference
             lost = [(raw[1], raw[2]) for raw in pair.events if raw[0] == CASFAIL]

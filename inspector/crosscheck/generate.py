@@ -7,7 +7,7 @@ make the kernel's code itself misbehave (a marker without a reference, say).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from inspector.codec import GRANULES
@@ -33,10 +33,14 @@ _TRUE = dict(GENERATIONS)
 _X, _DEVICE, _NC = int(Prot.X), int(Prot.DEVICE), int(Prot.NORMAL_NC)
 
 
-def random_setup(rng: Random, label: str) -> Setup:
-    """A machine for this generation."""
+_OFTEN = {"4k": 82, "16k": 10, "64k": 8}
+"""How often a granule is drawn, in a hundred."""
+
+
+def random_setup(rng: Random, label: str, granules: Sequence[str] = tuple(_OFTEN)) -> Setup:
+    """A machine for this generation, of one of these granules."""
     behaviours = _TRUE[label]
-    granule = rng.choices(("4k", "16k", "64k"), (82, 10, 8))[0]
+    granule = rng.choices(granules, [_OFTEN[each] for each in granules])[0]
     lpa2 = behaviours.lpa2 and granule != "64k" and rng.random() < 0.2
     ipa = rng.choice((*_IPA[granule], *((52, 50) if lpa2 else ())))
     va = rng.choice((*_VA[granule], *((52, 50) if lpa2 and granule == "4k" else ())))

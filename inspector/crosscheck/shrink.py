@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from inspector.crosscheck.differ import Difference, What, run_lines
+from inspector.crosscheck.differ import Difference, Open, Pair, What, run_on
 from inspector.crosscheck.kernel import Kernel
 from inspector.model.operations import Operation, ScriptError, format_operation, parse_operation
 
@@ -88,6 +88,11 @@ _HASTE = 1
 
 
 def shrunk(lines: list[str], kernel: Kernel) -> list[str]:
-    """A script that makes the two sides differ, made small."""
-    small = shrink(lines, lambda some: run_lines(some, kernel, _HASTE))
-    return small if run_lines(small, kernel) else lines
+    """A script that makes the model and a kernel's code differ, made small."""
+    return shrunk_on(lines, lambda setup: Pair(setup, kernel))
+
+
+def shrunk_on(lines: list[str], open_sides: Open) -> list[str]:
+    """A script that makes two sides differ, made small."""
+    small = shrink(lines, lambda some: run_on(some, open_sides, _HASTE))
+    return small if run_on(small, open_sides) else lines

@@ -17,7 +17,8 @@ class Part:
 
     ``code`` is what this part alone would make the command return: clean, findings, or not testable.  ``summary`` is
     one sentence without its full stop; ``lines`` are what a reader needs beyond it (at most `WIDTH` columns, though a
-    line of source or of events may be longer).  ``figures`` are its numbers by name, for JSON and for notes.
+    line of source or of events may be longer).  ``figures`` are its numbers by name, for JSON and for notes.  ``script``
+    shows what was found, operation by operation.
     """
 
     name: str
@@ -25,18 +26,23 @@ class Part:
     summary: str
     lines: Sequence[str] = ()
     figures: Mapping[str, int | float | str] = field(default_factory=dict)
+    script: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``built`` says, a line each, what was built and what the model took it for."""
+    """``built`` says, a line each, what was built and what the model took it for.  ``interrupted``: it was cut short,
+    and what had been found by then is in it."""
 
     built: Sequence[str]
     parts: Sequence[Part]
+    interrupted: bool = False
 
     @property
     def code(self) -> ExitCode:
-        """Findings outweigh what could not be tested, and that outweighs a clean part."""
+        """Findings outweigh what could not be tested, and that outweighs a clean part; cut short it is none of these."""
+        if self.interrupted:
+            return ExitCode.TARGET_LOST
         codes = {part.code for part in self.parts}
         for code in (ExitCode.FINDINGS, ExitCode.UNTESTABLE):
             if code in codes:
