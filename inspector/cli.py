@@ -366,25 +366,111 @@ def model(options: Options, script: str, generation: str | None) -> None:
 # --- a kernel's code ---
 
 
+_OPERATIONS = 20_000
+"""What `inspector crosscheck` compares unless told otherwise: a few seconds."""
+
+
 @_command(
     "crosscheck",
     machine=False,
-    epilog="Example: inspector crosscheck ~/linux. Exit code 1: the kernel's code differs from the model, or misuses "
-    "memory; 125: it could not be tested.",
+    epilog="Examples: inspector crosscheck ~/linux | inspector crosscheck ~/linux --patch 0001-foo.patch --baseline "
+    "~/linux | inspector crosscheck --source linux-source-6.12 --ops 200000 | inspector crosscheck ~/linux --baseline "
+    "v6.12 | inspector crosscheck ~/linux --replay crosscheck-repro.txt | git bisect run inspector crosscheck . "
+    "Exit code 1: the kernel's code differs from the model or the baseline, or misuses memory; 2: bad input; 3: "
+    "interrupted, what was found so far is shown; 125: it could not be tested (it does not compile here, say).",
 )
-@click.argument("tree", metavar="TREE", type=click.Path())
-@click.option("--ops", metavar="N", type=click.IntRange(1), default=20_000, help="Operations. Default: 20000.")
+@click.argument("tree", metavar="[TREE]", type=click.Path(), required=False)
+@click.option("--source", "package", metavar="PACKAGE", help="Debian's source package in place of TREE.")
+@click.option("--patch", "patches", metavar="FILE", type=click.Path(), multiple=True, help="Put on a copy; repeatable.")
+@click.option("--series", is_flag=True, help="A verdict after each patch.")
+@click.option("--baseline", metavar="TREE|REV", help="Another kernel, or a git revision of TREE, to compare it with.")
+@click.option("--ops", metavar="N", type=click.IntRange(1), help=f"Operations. Default: {_OPERATIONS}.")
+@click.option("--seconds", metavar="N", type=click.FloatRange(0, min_open=True), help="Stop comparing after so long.")
 @click.option("--seed", metavar="N", type=click.IntRange(0), default=1, help="Seed of the operations. Default: 1.")
+@click.option(
+    "--granule",
+    "granules",
+    type=click.Choice(list(GRANULES), case_sensitive=False),
+    multiple=True,
+    help="Only tables of this page size; repeatable. Default: all.",
+)
+@click.option(
+    "--reproducer",
+    metavar="FILE",
+    type=click.Path(),
+    default="crosscheck-repro.txt",
+    help="Where a difference is written to. Default: crosscheck-repro.txt.",
+)
+@click.option("--replay", metavar="FILE", type=click.Path(), help="Only run this reproducer: 1 if it still differs.")
 @click.option("--jobs", metavar="N", type=click.IntRange(1, 1024), default=1, help="Processes. Default: 1.")
 @click.option("--scheduler", metavar="ADDRESS", help="Spread the work over a Dask cluster (tcp://host:8786).")
-def crosscheck(options: Options, tree: str, ops: int, seed: int, jobs: int, scheduler: str | None) -> int:
-    """A kernel tree's page-table code, compiled for this machine and held against the model; nothing is booted."""
-    from inspector.crosscheck.run import Request, default_cache
-    from inspector.crosscheck.run import run as run_crosscheck
+@click.option("--ktap", is_flag=True, help="The verdict as KTAP, a test a part.")
+def crosscheck(
+    options: Options,
+    tree: str | None,
+    package: str | None,
+    patches: tuple[str, ...],
+    series: bool,
+    baseline: str | None,
+    ops: int | None,
+    seconds: float | None,
+    seed: int,
+    granules: tuple[str, ...],
+    reproducer: str,
+    replay: str | None,
+    jobs: int,
+    scheduler: str | None,
+    ktap: bool,
+) -> int:
+    """A kernel tree's page-table code, compiled for this machine and held against the model; nothing is booted.
 
-    with progress(options.debug) as tell:
-        verdict = run_crosscheck(Request(Path(tree), default_cache(), ops, seed, jobs, scheduler), tell)
-    options.emit(report.crosscheck.document, report.crosscheck.lines, verdict)
+    TREE is a kernel tree (git or not), its tarball, or a linux-source package's file.
+    """
+    from inspector.target.signals import Interrupted, signals_raise
+
+    if tree is None and package is None:
+        raise BadInput("nothing to check: name a kernel tree, or a source package with --source")
+    if tree is not None and package is not None:
+        raise BadInput("TREE and --source exclude each other: one kernel is checked")
+    if ktap and options.as_json:
+        raise BadInput("--json and --ktap exclude each other")
+    if series and not patches:
+        raise BadInput("--series is about patches: name them with --patch")
+    with signals_raise():
+        try:
+            from inspector.crosscheck.run import Request, default_cache
+            from inspector.crosscheck.run import run as run_crosscheck
+            from inspector.crosscheck.sequential import Budget
+
+            budget = Budget(
+                ops if ops is not None or seconds is not None else _OPERATIONS,
+                seconds,
+                seed,
+                tuple(dict.fromkeys(granules)) or tuple(GRANULES),
+                jobs,
+                scheduler,
+            )
+            request = Request(
+                Path(tree) if tree is not None else None,
+                default_cache(),
+                budget,
+                package=package,
+                patches=[Path(file) for file in patches],
+                series=series,
+                baseline=baseline,
+                reproducer=Path(reproducer),
+                replay=Path(replay) if replay is not None else None,
+            )
+            with progress(options.debug) as tell:
+                verdict = run_crosscheck(request, tell)
+            shown = report.crosscheck.ktap if ktap else report.crosscheck.lines
+            if verdict.parts or not verdict.interrupted or options.as_json:
+                options.emit(report.crosscheck.document, shown, verdict)
+        except (KeyboardInterrupt, Interrupted):
+            say("interrupted; nothing had been compared yet")
+            return ExitCode.TARGET_LOST
+    if verdict.interrupted:
+        say("interrupted; " + ("the verdict is what was found so far" if verdict.parts else "nothing was compared yet"))
     return verdict.code
 
 

@@ -348,25 +348,26 @@ def _still_changed(pair: Sides, entries: list[tuple[int, int]]) -> list[tuple[in
     return found
 
 
-def run_lines(lines: list[str], kernel: Kernel, seconds: int | None = None) -> Difference | None:
+def run_lines(lines: list[str], kernel: Kernel, patience: int | None = None) -> Difference | None:
     """Run a script on the model and a kernel's code: the first difference, ``None`` when they agree to the end."""
-    return run_on(lines, lambda setup: Pair(setup, kernel), seconds)
+    return run_on(lines, lambda setup: Pair(setup, kernel), patience)
 
 
 def run_on(
-    lines: list[str], open_sides: Open, seconds: int | None = None, look: Callable[[Sides], None] | None = None
+    lines: list[str], open_sides: Open, patience: int | None = None, look: Callable[[Sides], None] | None = None
 ) -> Difference | None:
     """Run a script on both sides: the first difference, ``None`` when they agree to the end.
 
+    An operation of a kernel that takes ``patience`` milliseconds of the processor does not end (default: 2000).
     Operations that neither side can do are passed over, so that a shrinker may remove any line.  A script that lets a
     foreign change stand after a lost race (another CPU's store has no reference behind it) misuses the table itself:
     it shows nothing.  ``look`` is shown the sides at the start and after each operation, the last one included.
     """
     setup = parse_setup(lines[0])
     pair = open_sides(setup)
-    if seconds is not None:
+    if patience is not None:
         for side in pair.kernels:
-            side.harness.set("seconds", seconds)
+            side.harness.set("patience", patience)
     foreign: list[tuple[int, int]] = []
     try:
         if look is not None:

@@ -56,7 +56,7 @@ class Explained:
     def headline(self) -> str:
         """What differs, in a phrase."""
         if self.difference.what is What.FAULT:
-            return f"{self.names[1]} misuses memory in '{self.difference.operation}'"
+            return f"fault of the kernel's code in '{self.difference.operation}'"
         return f"{self.difference.what} differ after '{self.difference.operation}'"
 
     def lines(self) -> Iterator[str]:
@@ -66,7 +66,8 @@ class Explained:
             yield from folded(line, "  ", "      ")
         if self.difference.what is not What.EVENTS:
             yield ""
-            yield f"{str(self.difference.what).capitalize()}:"
+            fault = self.difference.what is What.FAULT
+            yield "What the kernel's code does:" if fault else f"{str(self.difference.what).capitalize()}:"
             for name, text in zip(self.names, (self.difference.model, self.difference.kernel), strict=True):
                 for number, line in enumerate(text.strip("\n").splitlines() or ["nothing"]):
                     yield from folded(line.strip(), f"  {name}: " if not number else "    ", "      ")
@@ -190,12 +191,12 @@ def short_setup(setup: Setup) -> str:
 
 
 def short_events(raws: Iterable[RawEvent], names: PageNames) -> Iterator[str]:
-    """Events in few columns: ``store T0[3] 0x0 -> 0x17ff release``, ``tlbi ipa 0x1000 level 3``, ``put T0, 1 left``."""
+    """Events in few columns: ``store.rel T0[3] 0x0 -> 0x17ff``, ``tlbi ipa 0x1000 level 3``, ``put T0, 1 left``."""
     for raw in raws:
         kind = raw[0]
         if kind == STORE:
-            how = " cmpxchg" if raw[5] else " release" if raw[4] else ""
-            yield f"store {names.entry(raw[1])} {names.descriptor(raw[2])} -> {names.descriptor(raw[3])}{how}"
+            how = ".cas" if raw[5] else ".rel" if raw[4] else ""
+            yield f"store{how} {names.entry(raw[1])} {names.descriptor(raw[2])} -> {names.descriptor(raw[3])}"
         elif kind == CASFAIL:
             yield f"casfail {names.entry(raw[1])} {names.descriptor(raw[2])} -> {names.descriptor(raw[3])}"
         elif kind in (TLBI, CACHE):

@@ -25,6 +25,11 @@ class Kernel:
         """A kernel can be sent to another process, which loads the libraries it needs itself."""
         return {**self.__dict__, "_libraries": {}}
 
+    @property
+    def built(self) -> list[str]:
+        """The variants that were used in this process: ``4k``, ``4k-hyp``."""
+        return [variant.name for variant in self._libraries]
+
     def library(self, granule: str = "4k", *, pa_bits: int | None = None, hyp: bool = False) -> Library:
         """The library of that flavour, built when first asked for.  Raises `Untestable` when it does not compile."""
         variant = Variant(granule, pa_bits, hyp)

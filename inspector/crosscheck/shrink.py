@@ -83,8 +83,8 @@ def shrink(lines: list[str], run: Fails) -> list[str]:
             return lines
 
 
-_HASTE = 1
-"""Seconds after which an operation counts as endless while a script is made small: it is run some dozens of times."""
+_HASTE = 250
+"""Milliseconds after which an operation counts as endless while a script is made small, which takes dozens of runs."""
 
 
 def shrunk(lines: list[str], kernel: Kernel) -> list[str]:

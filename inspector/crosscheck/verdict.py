@@ -17,8 +17,8 @@ class Part:
 
     ``code`` is what this part alone would make the command return: clean, findings, or not testable.  ``summary`` is
     one sentence without its full stop; ``lines`` are what a reader needs beyond it (at most `WIDTH` columns, though a
-    line of source or of events may be longer).  ``figures`` are its numbers by name, for JSON and for notes.  ``script``
-    shows what was found, operation by operation.
+    line of source or of events may be longer).  ``figures`` are its numbers by name, for JSON and for notes.
+    ``script`` shows what was found, operation by operation.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Verdict:
 
     @property
     def code(self) -> ExitCode:
-        """Findings outweigh what could not be tested, and that outweighs a clean part; cut short it is none of these."""
+        """Findings outweigh what could not be tested, and that outweighs a clean part; cut short: none of these."""
         if self.interrupted:
             return ExitCode.TARGET_LOST
         codes = {part.code for part in self.parts}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inspector.crosscheck.campaign import Outcome, run, run_sequence
+from inspector.crosscheck.campaign import Outcome, Plan, run, run_sequence
 from inspector.crosscheck.differ import Pair
 from inspector.crosscheck.shrink import shrunk
 from inspector.generations import GENERATIONS
@@ -76,7 +76,7 @@ def test_every_operation_and_error_is_met(label: str) -> None:
 @given(rng=st.randoms(use_true_random=False))
 def test_hypothesis_finds_nothing(label: str, rng: Random) -> None:
     outcome = Outcome(kernel(label), 0)
-    outcome.add(run_sequence(outcome.kernel, rng))
+    outcome.add(run_sequence(Plan(outcome.kernel), rng))
     assert outcome.difference is None, _explain(outcome)
 
 
