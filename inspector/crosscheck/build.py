@@ -85,17 +85,25 @@ class Variant:
     """One way to build the file.
 
     ``pa_bits`` 48 or 52 is CONFIG_ARM64_PA_BITS (``None``: 52 with 64K pages, as only there it changes a page table
-    without LPA2); ``hyp`` is the nVHE hypervisor's flavour of the walker (no RCU, no shared walks).
+    without LPA2); ``hyp`` is the nVHE hypervisor's flavour of the walker (no RCU, no shared walks);
+    with ``every_access`` the compiler reports each load and store of the kernel's code to interleave.c, also those
+    that go through no macro.
     """
 
     granule: str = "4k"
     pa_bits: int | None = None
     hyp: bool = False
+    every_access: bool = False
 
     @property
     def name(self) -> str:
         """``4k``, ``64k-pa48``, ``4k-hyp``."""
-        return self.granule + (f"-pa{self.pa_bits}" if self.pa_bits else "") + ("-hyp" if self.hyp else "")
+        return (
+            self.granule
+            + (f"-pa{self.pa_bits}" if self.pa_bits else "")
+            + ("-hyp" if self.hyp else "")
+            + ("-every-access" if self.every_access else "")
+        )
 
     def defines(self) -> list[str]:
         """What the kernel's configuration and build would define."""
@@ -105,7 +113,14 @@ class Variant:
             found.append("CONFIG_ARM64_PA_BITS_52=1")
         if self.hyp:
             found.append("__KVM_NVHE_HYPERVISOR__=1")
+        if self.every_access:
+            found.append("HARNESS_EVERY_ACCESS=1")
         return found
+
+    def kernel_flags(self) -> list[str]:
+        """Flags for the kernel's file alone."""
+        # ThreadSanitizer's pass, with callbacks of ours in place of its library.
+        return ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"] if self.every_access else []
 
 
 def excerpt(text: str, names: str) -> str:
@@ -191,7 +206,7 @@ def build(tree: Tree, variant: Variant, cache: Path) -> Path:
     options = [*CFLAGS, *(f"-D{define}" for define in variant.defines())]
     options += [f"-DHAVE_{feature}=1" for feature in features(tree.text[HEADER])]
     options.append(f'-DHARNESS_RELEASE="{tree.release}"')
-    home = cache / _key(tree, options)
+    home = cache / _key(tree, [*options, *variant.kernel_flags()])
     library = home / f"pgtable-{variant.name}.so"
     if library.is_file():
         return library
@@ -199,18 +214,13 @@ def build(tree: Tree, variant: Variant, cache: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=cache) as name:
         folder = Path(name) / home.name
         file = stage(tree, folder)
-        sources = [str(file), *(str(path) for path in sorted(OURS.glob("*.c")))]
-        command = [
-            "gcc",
-            *options,
-            f"-I{folder}",
-            f"-I{OURS}",
-            "-shared",
-            "-Wl,-z,defs",
-            "-o",
-            str(folder / library.name),
-        ]
-        done = subprocess.run([*command, *sources], capture_output=True, text=True, check=False)
+        compile_all = ["gcc", *options, f"-I{folder}", f"-I{OURS}"]
+        kernel_object = str(folder / "pgtable.o")
+        done = _run([*compile_all, *variant.kernel_flags(), "-c", "-o", kernel_object, str(file)])
+        if not done.returncode:
+            ours = [str(path) for path in sorted(OURS.glob("*.c"))]
+            linked = ["-shared", "-Wl,-z,defs", "-o", str(folder / library.name)]
+            done = _run([*compile_all, *linked, kernel_object, *ours])
         if done.returncode:
             raise Untestable(_explain(tree, variant, done.stderr, folder))
         try:
@@ -220,6 +230,10 @@ def build(tree: Tree, variant: Variant, cache: Path) -> Path:
                 shutil.rmtree(home, ignore_errors=True)
                 folder.replace(home)
     return library
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _explain(tree: Tree, variant: Variant, said: str, folder: Path) -> str:

@@ -195,6 +195,14 @@ class Info(NamedTuple):
     outstanding: int
 
 
+RESULT_SIZE: Final = _RESULT.size
+
+
+def unpack_results(data: bytes) -> list[Result]:
+    """Results as they cross the interface."""
+    return [Result._make(fields) for fields in _RESULT.iter_unpack(data)]
+
+
 def pack(
     kind: Op,
     *,
@@ -240,7 +248,7 @@ class Library:
         self.granule = granule
         self.name = name
         self.functions = lib = ctypes.CDLL(str(path))
-        u64, handle = ctypes.c_uint64, ctypes.c_void_p
+        u32, u64, handle = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
         out = ctypes.POINTER(u64)
         for function_name, result, arguments in (
             ("h_release", ctypes.c_char_p, []),
@@ -259,6 +267,14 @@ class Library:
             ("h_outstanding", handle, [handle, out]),
             ("h_deferred", handle, [handle, out]),
             ("h_memory", handle, [handle]),
+            ("h_interleave", ctypes.c_bool, [handle, ctypes.c_char_p, u32, u32, ctypes.c_bool, u32, u64, u64]),
+            ("h_interleave_next", ctypes.c_int, [handle, u64]),
+            ("h_interleave_replay", None, [handle, ctypes.c_char_p, u64]),
+            ("h_interleave_end", None, [handle]),
+            ("h_interleave_figures", None, [out]),
+            ("h_interleave_accesses", handle, [out]),
+            ("h_interleave_broken", handle, [out]),
+            ("h_interleave_results", None, [handle]),
             ("h_info", None, [handle, ctypes.POINTER(ctypes.c_int64)]),
         ):
             function = getattr(lib, function_name)
@@ -408,6 +424,11 @@ class Harness:
             self.close()
 
     @property
+    def handle(self) -> int:
+        """The harness as the library knows it."""
+        return self._handle
+
+    @property
     def release(self) -> str:
         """The release in the kernel's Makefile, e.g. ``6.12.117``."""
         text: bytes = self._lib.h_release()
@@ -497,6 +518,11 @@ class Harness:
         """Where each event of the last run was called for, `events` for `events`: while the switch ``places`` is on."""
         found = memoryview(self._bytes(self._lib.h_places, 8)).cast("Q")
         return [source_of(self._lib._name, place) for place in found]
+
+    def tagged_events(self) -> list[tuple[int, ev.RawEvent]]:
+        """The events of fibers: each with the number of its fiber."""
+        unpacked = _EVENT.iter_unpack(self._bytes(self._lib.h_events, _EVENT.size))
+        return [(e[0] >> 8, _DECODE[e[0] & 0xFF](e)) for e in unpacked]
 
     def faults(self) -> list[Fault]:
         """What the last run did that no correct code does, with the place in the kernel's source."""

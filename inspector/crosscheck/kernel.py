@@ -30,9 +30,16 @@ class Kernel:
         """The variants that were used in this process: ``4k``, ``4k-hyp``."""
         return [variant.name for variant in self._libraries]
 
-    def library(self, granule: str = "4k", *, pa_bits: int | None = None, hyp: bool = False) -> Library:
+    def library(
+        self,
+        granule: str = "4k",
+        *,
+        pa_bits: int | None = None,
+        hyp: bool = False,
+        every_access: bool = False,
+    ) -> Library:
         """The library of that flavour, built when first asked for.  Raises `Untestable` when it does not compile."""
-        variant = Variant(granule, pa_bits, hyp)
+        variant = Variant(granule, pa_bits, hyp, every_access)
         if variant not in self._libraries:
             self._libraries[variant] = Library(build(self.tree, variant, self.cache), granule, self.name)
         return self._libraries[variant]
