@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from inspector.crosscheck.tree import ASM, EXCERPTS, HEADER, HEADERS, PGTABLE, SYSREG, Tree
-from inspector.findings import Untestable
+from inspector.findings import BadInput, Untestable
 
 OURS: Final = Path(__file__).resolve().parent / "c"
 """The harness and the shims."""
@@ -210,19 +212,20 @@ def build(tree: Tree, variant: Variant, cache: Path) -> Path:
     library = home / f"pgtable-{variant.name}.so"
     if library.is_file():
         return library
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=cache) as name:
+    with _folder_in(cache) as name:
         folder = Path(name) / home.name
         file = stage(tree, folder)
         compile_all = ["gcc", *options, f"-I{folder}", f"-I{OURS}"]
         kernel_object = str(folder / "pgtable.o")
-        done = _run([*compile_all, *variant.kernel_flags(), "-c", "-o", kernel_object, str(file)])
-        if not done.returncode:
+        returned, said = _compile(
+            [*compile_all, *variant.kernel_flags(), "-c", "-o", kernel_object, str(file)], Path(name)
+        )
+        if not returned:
             ours = [str(path) for path in sorted(OURS.glob("*.c"))]
             linked = ["-shared", "-Wl,-z,defs", "-o", str(folder / library.name)]
-            done = _run([*compile_all, *linked, kernel_object, *ours])
-        if done.returncode:
-            raise Untestable(_explain(tree, variant, done.stderr, folder))
+            returned, said = _compile([*compile_all, *linked, kernel_object, *ours], Path(name))
+        if returned:
+            raise Untestable(_explain(tree, variant, said, folder))
         try:
             folder.rename(home)
         except OSError:  # another process was faster
@@ -232,8 +235,34 @@ def build(tree: Tree, variant: Variant, cache: Path) -> Path:
     return library
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def _folder_in(cache: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".building-", dir=cache)
+    except OSError as error:
+        raise BadInput(
+            f"what is built cannot be kept in {cache}: {error.strerror}; set $INSPECTOR_HARNESS_BUILD to another folder"
+        ) from None
+
+
+def _compile(command: list[str], folder: Path) -> tuple[int, str]:
+    """Exit code and errors of the compiler.  When we are interrupted, neither its processes nor its files stay."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"},
+        start_new_session=True,
+    ) as process:
+        try:
+            said = process.communicate()[1]
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, said
 
 
 def _explain(tree: Tree, variant: Variant, said: str, folder: Path) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,3 +125,196 @@ def test_no_functional_change_is_tested(tmp_path: Path) -> None:
     inspector(tmp_path, "bad", "--replay", again, code=2)
     inspector(tmp_path, "bad", "--baseline", "good", "--replay", again, code=1)
     inspector(tmp_path, "same", "--baseline", "good", "--replay", again, code=0)
+
+
+# --- git bisect ---
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = {f"GIT_{part}_{what}": "a@b" for part in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    plain = ["git", "-c", "commit.gpgsign=false", "-c", "init.defaultBranch=main", *arguments]
+    environment = os.environ | who | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    return subprocess.run(plain, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_git_bisect_finds_the_commit(tmp_path: Path) -> None:
+    """Five commits, the third with a fault, the fourth one that does not compile: bisect names the third."""
+    tree = tmp_path / "linux"
+    write(tree)
+    git(tree, "init", "-q")
+    file = tree / PGTABLE
+    commits = []
+    for subject, change in (
+        ("one", lambda text: text.replace("childp", "child")),
+        ("two", lambda text: text + "\n/* a comment */\n"),
+        ("three", events_patch().apply),
+        ("four", lambda text: text + "\nint broken(void) { return undeclared; }\n"),
+        ("five", lambda text: text.replace("\nint broken(void) { return undeclared; }\n", "")),
+    ):
+        file.write_text(change(file.read_text()))
+        git(tree, "add", ".")
+        git(tree, "commit", "-q", "-m", subject)
+        commits.append(git(tree, "rev-parse", "HEAD").strip())
+    git(tree, "bisect", "start", commits[4], commits[0])
+    script = tmp_path / "judge"
+    program = f'exec "{sys.executable}" -m inspector crosscheck . {" ".join(QUICK)} --reproducer {tmp_path / "repro"}'
+    script.write_text(
+        f'#!/bin/sh\nexport PYTHONPATH="{ROOT}" INSPECTOR_HARNESS_BUILD="{kernels.builds()}"\n{program}\n'
+    )
+    script.chmod(0o755)
+    said = git(tree, "bisect", "run", str(script))
+    assert f"{commits[2]} is the first bad commit" in said
+    assert git(tree, "status", "--porcelain") == ""
+
+
+# --- KTAP ---
+
+TEST_LINE = re.compile(r"(ok|not ok) (\d+)( [^#]+)?( # (SKIP|TODO|XFAIL|TIMEOUT|ERROR)( .*)?)?")
+
+
+def read_ktap(text: str) -> list[tuple[str, str, str | None]]:
+    """Result, name and directive of each test, by the grammar of ktap.rst, version 1; anything else is an error."""
+    lines = text.splitlines()
+    assert lines[0] == "KTAP version 1"
+    body = [line for line in lines[1:] if not (line == "#" or line.startswith("# "))]
+    plan = re.fullmatch(r"1\.\.(\d+)", body[0])
+    assert plan is not None, body[0]
+    tests = []
+    for number, line in enumerate(body[1:], 1):
+        found = TEST_LINE.fullmatch(line)
+        assert found is not None, line
+        assert int(found[2]) == number
+        tests.append((found[1], (found[3] or "").strip(), found[5]))
+    assert len(tests) == int(plan[1])
+    return tests
+
+
+def test_ktap_can_be_read(tmp_path: Path) -> None:
+    """A test a part; what was found is in the diagnostics."""
+    write(tmp_path / "good")
+    bad = write(tmp_path / "bad", events_patch().apply)
+    said = inspector(tmp_path, bad, "--baseline", "good", "--ktap", *QUICK, code=1).stdout
+    assert read_ktap(said) == [
+        ("not ok", "model against kernel", None),
+        ("not ok", "baseline against patched", None),
+    ]
+    assert "# Script:" in said
+    assert "Table before:" in said
+    assert read_ktap(inspector(tmp_path, "good", "--ktap", *QUICK, code=0).stdout)[0][0] == "ok"
+
+
+# --- what a user gets wrong ---
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line on standard error, and nothing else anywhere."""
+    assert done.stdout == ""
+    assert done.stderr.startswith("inspector: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_no_kernel_tree(tmp_path: Path) -> None:
+    assert "no kernel tree" in sentence(inspector(tmp_path, ".", code=2))
+    assert "does not exist" in sentence(inspector(tmp_path, "nowhere", code=2))
+    assert "name a kernel tree" in sentence(inspector(tmp_path, code=2))
+
+
+def test_a_tree_without_kvm_is_skipped(tmp_path: Path) -> None:
+    tree = write(tmp_path / "linux")
+    (tree / PGTABLE).unlink()
+    assert "pgtable.c" in sentence(inspector(tmp_path, tree, code=125))
+
+
+def test_a_file_that_does_not_compile_shows_the_first_error(tmp_path: Path) -> None:
+    tree = write(tmp_path / "linux", lambda text: text + "\nint broken(void) { return undeclared_thing; }\n")
+    said = sentence(inspector(tmp_path, tree, code=125))
+    assert re.search(r"pgtable\.c:\d+:\d+: error: .undeclared_thing. undeclared", said)
+
+
+def test_no_compiler(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    tree = write(tmp_path / "linux")
+    assert "gcc" in sentence(inspector(tmp_path, tree, code=125, env={"PATH": str(tmp_path / "bin")}))
+
+
+def test_a_patch_that_does_not_apply(tmp_path: Path) -> None:
+    write(tmp_path / "linux")
+    lines = [f"--- a/{PGTABLE}", f"+++ b/{PGTABLE}", "@@ -1,2 +1,2 @@", " this is not there", "-nor this", "+new", ""]
+    (tmp_path / "0001-foo.patch").write_text("\n".join(lines))
+    assert "does not apply" in sentence(inspector(tmp_path, "linux", "--patch", "0001-foo.patch", code=2))
+
+
+def test_a_patch_to_something_else_is_not_judged(tmp_path: Path) -> None:
+    write(tmp_path / "linux")
+    other = "virt/kvm/kvm_main.c"
+    lines = [f"--- a/{other}", f"+++ b/{other}", "@@ -1,1 +1,1 @@", "-a", "+b", ""]
+    (tmp_path / "0001-foo.patch").write_text("\n".join(lines))
+    said = inspector(tmp_path, "linux", "--patch", "0001-foo.patch", *QUICK, code=125).stdout
+    said = " ".join(said.split())
+    assert f"NOT TESTED patch: nothing that is compiled here is changed (it is about {other})" in said
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    tree = write(tmp_path / "linux")
+    (tmp_path / "file").write_text("")
+    said = sentence(inspector(tmp_path, tree, code=2, env={"INSPECTOR_HARNESS_BUILD": str(tmp_path / "file" / "x")}))
+    assert "INSPECTOR_HARNESS_BUILD" in said
+
+
+@pytest.mark.parametrize("text", ["", "init\n", "machine generation=6.12\nwhat 1 2\n", "# part: dreams\n", "\x00\xff"])
+def test_a_reproducer_that_is_none(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "linux")
+    (tmp_path / "repro").write_bytes(text.encode("latin-1"))
+    assert "repro" in sentence(inspector(tmp_path, "linux", "--replay", "repro", code=2))
+
+
+@pytest.mark.parametrize("name", ["a walk begun again for ever", "a loop without any access"])
+def test_a_walk_that_does_not_end_is_a_finding(tmp_path: Path, name: str) -> None:
+    """With its script and its place."""
+    write(tmp_path / "linux", patch(name).apply)
+    said = inspector(tmp_path, "linux", "--granule", "4k", code=1).stdout
+    assert "does not end" in said
+    assert re.search(r"pgtable\.c:\d+", said)
+    assert len(said.split("Script:")[1].split("\n\n")[0].splitlines()) <= 8
+
+
+# --- cut short ---
+
+
+def test_ctrl_c_and_sigterm_keep_what_was_found(tmp_path: Path) -> None:
+    """Exit code 3 in every phase, a sentence about no machine, no process and no folder left behind."""
+    write(tmp_path / "linux")
+    cache = tmp_path / "cache"
+    left = tmp_path / "tmp"
+    left.mkdir()
+    for number, wait_for in (
+        (signal.SIGINT, "compiling"),
+        (signal.SIGTERM, "compiling"),
+        (signal.SIGTERM, " operations"),
+    ):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inspector", "crosscheck", "linux", "--ops", "100000000", "--debug"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "INSPECTOR_HARNESS_BUILD": str(cache), "TMPDIR": str(left)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stderr is not None
+        for line in process.stderr:
+            if wait_for in line:
+                break
+        if wait_for == "compiling":
+            time.sleep(0.1)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 3, out + err
+        assert "inspector: interrupted; " in err
+        assert "machine" not in err
+        assert "cut short after" in out
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+        assert not list(cache.glob(".*"))
+        assert not list(left.iterdir())
