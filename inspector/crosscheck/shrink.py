@@ -8,6 +8,7 @@ from dataclasses import replace
 from inspector.crosscheck.differ import Difference, Open, Pair, What, run_on
 from inspector.crosscheck.kernel import Kernel
 from inspector.model.operations import Operation, ScriptError, format_operation, parse_operation
+from inspector.model.session import Session, Setup, parse_setup
 
 Fails = Callable[[list[str]], Difference | None]
 
@@ -44,6 +45,29 @@ _SIMPLER: tuple[dict[str, object], ...] = (
 )
 
 
+def _plainer(lines: list[str], fails: Fails) -> list[str]:
+    """The machine with as few words as possible that say something unusual; its generation stays."""
+    usual = {word.partition("=")[0]: word for word in Setup().text().split()}
+    for key in [word.partition("=")[0] for word in lines[0].split()[1:]]:
+        words = lines[0].split()
+        at = next(number for number, word in enumerate(words) if word.partition("=")[0] == key)
+        if key == "generation" or words[at] == usual.get(key):
+            continue
+        words[at : at + 1] = [usual[key]] if key in usual else []
+        candidate = [" ".join(words), *lines[1:]]
+        if _can_be(candidate[0]) and fails(candidate) is not None:
+            lines = candidate
+    return lines
+
+
+def _can_be(machine: str) -> bool:
+    try:
+        Session(parse_setup(machine))
+    except (ScriptError, ValueError):
+        return False
+    return True
+
+
 def _simplify(lines: list[str], fails: Fails) -> list[str]:
     for at in range(1, len(lines)):
         for change in _SIMPLER:
@@ -78,7 +102,7 @@ def shrink(lines: list[str], run: Fails) -> list[str]:
 
     while True:
         before = lines
-        lines = _simplify(_drop(lines, fails), fails)
+        lines = _plainer(_simplify(_drop(lines, fails), fails), fails)
         if lines == before:
             return lines
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,3 +319,30 @@ def test_ctrl_c_and_sigterm_keep_what_was_found(tmp_path: Path) -> None:
             os.killpg(process.pid, 0)
         assert not list(cache.glob(".*"))
         assert not list(left.iterdir())
+
+
+# --- installed ---
+
+
+def test_it_works_from_a_wheel(tmp_path: Path) -> None:
+    """The harness and the shims are in what is installed; nothing is reached by way of the source tree.
+
+    A wheel is the archive of what setuptools' ``build`` makes, which needs no network and no package more.
+    """
+    sources = tmp_path / "sources"
+    names = git(ROOT, "ls-files", "inspector", "gdb_scripts", "pyproject.toml", "README.md", "LICENSE").splitlines()
+    for name in names:
+        if (ROOT / name).is_file():
+            (sources / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, sources / name)
+    installed = tmp_path / "installed"
+    build = [sys.executable, "-c", "from setuptools import setup; setup()", "--quiet", "build", "--build-lib"]
+    subprocess.run([*build, installed], cwd=sources, check=True, capture_output=True, text=True)
+    shutil.rmtree(sources)
+    write(tmp_path / "linux")
+    settings = {"PYTHONPATH": str(installed), "INSPECTOR_HARNESS_BUILD": str(tmp_path / "cache")}
+    said = inspector(tmp_path, "linux", *QUICK, code=0, env=settings).stdout
+    assert "no difference" in " ".join(said.split())
+    where = [sys.executable, "-c", "import inspector; print(inspector.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True, check=True)
+    assert found.stdout.strip().startswith(str(installed))
