@@ -404,6 +404,20 @@ _OPERATIONS = 20_000
 @click.option("--replay", metavar="FILE", type=click.Path(), help="Only run this reproducer: 1 if it still differs.")
 @click.option("--jobs", metavar="N", type=click.IntRange(1, 1024), default=1, help="Processes. Default: 1.")
 @click.option("--scheduler", metavar="ADDRESS", help="Spread the work over a Dask cluster (tcp://host:8786).")
+@click.option(
+    "--cpus",
+    type=click.IntRange(2, 3),
+    default=2,
+    help="So many operations at once, in every order. Default: 2.",
+)
+@click.option(
+    "--preemptions",
+    metavar="N",
+    type=click.IntRange(0, 8),
+    default=2,
+    help="At most so many switches to another CPU in the middle of an operation. Default: 2.",
+)
+@click.option("--no-interleave", is_flag=True, help="One operation after the other only.")
 @click.option("--ktap", is_flag=True, help="The verdict as KTAP, a test a part.")
 def crosscheck(
     options: Options,
@@ -420,6 +434,9 @@ def crosscheck(
     replay: str | None,
     jobs: int,
     scheduler: str | None,
+    cpus: int,
+    preemptions: int,
+    no_interleave: bool,
     ktap: bool,
 ) -> int:
     """A kernel tree's page-table code, compiled for this machine and held against the model; nothing is booted.
@@ -460,6 +477,8 @@ def crosscheck(
                 baseline=baseline,
                 reproducer=Path(reproducer),
                 replay=Path(replay) if replay is not None else None,
+                cpus=0 if no_interleave else cpus,
+                preemptions=preemptions,
             )
             with progress(options.debug) as tell:
                 verdict = run_crosscheck(request, tell)

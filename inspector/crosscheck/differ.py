@@ -94,11 +94,11 @@ class Difference:
 class KernelSide:
     """The harness driven by script operations."""
 
-    def __init__(self, setup: Setup, kernel: Kernel) -> None:
+    def __init__(self, setup: Setup, kernel: Kernel, every_access: bool = False) -> None:
         self.setup = setup
         machine = setup.machine
         self.harness = h.Harness(
-            kernel.library(setup.granule, hyp=machine.hyp_build),
+            kernel.library(setup.granule, hyp=machine.hyp_build, every_access=every_access),
             store_pages=1 << 14,
             check_faults=False,
             fwb=machine.fwb,
@@ -116,27 +116,18 @@ class KernelSide:
     def _flags(self, flags: int) -> int:
         return self.harness.bits("WALK_", " ".join(name for bit, name in _FLAG_NAMES if flags & bit)) if flags else 0
 
-    def apply(self, o: Operation) -> tuple[h.Result, list[RawEvent]]:
-        """Run one operation: the kernel's result and events."""
-        harness = self.harness
-        if o.fail_alloc or o.lose_cas:
-            harness.inject = h.Inject(o.fail_alloc, o.lose_cas, _RACES[o.race_mode], o.race_value)
-        machine = self.setup.machine
-        fields: dict[str, Any] = {"addr": o.addr, "size": o.size, "mc": o.cache}
+    def _fields(self, o: Operation) -> tuple[h.Op, dict[str, Any]]:
+        """The operation as the harness takes it."""
+        harness, machine = self.harness, self.setup.machine
         if o.name == "init":
             words = [("NOFWB", machine.no_fwb), ("IDMAP", machine.idmap), ("AS_S1", machine.as_s1)]
             flags = harness.bits("S2_", " ".join(word for word, on in words if on))
             harness.set("force_pte", bool(machine.force_pte))
-            return harness.one(
-                h.Op.INIT,
-                size=self.setup.ipa,
-                phys=self.setup.pa,
-                level=16,
-                flags=flags,
-                value=machine.force_pte is not None,
-            )
+            shape = {"size": self.setup.ipa, "phys": self.setup.pa, "level": 16}
+            return h.Op.INIT, {**shape, "flags": flags, "value": machine.force_pte is not None}
         if o.name == "hyp_init":
-            return harness.one(h.Op.HYP_INIT, size=self.setup.va)
+            return h.Op.HYP_INIT, {"size": self.setup.va}
+        fields: dict[str, Any] = {"addr": o.addr, "size": o.size, "mc": o.cache, "level": o.level}
         if o.name in ("map", "relax_perms", "create_unlinked", "hyp_map"):
             fields["prot"] = kernel_prot(o.prot, self.setup.behaviours)
             fields["phys"] = o.pa
@@ -151,8 +142,20 @@ class KernelSide:
             fields["size"] = o.change
         elif o.name == "free_unlinked":
             fields["phys"] = self.last_page if o.value == LAST else o.value
-        fields["level"] = o.level
-        result, raws = harness.one(_OPS[o.name], **fields)
+        return _OPS[o.name], fields
+
+    def packed(self, o: Operation) -> bytes:
+        """The operation as it crosses the interface."""
+        op, fields = self._fields(o)
+        return h.pack(op, **fields)
+
+    def apply(self, o: Operation) -> tuple[h.Result, list[RawEvent]]:
+        """Run one operation: the kernel's result and events."""
+        harness = self.harness
+        if o.fail_alloc or o.lose_cas:
+            harness.inject = h.Inject(o.fail_alloc, o.lose_cas, _RACES[o.race_mode], o.race_value)
+        op, fields = self._fields(o)
+        result, raws = harness.one(op, **fields)
         if result.flags & 2:
             raise NoSuchEntry(format_operation(o))
         if o.name == "create_unlinked" and result.ret == 0:

@@ -12,6 +12,7 @@ from inspector.crosscheck import reproducer
 from inspector.crosscheck.apply import Step, apply_series
 from inspector.crosscheck.build import compiler
 from inspector.crosscheck.changed import touched
+from inspector.crosscheck.interleave.part import interleave
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.patch import read_patches
 from inspector.crosscheck.sequential import Budget, Matter, Run, baseline_and_patched, model_and_kernel, replayed
@@ -31,7 +32,8 @@ class Request:
 
     ``source`` is a path, or ``package`` a Debian package's name; ``patches`` are files, put on a copy, and with
     ``series`` each is judged by itself; ``cache`` is where sources are unpacked and libraries kept.  A difference is
-    written to ``reproducer``; ``replay`` is one to run in place of all else.
+    written to ``reproducer``; ``replay`` is one to run in place of all else.  ``cpus`` operations at a time are
+    interleaved (0: none), with at most so many ``preemptions``.
     """
 
     source: Path | None
@@ -43,6 +45,8 @@ class Request:
     baseline: str | None = None
     reproducer: Path = Path("crosscheck-repro.txt")
     replay: Path | None = None
+    cpus: int = 2
+    preemptions: int = 2
 
 
 def default_cache() -> Path:
@@ -106,6 +110,8 @@ class _Work:
                 continue
             for matter in matters:
                 self._compare(matter, subject.label)
+            if request.cpus:
+                self._interleave(subject)
 
     def _source(self) -> Source:
         request = self.request
@@ -165,7 +171,7 @@ class _Work:
         return found
 
     def _matters(self, subject: _Subject, baseline: Source | None) -> list[Matter]:
-        known = subject.code.as_read or not subject.code.assumed
+        known = _is_known(subject.code)
         doubt = ""
         if not known:
             doubt = f"the model knows no such kernel, and was taken for the nearest, {subject.code.label}"
@@ -189,6 +195,20 @@ class _Work:
             return
         self.running = None
         self._add(run.part(), label)
+
+    def _interleave(self, subject: _Subject) -> None:
+        """Tables of 4K pages, unless others were asked for alone: theirs are large, and the rules are the same."""
+        asked = self.request.budget.granules
+        part = interleave(
+            subject.kernel,
+            granules=asked if "4k" not in asked else ("4k",),
+            bound=self.request.preemptions,
+            count=self.request.cpus,
+            seconds=self.request.budget.seconds,
+            model=_is_known(subject.code),
+            tell=self.tell,
+        )
+        self._add(part, subject.label)
 
     def _add(self, part: Part, label: str) -> None:
         """One more part, and its reproducer."""
@@ -216,6 +236,11 @@ class _Work:
         variants = {name for kernel in self.kernels for name in kernel.built} or set(self.request.budget.granules)
         tree = self.kernels[0].tree
         return [f"calls: {', '.join(calls(tree))}", f"built: {', '.join(sorted(variants))}; {compiler()}"]
+
+
+def _is_known(code: KernelCode) -> bool:
+    """The model knows such a kernel, rather than one that is near to it."""
+    return code.as_read or not code.assumed
 
 
 def calls(tree: Tree) -> list[str]:

@@ -134,6 +134,7 @@ FACTS: Final[Mapping[str, Fact]] = {
     "hyp_bti": _fact("1.5", "b53d4a272349"),
     "hyp_two_bit_xn": _fact("1.5", "8d8e882c2b4b"),
     "hyp_device_index": _fact("1.5", "21cfe6edbadb"),
+    "permission_faults_share_lock": _fact("7.3", seen="6.1"),
     "ha_always": _fact("2.1", "1dfc3e905089"),
     "cacheable_pfnmap": _fact("11.4", "0c67288e0c8b"),
     "present_invalid_bit11": _fact("14.3a", "55564814a838"),

@@ -139,6 +139,9 @@ class Generation:
     """MAIR index of Device-nGnRE."""
 
     # --- outside pgtable.c
+    permission_faults_share_lock: bool
+    """A write fault on a mapped page while dirty logging is on holds the mmu lock for reading, so that relax_perms runs
+    on several CPUs at once.  (Where ``shared_walks``, every fault does.)"""
     ha_always: bool
     """VTCR_EL2.HA is set whatever the configuration and the CPU's errata."""
     cacheable_pfnmap: bool
@@ -185,6 +188,12 @@ class Generation:
     def counts_nonzero(self) -> bool:
         """An entry holds a reference when it is not 0 (and not LOCKED), not when it is valid (kernel.md 10.1)."""
         return not self.stale_invalid
+
+    @cached_property
+    def visitors_read(self) -> bool:
+        """A visitor reads the entry itself, beside the walker (until ``struct kvm_pgtable_visit_ctx``, which came with
+        shared walks)."""
+        return not self.shared_walks
 
     @cached_property
     def locked_mask(self) -> int:

@@ -16,6 +16,7 @@ GENERATION: Final = replace(
     has=("mm_ops", "vmid_struct"),
     lacks=("visit_ctx",),
     unmap_table_tlbi=TableTlbi.OWN_LEVEL,
+    permission_faults_share_lock=False,
     hyp_unmap=False,
     hyp_conflict_goes_on=False,
     ha_always=True,

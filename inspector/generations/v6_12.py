@@ -56,6 +56,7 @@ GENERATION: Final = Generation(
     hyp_bti=True,
     hyp_two_bit_xn=False,
     hyp_device_index=4,
+    permission_faults_share_lock=True,
     ha_always=False,
     cacheable_pfnmap=False,
     present_invalid_bit11=True,

@@ -52,7 +52,7 @@ def free_unlinked(pgt: Stage2Table, page: int, level: int) -> None:
     """``kvm_pgtable_stage2_free_unlinked`` (6.6+): the detached ``page`` that an entry of ``level`` pointed to."""
     if walk_unlinked(pgt, partial(free_walker, pgt), LEAF | TABLE_POST, page, level + 1, ignores_empty=True):
         pgt.warn()
-    if pgt.store.counts.get(page, 0) != 1:
+    if pgt.store.count_or_none(page) != 1:
         pgt.warn()
     pgt.store.put(page)
 

@@ -50,9 +50,13 @@ class AttrWalk:
             return 0
         if pgt.behaviours.attr_icache and pgt.machine.icache_op:
             attributes = pgt.attributes
-            if attributes.executable(new) and not attributes.executable(old):
+            if attributes.executable(new) and not attributes.executable(self._again(ctx)):
                 pgt.emit((CACHE, "icache", pgt.pa_of(new), 1 << pgt.shifts[ctx.level]))
         return 0 if pgt.try_set(ctx, new) else -EAGAIN
+
+    def _again(self, ctx: Visit) -> int:
+        """Until 6.1 the entry is read once more here, which only a race can tell."""
+        return ctx.entries[ctx.idx] if self.pgt.each_read and self.pgt.behaviours.visitors_read else ctx.old
 
 
 def update_leaf_attrs(

@@ -128,6 +128,10 @@ class PageStore:
         """The references on a table page.  Raises :class:`NoSuchPage`."""
         return self.counts[page]
 
+    def count_or_none(self, page: int) -> int:
+        """The references on a page that may be gone: then 0."""
+        return self.counts.get(page, 0)
+
     def put(self, page: int) -> None:
         """Drop a reference; at 0 the page is freed.  Putting a page that is gone already shows as count -1."""
         counts = self.counts

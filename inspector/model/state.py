@@ -70,11 +70,13 @@ class Pgtable:
     ``lose_cas`` = n (0: never) lets another CPU be faster at the n-th cmpxchg from now: just before it, that CPU sets
     or clears the bits ``race_value``, or stores that value (``race_mode`` ``set``, ``clear``, ``value``); the cmpxchg
     then fails if the entry changed.
+    ``each_read``: walks read every entry as often as the kernel's do, empty ones too, for who watches the reads.
     """
 
     __slots__ = (
         "addr_mask",
         "behaviours",
+        "each_read",
         "emit",
         "geometry",
         "ia_bits",
@@ -121,6 +123,7 @@ class Pgtable:
         self.lpa2 = geometry.lpa2
         self.split_addresses = self.lpa2 or shift == 16
         self.addr_mask = (1 << (50 if self.lpa2 else 48)) - self.page_size
+        self.each_read = False
         self.lose_cas = 0
         self.race_mode = "set"
         self.race_value = 0
@@ -169,6 +172,8 @@ class Pgtable:
             if entries[idx] != old:
                 self.emit((CASFAIL, ctx.table + 8 * idx, old, new))
                 return False
+        elif self.each_read:
+            old = entries[idx]  # nobody else wrote it, or this store hides what they wrote
         self.emit((STORE, ctx.table + 8 * idx, old, new, 0, 1 if shared else 0))
         entries[idx] = new
         return True

@@ -102,7 +102,8 @@ def walk_table(pgt: Pgtable, walk: Walk, table: int, level: int) -> int:
     ctx.table, ctx.entries, ctx.level = table, entries, level
     ctx.start, ctx.end, ctx.flags = walk.start, end, flags
     reloads = LEAF | TABLE_PRE if pgt.behaviours.reload_after_pre else LEAF
-    ignores_empty = walk.ignores_empty
+    ignores_empty = walk.ignores_empty and not pgt.each_read
+    visitor_reads = pgt.each_read and pgt.behaviours.visitors_read
     last_idx = pgt.index_mask
     idx = walk.addr >> shift & last_idx
     above_last = level != LAST_LEVEL
@@ -122,19 +123,19 @@ def walk_table(pgt: Pgtable, walk: Walk, table: int, level: int) -> int:
         descend = above_last and old & 3 == 3
         visit = TABLE_PRE if descend else LEAF
         if flags & visit:
-            ctx.idx, ctx.old, ctx.addr = idx, old, addr
+            ctx.idx, ctx.old, ctx.addr = idx, entries[idx] if visitor_reads else old, addr
             ret = visitor(ctx, visit)
-            if ret and not (ret == -EAGAIN and _tolerates_eagain(pgt, flags)):
-                return ret
             if visit & reloads:
                 old = entries[idx]
                 descend = above_last and old & 3 == 3
+            if ret and not (ret == -EAGAIN and _tolerates_eagain(pgt, flags)):
+                return ret
         if descend:
             ret = walk_table(pgt, walk, pgt.pa_of(old), level + 1)
             if ret:
                 return ret
             if flags & TABLE_POST:
-                ctx.idx, ctx.old, ctx.addr = idx, old, addr
+                ctx.idx, ctx.old, ctx.addr = idx, entries[idx] if visitor_reads else old, addr
                 ret = visitor(ctx, TABLE_POST)
                 if ret and not (ret == -EAGAIN and _tolerates_eagain(pgt, flags)):
                     return ret

@@ -31,6 +31,7 @@ NOT_FLIPPED = {
     "cross_checked": "a statement about the model",
     "has": "what it is recognised by",
     "lacks": "what it is recognised by",
+    "permission_faults_share_lock": "nothing of pgtable.c",
     "ha_always": "nothing of pgtable.c",
     "cacheable_pfnmap": "nothing of pgtable.c",
     "present_invalid_bit11": "nothing of pgtable.c",

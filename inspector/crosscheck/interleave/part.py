@@ -1,0 +1,140 @@
+"""Interleavings as a part of the verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+
+from inspector.crosscheck.differ import KernelSide
+from inspector.crosscheck.interleave.engine import Engine
+from inspector.crosscheck.interleave.lockstep import Lockstep
+from inspector.crosscheck.interleave.outcome import Outcome
+from inspector.crosscheck.interleave.pairs import Scenario, racing, scenarios
+from inspector.crosscheck.interleave.show import columns
+from inspector.crosscheck.kernel import Kernel
+from inspector.crosscheck.verdict import WIDTH, Part
+from inspector.findings import ExitCode
+from inspector.model.machine import Machine
+from inspector.model.operations import format_operation
+from inspector.model.session import Setup
+
+NAME = "interleavings"
+_FAULTS = 3
+"""Faults of one schedule that are shown: the first has the others for consequences."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """``wrong`` is what does not hold after the schedule of ``outcome``."""
+
+    scenario: Scenario
+    outcome: Outcome
+    wrong: tuple[str, ...]
+
+
+@dataclass
+class Done:
+    """What ran so far."""
+
+    scenarios: int = 0
+    schedules: int = 0
+    distinct: int = 0
+    incomplete: int = 0
+
+
+def judge(outcome: Outcome, lockstep: Lockstep | None) -> tuple[str, ...]:
+    """What does not hold: misuse of memory, the end of the tables, and what the model does otherwise."""
+    wrong = [f"the kernel's code {fault}" for fault in outcome.faults[:_FAULTS]]
+    if len(outcome.faults) > _FAULTS:
+        wrong.append(f"... and {len(outcome.faults) - _FAULTS} more of the kind")
+    wrong += outcome.broken
+    if not wrong and lockstep is not None and (other := lockstep.follow(outcome)) is not None:
+        wrong.append(f"after {other.after} accesses the model {other.model}; the kernel's code: {other.kernel}")
+    return tuple(wrong)
+
+
+def explore(kernel: Kernel, scenario: Scenario, bound: int, done: Done, model: bool = True) -> Violation | None:
+    """All schedules of one scenario; the violation with the fewest preemptions and accesses, if there is one."""
+    side = KernelSide(scenario.setup, kernel, every_access=True)
+    try:
+        for operation in scenario.start:
+            side.apply(operation)
+        lockstep = Lockstep(scenario.setup, scenario.start, scenario.operations) if model else None
+        packed = [side.packed(operation) for operation in scenario.operations]
+        found: list[Violation] = []
+        with Engine(side.harness, packed, scenario.setup.behaviours, bound=bound) as engine:
+            for outcome in engine.outcomes(MOST_SCHEDULES):
+                if wrong := judge(outcome, lockstep):
+                    found.append(Violation(scenario, outcome, wrong))
+            done.schedules += engine.schedules
+            done.distinct += engine.distinct
+            done.incomplete += not engine.complete
+        done.scenarios += 1
+    finally:
+        side.close()
+    return min(found, key=lambda one: (one.outcome.preemptions, len(one.outcome.accesses)), default=None)
+
+
+MOST_SCHEDULES = 200_000
+"""Of one scenario.  Two operations with a bound of 2 have some hundreds."""
+
+
+def setups(generation: str, granules: Sequence[str]) -> Iterator[Setup]:
+    """Machines that make a difference for faults: page sizes, with FWB and without, TLB ranges."""
+    for granule in granules:
+        for fwb in (True, False):
+            machine = Machine(fwb=fwb, tlb_range=fwb)
+            yield Setup(generation, granule, machine=machine, pa=52 if granule == "64k" else 48)
+
+
+def interleave(
+    kernel: Kernel,
+    *,
+    granules: Sequence[str] = ("4k",),
+    bound: int = 2,
+    count: int = 2,
+    seconds: float | None = None,
+    model: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Part:
+    """Every ``count`` operations that the kernel lets race, in every starting state, with ``bound`` preemptions.
+
+    ``seconds``: no new scenario is begun after so long.
+    """
+    done = Done()
+    if not racing(Setup(kernel.generation)):
+        return Part(NAME, ExitCode.CLEAN, "no two operations run at the same time in this kernel: its lock is held")
+    work = [each for setup in setups(kernel.generation, granules) for each in scenarios(setup, count)]
+    end = None if seconds is None else time.monotonic() + seconds
+    violation = None
+    for number, scenario in enumerate(work):
+        if end is not None and time.monotonic() > end:
+            break
+        if not number % 16:
+            tell(f"interleavings: {number} of {len(work)} meetings of {count} operations, {done.schedules} schedules")
+        violation = explore(kernel, scenario, bound, done, model)
+        if violation:
+            break
+    figures = {"schedules": done.schedules, "distinct": done.distinct, "meetings": done.scenarios, "preemptions": bound}
+    said = (
+        f"{done.schedules} schedules of {count} operations in {done.scenarios} meetings "
+        f"({done.distinct} with different ends), at most {bound} preemptions"
+    )
+    if violation:
+        return Part(NAME, ExitCode.FINDINGS, f"broken after {said}", list(_lines(violation)), figures)
+    whole = done.scenarios == len(work) and not done.incomplete
+    all_of = "that was all of them" if whole else f"not all of them: {len(work)} meetings in all"
+    return Part(NAME, ExitCode.CLEAN, f"{said}: nothing broken; {all_of}", figures=figures)
+
+
+def _lines(violation: Violation) -> Iterator[str]:
+    scenario = violation.scenario
+    yield from (piece for wrong in violation.wrong for piece in wrap(wrong, WIDTH - 4))
+    yield f"Begin with {scenario.state}:"
+    yield scenario.setup.text()
+    yield from (format_operation(operation) for operation in scenario.start)
+    for letter, operation in zip("ABC", scenario.operations, strict=False):
+        yield f"{letter}: {format_operation(operation)}"
+    yield from columns(violation.outcome, scenario.setup)

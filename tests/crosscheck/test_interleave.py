@@ -1,0 +1,125 @@
+"""Operations at the same time: true kernels do what the model does in every order, and wrong ones are found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from inspector.crosscheck.differ import What
+from inspector.crosscheck.interleave.pairs import racing, scenarios, states
+from inspector.crosscheck.interleave.part import Done, explore, interleave, setups
+from inspector.crosscheck.kernel import Kernel
+from inspector.crosscheck.tree import PGTABLE
+from inspector.crosscheck.verdict import WIDTH
+from inspector.findings import ExitCode
+from inspector.generations import GENERATIONS
+from tests.crosscheck import kernels
+from tests.crosscheck.mutate import Mutation, answers, applied
+from tests.crosscheck.test_campaign import Patch
+
+pytestmark = pytest.mark.harness
+
+LABELS = kernels.labels()
+SHARED = [label for label in LABELS if GENERATIONS[label].shared_walks]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_pair_in_every_order(label: str) -> None:
+    """All pairs of operations that may meet, in all states, with two preemptions: the model agrees, nothing breaks."""
+    kernel = kernels.kernel(label)
+    setup = next(setups(label, ["4k"]))
+    done = Done()
+    for scenario in scenarios(setup):
+        violation = explore(kernel, scenario, 2, done)
+        assert violation is None, (scenario, violation)
+    assert done.incomplete == 0
+    if racing(setup):
+        assert done.scenarios >= len(states(setup)) * len(racing(setup))
+        assert done.schedules > done.distinct > done.scenarios
+    else:
+        assert not done.scenarios
+
+
+@pytest.mark.parametrize("label", SHARED[-1:])
+@pytest.mark.parametrize("granule", ["16k", "64k"])
+def test_other_page_sizes(label: str, granule: str) -> None:
+    """The same rules on tables of other sizes: pages alone, as a block's are thousands."""
+    done = Done()
+    for scenario in scenarios(next(setups(label, [granule]))):
+        if "block" not in scenario.state and all(o.size <= 1 << 16 for o in scenario.operations):
+            violation = explore(kernels.kernel(label), scenario, 1, done)
+            assert violation is None, (scenario, violation)
+    assert done.scenarios > 50
+    assert done.incomplete == 0
+
+
+@pytest.mark.parametrize("label", SHARED[:1])
+def test_three_at_once(label: str) -> None:
+    part = interleave(kernels.kernel(label), count=3, bound=1, seconds=4)
+    assert part.code is ExitCode.CLEAN, part
+    assert int(part.figures["schedules"]) > 500
+
+
+def test_a_kernel_whose_lock_is_held_has_nothing_to_interleave() -> None:
+    assert racing(next(setups("5.10", ["4k"]))) == {}
+    assert racing(next(setups("5.15", ["4k"]))) == {}
+    assert set(racing(next(setups("6.1", ["4k"])))) == {"relax_perms", "relax_perms, next page"}
+
+
+def wrong(patch: Patch, label: str = "6.12") -> Kernel:
+    true = kernels.tree(label)
+    return Kernel(
+        patch.name, replace(true, text={**true.text, PGTABLE: patch.apply(true.text[PGTABLE])}), label, kernels.builds()
+    )
+
+
+def _patch(name: str, function: str, old: str, new: str) -> Patch:
+    return Patch(name, function, old, new, What.FAULT, "")
+
+
+CAS = r"return cmpxchg\(.*?;"
+BROKEN = (
+    _patch("cmpxchg turned into a plain store", "stage2_try_set_pte", CAS, "WRITE_ONCE(*ctx->ptep, new); return true;"),
+    _patch("a store that goes through no macro", "stage2_try_set_pte", CAS, "*ctx->ptep = new; return true;"),
+    _patch(
+        "the cmpxchg's result ignored", "stage2_try_set_pte", r"return (cmpxchg\(.*?\)) == .*?;", r"\1; return true;"
+    ),
+    _patch(
+        "a cmpxchg against a fresh read",
+        "stage2_try_set_pte",
+        r"cmpxchg\(ctx->ptep, ctx->old, new\) == ctx->old",
+        "({ kvm_pte_t now = READ_ONCE(*ctx->ptep); cmpxchg(ctx->ptep, now, new) == now; })",
+    ),
+    _patch(
+        "LOCKED not honoured",
+        "stage2_try_break_pte",
+        r"if \(stage2_pte_is_locked\(ctx->old\)\)",
+        "if (0)",
+    ),
+    _patch(
+        "freed without a grace period",
+        "stage2_map_walk_table_pre",
+        r"mm_ops->free_unlinked_table\(",
+        "kvm_pgtable_stage2_free_unlinked(mm_ops, ",
+    ),
+)
+"""Found by what the engine checks, without the model."""
+
+
+@pytest.mark.parametrize("patch", BROKEN, ids=lambda patch: patch.name)
+def test_a_wrong_kernel_is_found_without_the_model(patch: Patch) -> None:
+    part = interleave(wrong(patch), model=False)
+    assert part.code is ExitCode.FINDINGS, part
+    assert part.lines
+    assert [line for line in part.lines if line.startswith("A ")]
+    assert all(len(line) <= WIDTH for line in part.lines if not line.startswith(("machine", "map", "A: ", "B: "))), part
+
+
+def test_the_model_that_ignores_a_lost_race_is_found() -> None:
+    """The model is held to every order as well: one that goes on after it has lost does otherwise."""
+    kernel = kernels.kernel("6.12")
+    with applied(Mutation("LOCKED is never seen", "map_unlink.try_break_pte", answers(False))):
+        part = interleave(kernel)
+    assert part.code is ExitCode.FINDINGS
+    assert any("the model" in line for line in part.lines)
