@@ -123,3 +123,14 @@ def test_the_model_that_ignores_a_lost_race_is_found() -> None:
         part = interleave(kernel)
     assert part.code is ExitCode.FINDINGS
     assert any("the model" in line for line in part.lines)
+
+
+def test_a_broken_schedule_can_be_read_and_is_said_whole() -> None:
+    """Events stand between the accesses, a table's many empty entries are one line, the schedule names every turn."""
+    (patch,) = (each for each in BROKEN if each.name == "freed without a grace period")
+    lines = list(interleave(wrong(patch), model=False).lines)
+    shown = lines[next(at for at, line in enumerate(lines) if line.startswith("A  ")) : lines.index("A returns 0")]
+    assert any(line.strip().endswith("T2[0] to T2[511] 0x0") for line in shown)
+    assert any(line.strip() == "free T2" for line in shown)
+    assert any("tlbi" in line for line in shown)
+    assert any(line.startswith("schedule: A") for line in lines)

@@ -9,7 +9,7 @@ later): map, relax_perms and mkyoung walk SHARED; everything else holds it for w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from typing import Final
 
@@ -63,6 +63,7 @@ def racing(setup: Setup) -> dict[str, Operation]:
         "map it read-only": Operation("map", IPA, page, PA, r, cache=8, flags=flags),
         "map another page there": Operation("map", IPA, page, ELSEWHERE, rwx, cache=8, flags=flags),
         "map the next page": Operation("map", IPA + page, page, PA + page, rw, cache=8, flags=flags),
+        "map a page under another table": Operation("map", IPA + block, page, PA, rw, cache=8, flags=flags),
         "map a page, one table left": Operation("map", IPA, page, PA, rw, cache=1, flags=flags),
         BLOCK: Operation("map", IPA, block, PA, rw, cache=8, flags=flags),
         **relax,
@@ -95,6 +96,8 @@ def states(setup: Setup) -> dict[str, tuple[Operation, ...]]:
     if behaviours.locked_value:
         locked = Operation("poke", IPA, level=3, value=behaviours.locked_value)
         found[LOCKED] = (neighbour, locked)
+        beside = mapped(IPA + block, page, PA, rw)
+        found["a block's entry that another CPU has LOCKED"] = (beside, replace(locked, level=2))
     if behaviours.annotation is Annotation.OWNER_BY_INVALID_PA:
         found["an owner's annotation"] = (neighbour, Operation("set_owner", IPA, page, value=1, cache=8))
     elif behaviours.annotation is Annotation.TYPED:

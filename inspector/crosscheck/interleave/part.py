@@ -12,7 +12,7 @@ from inspector.crosscheck.interleave.engine import Engine
 from inspector.crosscheck.interleave.lockstep import Lockstep
 from inspector.crosscheck.interleave.outcome import Outcome
 from inspector.crosscheck.interleave.pairs import Scenario, racing, scenarios
-from inspector.crosscheck.interleave.show import columns
+from inspector.crosscheck.interleave.show import columns, schedule_text
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.verdict import WIDTH, Part
 from inspector.findings import ExitCode
@@ -138,3 +138,4 @@ def _lines(violation: Violation) -> Iterator[str]:
     for letter, operation in zip("ABC", scenario.operations, strict=False):
         yield f"{letter}: {format_operation(operation)}"
     yield from columns(violation.outcome, scenario.setup)
+    yield from wrap(f"schedule: {schedule_text(violation.outcome.schedule)}", WIDTH - 4)
