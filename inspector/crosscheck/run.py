@@ -15,13 +15,13 @@ from inspector.crosscheck.changed import touched
 from inspector.crosscheck.interleave.part import interleave
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.patch import read_patches
+from inspector.crosscheck.recognise_source import recognise_source
 from inspector.crosscheck.sequential import Budget, Matter, Run, baseline_and_patched, model_and_kernel, replayed
 from inspector.crosscheck.source import Source, open_baseline, open_package, open_source
 from inspector.crosscheck.tree import HEADER, Tree
 from inspector.crosscheck.verdict import Part, Verdict
 from inspector.findings import BadInput, ExitCode, Untestable
 from inspector.generations import KernelCode
-from inspector.generations.recognise import recognise
 
 Tell = Callable[[str], None]
 
@@ -151,7 +151,7 @@ class _Work:
         self._add(Part("patch", ExitCode.UNTESTABLE, summary), label)
 
     def _subject(self, tree: Tree, name: str, label: str) -> _Subject:
-        code = recognise(tree.release, {})
+        code = recognise_source(tree)
         kernel = self._kernel(tree, name, code.label)
         text = f"model{f' for {label}' if label else ''}: {code.text}"
         if text not in self.about:
@@ -177,7 +177,7 @@ class _Work:
             doubt = f"the model knows no such kernel, and was taken for the nearest, {subject.code.label}"
         if baseline is None:
             return [model_and_kernel(subject.kernel, doubt)]
-        code = recognise(baseline.tree.release, {})
+        code = recognise_source(baseline.tree)
         kernel = self._kernel(baseline.tree, baseline.name, code.label)
         both = baseline_and_patched(kernel, subject.kernel)
         return [model_and_kernel(subject.kernel), both] if known else [both]
