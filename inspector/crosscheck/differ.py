@@ -76,6 +76,7 @@ class What(enum.StrEnum):
     ROOT = "the root table"
     PAGES = "pages allocated, or their reference counts"
     DEFERRED = "deferred tables"
+    PROTOCOL = "the kernel's events break the invalidation protocol"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,187 @@
+"""The protocol automaton over kernels' own code: nothing on clean ones, and on a faulty one exactly the fault's rule.
+
+The model judges nothing here.  Of a faulty kernel all tables of the budget are looked at, the first violation of each:
+no other rule may be reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from random import Random
+
+import pytest
+
+from inspector.crosscheck import campaign
+from inspector.crosscheck.kernel import Kernel
+from inspector.crosscheck.tree import PGTABLE
+from inspector.crosscheck.watch import UnderWatch, Watched
+from inspector.model.session import Setup
+from tests.crosscheck import kernels
+from tests.crosscheck.test_campaign import Patch
+
+pytestmark = pytest.mark.harness
+
+LABEL = "6.12"
+SEED = 1
+CLEAN = 20_000
+FAULTY = 1_500
+
+
+@dataclass
+class Gathering:
+    """Watches, and keeps the rules that were broken."""
+
+    kernel: Kernel
+    sides: list[Watched]
+
+    def __call__(self, setup: Setup) -> Watched:
+        self.sides.append(UnderWatch(self.kernel)(setup))
+        return self.sides[-1]
+
+    def rules(self) -> set[str]:
+        return {side.violation.rule for side in self.sides if side.violation is not None}
+
+
+def rules_broken(kernel: Kernel, operations: int) -> tuple[set[str], str]:
+    """The rules broken in so many operations, and the first violation's text."""
+    gathering = Gathering(kernel, [])
+    plan = campaign.Plan(kernel, open_sides=gathering)
+    done, first = 0, ""
+    number = 0
+    while done < operations:
+        one = campaign.run_sequence(plan, Random(f"{SEED}/{number}"))
+        number, done = number + 1, done + one.operations
+        first = first or str(one.difference or "")
+    return gathering.rules(), first
+
+
+def patched(name: str, function: str, old: str, new: str) -> Kernel:
+    """The kernel's code with one place of it changed."""
+    true = kernels.tree(LABEL)
+    text = Patch(name, function, old, new, None, "").apply(true.text[PGTABLE])  # type: ignore[arg-type]
+    return Kernel(name, replace(true, text={**true.text, PGTABLE: text}), LABEL, kernels.builds())
+
+
+@pytest.mark.parametrize("label", kernels.labels())
+def test_a_clean_kernel_keeps_the_protocol(label: str) -> None:
+    assert rules_broken(kernels.kernel(label), CLEAN) == (set(), "")
+
+
+BREAK, MAKE, LEAF, UNMAP = (
+    "stage2_try_break_pte",
+    "stage2_make_pte",
+    "stage2_map_walker_try_leaf",
+    "stage2_unmap_put_pte",
+)
+FAULTS = {
+    "a leaf gets another address without the break": (
+        "B1",
+        LEAF,
+        r"if \(!stage2_try_break_pte\(ctx, data->mmu\)\)",
+        "if (!(kvm_pte_valid(ctx->old) && kvm_pte_valid(new) && !kvm_pte_table(ctx->old, ctx->level) && "
+        "!kvm_pgtable_walk_shared(ctx) && ((ctx->old ^ new) & KVM_PTE_ADDR_MASK)) && "
+        "!stage2_try_break_pte(ctx, data->mmu))",
+    ),
+    "a break without its TLBI": (
+        "B2",
+        BREAK,
+        r"kvm_call_hyp\(__kvm_tlb_flush_vmid_ipa, mmu,\s+ctx->addr, ctx->level\);",
+        ";",
+    ),
+    "unmap without its TLBI, and no deferred one": (
+        "B2",
+        UNMAP,
+        r"\} else if \(!stage2_unmap_defer_tlb_flush\(pgt\)\) \{",
+        "} else if (0) {",
+    ),
+    "a level hint that is one off": ("B3", BREAK, r"ctx->addr, ctx->level\);", "ctx->addr, ctx->level - 1);"),
+    "the TLBI of the neighbour": (
+        "B3",
+        BREAK,
+        r"ctx->addr, ctx->level\);",
+        "ctx->addr + kvm_granule_size(ctx->level), ctx->level);",
+    ),
+    "half of a table's range": (
+        "B6",
+        BREAK,
+        r"kvm_tlb_flush_vmid_range\(mmu, addr, size\);",
+        "kvm_tlb_flush_vmid_range(mmu, addr, system_supports_tlb_range() ? size / 2 : size);",
+    ),
+    "a deferred flush that is too short": (
+        "B6",
+        "kvm_pgtable_stage2_unmap",
+        r"kvm_tlb_flush_vmid_range\(pgt->mmu, addr, size\);",
+        "kvm_tlb_flush_vmid_range(pgt->mmu, addr, PAGE_SIZE);",
+    ),
+    "the deferred flush dropped": (
+        "B2",
+        "kvm_pgtable_stage2_unmap",
+        r"kvm_tlb_flush_vmid_range\(pgt->mmu, addr, size\);",
+        ";",
+    ),
+    "a table freed without a TLBI": (
+        "B7",
+        UNMAP,
+        r"kvm_call_hyp\(__kvm_tlb_flush_vmid_ipa, mmu, ctx->addr,\s+TLBI_TTL_UNKNOWN\);",
+        ";",
+    ),
+    "age takes permissions too": (
+        "B8",
+        "stage2_age_walker",
+        r"~KVM_PTE_LEAF_ATTR_LO_S2_AF",
+        "~(KVM_PTE_LEAF_ATTR_LO_S2_AF | KVM_PTE_LEAF_ATTR_LO_S2_S2AP_R)",
+    ),
+    "a plain store of the entry": ("B9", MAKE, r"smp_store_release\(ctx->ptep, new\);", "WRITE_ONCE(*ctx->ptep, new);"),
+    "no data cache maintenance": (
+        "B11",
+        LEAF,
+        r"mm_ops->dcache_clean_inval_poc\(kvm_pte_follow\(new, mm_ops\),\s+granule\);",
+        ";",
+    ),
+    "no instruction cache maintenance": (
+        "B11",
+        LEAF,
+        r"mm_ops->icache_inval_pou\(kvm_pte_follow\(new, mm_ops\), granule\);",
+        ";",
+    ),
+    "no instruction cache maintenance when X is added": (
+        "B11",
+        "stage2_attr_walker",
+        r"mm_ops->icache_inval_pou\(.*?\);",
+        ";",
+    ),
+    "relax_perms without a TLBI": (
+        "B3",
+        "kvm_pgtable_stage2_relax_perms",
+        r"if \(!ret \|\| ret == -EAGAIN\)",
+        "if (0)",
+    ),
+    "a shared walk that stores plainly": (
+        "C3",
+        "stage2_try_set_pte",
+        r"if \(!kvm_pgtable_walk_shared\(ctx\)\)",
+        "if (1)",
+    ),
+    "no reference for an entry": ("R1", MAKE, r"mm_ops->get_page\(ctx->ptep\);", ";"),
+    "no reference dropped": ("R1", BREAK, r"mm_ops->put_page\(ctx->ptep\);", ";"),
+    "an emptied table kept": ("R2", "stage2_unmap_walker", r"if \(childp\)\s+mm_ops->put_page\(childp\);", ""),
+    "an emptied table put twice": (
+        "R2",
+        "stage2_unmap_walker",
+        r"if \(childp\)\s+mm_ops->put_page\(childp\);",
+        "if (childp) { mm_ops->put_page(childp); mm_ops->put_page(childp); }",
+    ),
+    "a replaced table kept": (
+        "R2",
+        "stage2_map_walk_table_pre",
+        r"mm_ops->free_unlinked_table\(childp, ctx->level\);",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_breaks_its_rule_and_no_other(name: str) -> None:
+    rule, function, old, new = FAULTS[name]
+    rules, first = rules_broken(patched(name, function, old, new), FAULTY)
+    assert rules == {rule}, first
