@@ -89,13 +89,14 @@ class Variant:
     ``pa_bits`` 48 or 52 is CONFIG_ARM64_PA_BITS (``None``: 52 with 64K pages, as only there it changes a page table
     without LPA2); ``hyp`` is the nVHE hypervisor's flavour of the walker (no RCU, no shared walks);
     with ``every_access`` the compiler reports each load and store of the kernel's code to interleave.c, also those
-    that go through no macro.
+    that go through no macro; with ``coverage`` it counts for gcov which lines and branches run.
     """
 
     granule: str = "4k"
     pa_bits: int | None = None
     hyp: bool = False
     every_access: bool = False
+    coverage: bool = False
 
     @property
     def name(self) -> str:
@@ -105,6 +106,7 @@ class Variant:
             + (f"-pa{self.pa_bits}" if self.pa_bits else "")
             + ("-hyp" if self.hyp else "")
             + ("-every-access" if self.every_access else "")
+            + ("-coverage" if self.coverage else "")
         )
 
     def defines(self) -> list[str]:
@@ -122,7 +124,13 @@ class Variant:
     def kernel_flags(self) -> list[str]:
         """Flags for the kernel's file alone."""
         # ThreadSanitizer's pass, with callbacks of ours in place of its library.
-        return ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"] if self.every_access else []
+        flags = ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"] if self.every_access else []
+        # Without optimisation, so that a line's count is that of its statements.
+        return [*flags, *(["--coverage", "-O0"] if self.coverage else [])]
+
+    def link_flags(self) -> list[str]:
+        """Flags for the whole library."""
+        return ["--coverage"] if self.coverage else []
 
 
 def excerpt(text: str, names: str) -> str:
@@ -200,14 +208,20 @@ def _key(tree: Tree, command: list[str]) -> str:
     return digest.hexdigest()[:24]
 
 
+def options_of(tree: Tree, variant: Variant) -> list[str]:
+    """The compiler's options for all of a build."""
+    options = [*CFLAGS, *(f"-D{define}" for define in variant.defines())]
+    options += [f"-DHAVE_{feature}=1" for feature in features(tree.text[HEADER])]
+    options.append(f'-DHARNESS_RELEASE="{tree.release}"')
+    return options
+
+
 def build(tree: Tree, variant: Variant, cache: Path) -> Path:
     """The library, built unless ``cache`` has it.
 
     Raises `Untestable` when the file does not compile with the shims; the sentence shows the compiler's first error.
     """
-    options = [*CFLAGS, *(f"-D{define}" for define in variant.defines())]
-    options += [f"-DHAVE_{feature}=1" for feature in features(tree.text[HEADER])]
-    options.append(f'-DHARNESS_RELEASE="{tree.release}"')
+    options = options_of(tree, variant)
     home = cache / _key(tree, [*options, *variant.kernel_flags()])
     library = home / f"pgtable-{variant.name}.so"
     if library.is_file():
@@ -223,7 +237,7 @@ def build(tree: Tree, variant: Variant, cache: Path) -> Path:
         if not returned:
             ours = [str(path) for path in sorted(OURS.glob("*.c"))]
             linked = ["-shared", "-Wl,-z,defs", "-o", str(folder / library.name)]
-            returned, said = _compile([*compile_all, *linked, kernel_object, *ours], Path(name))
+            returned, said = _compile([*compile_all, *linked, kernel_object, *ours, *variant.link_flags()], Path(name))
         if returned:
             raise Untestable(_explain(tree, variant, said, folder))
         try:

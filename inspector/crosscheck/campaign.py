@@ -18,7 +18,7 @@ from random import Random
 
 from inspector.crosscheck.build import GRANULES
 from inspector.crosscheck.differ import Difference, Open, Pair, Sides
-from inspector.crosscheck.generate import Generator, random_setup
+from inspector.crosscheck.generate import PLAIN, Focus, Generator, random_setup
 from inspector.crosscheck.harness import StoreFull, Unsupported
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.scale import spread
@@ -85,11 +85,12 @@ class Outcome:
 @dataclass(frozen=True)
 class Plan:
     """What is compared and on which machines: the model with ``kernel``, or what ``open_sides`` begins instead (two
-    kernels; it must be picklable).  ``granules`` are those to draw from."""
+    kernels; it must be picklable).  ``granules`` are those to draw from; ``focus`` is what to do more often."""
 
     kernel: Kernel
     granules: tuple[str, ...] = tuple(GRANULES)
     open_sides: Open | None = None
+    focus: Focus = PLAIN
 
     def open(self, setup: Setup) -> Sides:
         """Both sides with a machine and no table yet."""
@@ -103,7 +104,7 @@ def run_sequence(plan: Plan, rng: Random) -> Sequence:
     pair = plan.open(setup)
     lines = [setup.text()]
     try:
-        generator = Generator(rng, pair.session, hyp=rng.random() < 0.1)
+        generator = Generator(rng, pair.session, hyp=rng.random() < plan.focus.hyp, focus=plan.focus)
         for operation in generator.operations(rng.randrange(5, 2 * SEQUENCE)):
             lines.append(format_operation(operation))
             if not _step(done, pair, generator, operation):

@@ -8,6 +8,7 @@ make the kernel's code itself misbehave (a marker without a reference, say).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from random import Random
 
 from inspector.codec import GRANULES
@@ -63,15 +64,31 @@ def random_setup(rng: Random, label: str, granules: Sequence[str] = tuple(_OFTEN
     return Setup(label, granule, ipa, pa, va, lpa2, machine)
 
 
+@dataclass(frozen=True)
+class Focus:
+    """What is done more often than by itself: ``hyp`` is the share of tables that are hyp stage-1, ``more`` names
+    operations (``split``, ``annotate``) that are drawn `TIMES` as often."""
+
+    hyp: float = 0.1
+    more: frozenset[str] = frozenset()
+
+
+TIMES = 20
+
+PLAIN = Focus()
+"""Nothing more often than by itself."""
+
+
 class Generator:
     """Operations for one sequence on one table; ``hyp`` chooses hyp stage-1."""
 
-    def __init__(self, rng: Random, session: Session, hyp: bool) -> None:
+    def __init__(self, rng: Random, session: Session, hyp: bool, focus: Focus = PLAIN) -> None:
         self.rng = rng
         self.session = session
         self.setup = session.setup
         self.behaviours: Generation = _TRUE[session.setup.generation]
         self.hyp = hyp
+        self.focus = focus
         shift = GRANULES[self.setup.granule]
         self.page = 1 << shift
         self.block = 1 << (2 * shift - 3)
@@ -435,7 +452,8 @@ class Generator:
             yield Operation("init")
             weights = self._stage2_weights()
         functions = [function for function, _ in weights]
-        chances = [chance for _, chance in weights]
+        more = self.focus.more
+        chances = [chance * TIMES if function.__name__[1:] in more else chance for function, chance in weights]
         for _ in range(count):
             if self.pending:
                 yield self.pending.pop(0)

@@ -13,12 +13,16 @@ from inspector.crosscheck.tree import Tree
 
 @dataclass(frozen=True)
 class Kernel:
-    """``name`` is for reports; ``generation`` a label of `inspector.generations`; ``cache`` keeps what was built."""
+    """``name`` is for reports; ``generation`` a label of `inspector.generations`; ``cache`` keeps what was built.
+
+    With ``coverage`` its libraries count for gcov what runs.
+    """
 
     name: str
     tree: Tree
     generation: str
     cache: Path
+    coverage: bool = False
     _libraries: dict[Variant, Library] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -39,7 +43,7 @@ class Kernel:
         every_access: bool = False,
     ) -> Library:
         """The library of that flavour, built when first asked for.  Raises `Untestable` when it does not compile."""
-        variant = Variant(granule, pa_bits, hyp, every_access)
+        variant = Variant(granule, pa_bits, hyp, every_access, self.coverage)
         if variant not in self._libraries:
             self._libraries[variant] = Library(build(self.tree, variant, self.cache), granule, self.name)
         return self._libraries[variant]
