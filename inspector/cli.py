@@ -418,6 +418,8 @@ _OPERATIONS = 20_000
     help="At most so many switches to another CPU in the middle of an operation. Default: 2.",
 )
 @click.option("--no-interleave", is_flag=True, help="One operation after the other only.")
+@click.option("--no-coverage", is_flag=True, help="Do not count which lines ran.")
+@click.option("--uncovered-ok", is_flag=True, help="A changed line that never ran does not spoil a clean verdict.")
 @click.option("--ktap", is_flag=True, help="The verdict as KTAP, a test a part.")
 def crosscheck(
     options: Options,
@@ -437,6 +439,8 @@ def crosscheck(
     cpus: int,
     preemptions: int,
     no_interleave: bool,
+    no_coverage: bool,
+    uncovered_ok: bool,
     ktap: bool,
 ) -> int:
     """A kernel tree's page-table code, compiled for this machine and held against the model; nothing is booted.
@@ -479,6 +483,8 @@ def crosscheck(
                 replay=Path(replay) if replay is not None else None,
                 cpus=0 if no_interleave else cpus,
                 preemptions=preemptions,
+                coverage=not no_coverage,
+                uncovered_ok=uncovered_ok,
             )
             with progress(options.debug) as tell:
                 verdict = run_crosscheck(request, tell)

@@ -130,7 +130,7 @@ class Variant:
 
     def link_flags(self) -> list[str]:
         """Flags for the whole library."""
-        return ["--coverage"] if self.coverage else []
+        return ["-lgcov"] if self.coverage else []
 
 
 def excerpt(text: str, names: str) -> str:
@@ -222,7 +222,7 @@ def build(tree: Tree, variant: Variant, cache: Path) -> Path:
     Raises `Untestable` when the file does not compile with the shims; the sentence shows the compiler's first error.
     """
     options = options_of(tree, variant)
-    home = cache / _key(tree, [*options, *variant.kernel_flags()])
+    home = cache / _key(tree, [*options, *variant.kernel_flags(), *variant.link_flags()])
     library = home / f"pgtable-{variant.name}.so"
     if library.is_file():
         return library

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from inspector.crosscheck.build import GRANULES, OURS, Variant, excerpt, options_of, stage, sysreg_header
@@ -107,7 +108,11 @@ def judge(old: Tree, new: Tree, counts: Mapping[str, Counts]) -> list[Line]:
         change = changed_lines(file, before, after)
         texts = after.splitlines()
         bare = without_comments(after).splitlines()
+        code = changed_lines(file, *("\n".join(_plain(text)) for text in (before, after)))
         for number in change.added:
+            if number not in code.added:  # only comments or blanks in it are other ones
+                found.append(Line(file, number, texts[number - 1], What.NO_CODE))
+                continue
             what = _compiled(seen, file, bare, number) if file in COMPILED else _excerpted(seen, file, bare, number)
             found.append(Line(file, number, texts[number - 1], what))
         gone = _gone(before, after)
@@ -118,18 +123,20 @@ def judge(old: Tree, new: Tree, counts: Mapping[str, Counts]) -> list[Line]:
     return found
 
 
+def _plain(text: str) -> list[str]:
+    """The lines without comments, and with single blanks."""
+    return [" ".join(line.split()) for line in without_comments(text).splitlines()]
+
+
 def _gone(before: str, after: str) -> set[int]:
     """The places where more than comments and blank lines went."""
-    import difflib
-
-    old, new = without_comments(before).splitlines(), without_comments(after).splitlines()
-    places = set()
-    matcher = difflib.SequenceMatcher(None, before.splitlines(), after.splitlines(), autojunk=False)
-    for tag, first, last, start, _ in matcher.get_opcodes():
-        if tag == "delete" and any(line.strip() for line in old[first:last]):
-            places.add(start)
-    del new
-    return places
+    old = _plain(before)
+    matcher = SequenceMatcher(None, before.splitlines(), after.splitlines(), autojunk=False)
+    return {
+        start
+        for tag, first, last, start, _ in matcher.get_opcodes()
+        if tag == "delete" and any(line for line in old[first:last])
+    }
 
 
 def _used(tree: Tree, counts: Mapping[str, Counts]) -> frozenset[str]:

@@ -12,6 +12,7 @@ from inspector.crosscheck import reproducer
 from inspector.crosscheck.apply import Step, apply_series
 from inspector.crosscheck.build import compiler
 from inspector.crosscheck.changed import touched
+from inspector.crosscheck.covered import coverage
 from inspector.crosscheck.interleave.part import interleave
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.patch import read_patches
@@ -33,7 +34,8 @@ class Request:
     ``source`` is a path, or ``package`` a Debian package's name; ``patches`` are files, put on a copy, and with
     ``series`` each is judged by itself; ``cache`` is where sources are unpacked and libraries kept.  A difference is
     written to ``reproducer``; ``replay`` is one to run in place of all else.  ``cpus`` operations at a time are
-    interleaved (0: none), with at most so many ``preemptions``.
+    interleaved (0: none), with at most so many ``preemptions``.  With
+    ``coverage`` lines are counted; changed ones that did not run are no clean bill unless ``uncovered_ok``.
     """
 
     source: Path | None
@@ -47,6 +49,8 @@ class Request:
     replay: Path | None = None
     cpus: int = 2
     preemptions: int = 2
+    coverage: bool = True
+    uncovered_ok: bool = False
 
 
 def default_cache() -> Path:
@@ -74,12 +78,16 @@ def run(request: Request, tell: Tell) -> Verdict:
 
 @dataclass(frozen=True)
 class _Subject:
-    """A kernel that is judged; ``label`` tells it from others of a series, ``about`` says what it is."""
+    """A kernel that is judged; ``label`` tells it from others of a series, ``about`` says what it is.
+
+    ``before`` is what patches were put on.
+    """
 
     kernel: Kernel
     code: KernelCode
     label: str
     about: str
+    before: Tree | None = None
 
 
 @dataclass
@@ -112,6 +120,8 @@ class _Work:
                 self._compare(matter, subject.label)
             if request.cpus:
                 self._interleave(subject)
+            if request.coverage:
+                self._cover(subject, baseline)
 
     def _source(self) -> Source:
         request = self.request
@@ -132,12 +142,13 @@ class _Work:
             self.about.append(f"patch {number} of {len(steps)}: {step.name}{fuzzy}")
         if not self.request.series:
             self._nothing_here(source.tree, steps, "")
-            return [self._subject(steps[-1].tree, source.name, "")]
+            return [replace(self._subject(steps[-1].tree, source.name, ""), before=source.tree)]
         subjects, before = [], source.tree
         for number, step in enumerate(steps, 1):
             label = f"patch {number}"
             self._nothing_here(before, [step], label)
-            subjects.append(self._subject(step.tree, f"{source.name} with patch {number}", label))
+            subject = self._subject(step.tree, f"{source.name} with patch {number}", label)
+            subjects.append(replace(subject, before=before))
             before = step.tree
         return subjects
 
@@ -196,14 +207,31 @@ class _Work:
         self.running = None
         self._add(run.part(), label)
 
+    def _cover(self, subject: _Subject, baseline: Source | None) -> None:
+        before = subject.before or (baseline.tree if baseline is not None else None)
+        request = self.request
+        try:
+            part = coverage(
+                subject.kernel,
+                before,
+                request.budget.granules,
+                request.budget.seed,
+                uncovered_ok=request.uncovered_ok,
+                tell=self.tell,
+            )
+        except Untestable as error:
+            part = Part("coverage", ExitCode.UNTESTABLE, str(error))
+        self._add(part, subject.label)
+
     def _interleave(self, subject: _Subject) -> None:
-        """Tables of 4K pages, unless others were asked for alone: theirs are large, and the rules are the same."""
+        """Tables of 4K pages on a CPU with FWB: the rest only where it was asked for alone, as it takes longer."""
         asked = self.request.budget.granules
         part = interleave(
             subject.kernel,
-            granules=asked if "4k" not in asked else ("4k",),
+            granules=("4k",) if "4k" in asked else asked,
             bound=self.request.preemptions,
             count=self.request.cpus,
+            machines=1 if "4k" in asked else 2,
             seconds=self.request.budget.seconds,
             model=_is_known(subject.code),
             tell=self.tell,

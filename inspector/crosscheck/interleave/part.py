@@ -81,10 +81,10 @@ MOST_SCHEDULES = 200_000
 """Of one scenario.  Two operations with a bound of 2 have some hundreds."""
 
 
-def setups(generation: str, granules: Sequence[str]) -> Iterator[Setup]:
-    """Machines that make a difference for faults: page sizes, with FWB and without, TLB ranges."""
+def setups(generation: str, granules: Sequence[str], machines: int = 2) -> Iterator[Setup]:
+    """The first ``machines`` of those that make a difference for faults: with FWB and TLB ranges, with neither."""
     for granule in granules:
-        for fwb in (True, False):
+        for fwb in (True, False)[:machines]:
             machine = Machine(fwb=fwb, tlb_range=fwb)
             yield Setup(generation, granule, machine=machine, pa=52 if granule == "64k" else 48)
 
@@ -95,6 +95,7 @@ def interleave(
     granules: Sequence[str] = ("4k",),
     bound: int = 2,
     count: int = 2,
+    machines: int = 2,
     seconds: float | None = None,
     model: bool = True,
     tell: Callable[[str], None] = lambda text: None,
@@ -106,7 +107,7 @@ def interleave(
     done = Done()
     if not racing(Setup(kernel.generation)):
         return Part(NAME, ExitCode.CLEAN, "no two operations run at the same time in this kernel: its lock is held")
-    work = [each for setup in setups(kernel.generation, granules) for each in scenarios(setup, count)]
+    work = [each for setup in setups(kernel.generation, granules, machines) for each in scenarios(setup, count)]
     end = None if seconds is None else time.monotonic() + seconds
     violation = None
     for number, scenario in enumerate(work):
