@@ -48,7 +48,7 @@ def spread_over(
             "--scheduler needs the Python package 'distributed', here and on the workers: "
             "pip install 'kvm-stage2-inspector[cluster]'"
         ) from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    _quiet()
     payload, mark = zlib.compress(pickle.dumps(function)), fingerprint()
     coming = iter(chunks)
     pending: deque[Any] = deque()
@@ -75,6 +75,13 @@ def spread_over(
             raise TargetLost(f"the Dask scheduler at {address} was lost: {printable(str(error), SHORT)}") from None
         finally:
             client.cancel(list(pending), force=True)
+
+
+def _quiet() -> None:
+    """What goes wrong is said by what is raised; Dask's own loggers would print tracebacks beside it."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in ("distributed", "tornado"):
+            logging.getLogger(name).disabled = True
 
 
 def _client(distributed: Any, address: str) -> Any:

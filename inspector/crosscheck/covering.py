@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import time
 from dataclasses import dataclass
 
 from inspector.crosscheck import campaign
@@ -25,10 +26,10 @@ class Work:
 def main() -> None:
     """Do it.  A difference ends one campaign; what comes after it in other tables is run all the same."""
     work: Work = pickle.load(sys.stdin.buffer)
-    left, seed = work.ops, work.seed
-    while left > 0:
+    left, seed, end = work.ops, work.seed, time.monotonic() + work.seconds
+    while left > 0 and (seconds := end - time.monotonic()) > 0:
         outcome = campaign.Outcome(work.plan.kernel, seed)
-        campaign.fill(outcome, work.plan, left, seconds=work.seconds)
+        campaign.fill(outcome, work.plan, left, seconds=seconds)
         left -= max(outcome.operations, 1)
         seed += 1
         if outcome.difference is None:

@@ -31,8 +31,8 @@ def traits(tree: Tree) -> dict[str, bool]:
     """The traits that the tree's header shows."""
     code = re.sub(r"/\*.*?\*/|//[^\n]*", " ", tree.text[HEADER], flags=re.DOTALL)
     found = {name: re.search(pattern, code) is not None for name, pattern in _SIGNS.items()}
-    # kvm_vmid.vmid_gen is in kvm_host.h, which no build here reads.  5.15 has it and 6.1 has not; kvm_pgtable_hyp_unmap,
-    # in the header that is read, came between them (82bb02445de5, 5.17).
+    # kvm_vmid.vmid_gen is in kvm_host.h, which no build here reads.  5.15 has it and 6.1 has not; between them
+    # kvm_pgtable_hyp_unmap came to the header that is read (82bb02445de5, 5.17).
     found["vmid_struct"] = re.search(_HYP_UNMAP, code) is None
     return found
 

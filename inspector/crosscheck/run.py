@@ -120,7 +120,8 @@ class _Work:
                 self._compare(matter, subject.label)
             if request.cpus:
                 self._interleave(subject)
-            if request.coverage:
+            # What is wrong already needs no count of what else ran, and may not even end.
+            if request.coverage and not any(part.code is ExitCode.FINDINGS for part in self.parts):
                 self._cover(subject, baseline)
 
     def _source(self) -> Source:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.harness
 
 LABEL = "6.12"
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ("--ops", "400", "--granule", "4k")
+QUICK = ("--ops", "400", "--granule", "4k", "--no-interleave", "--no-coverage")
 
 
 def inspector(
@@ -78,6 +78,17 @@ def test_a_true_kernel_is_clean(tmp_path: Path) -> None:
     assert re.search(r"^CLEAN  model against kernel: [\d,]+ operations, [\d,]+ events, seed 1:\s+no", said, re.M)
     assert columns(said) <= 75
     assert not (tmp_path / "crosscheck-repro.txt").exists()
+
+
+def test_the_whole_verdict_on_a_rename(tmp_path: Path) -> None:
+    """A static function renamed: nothing differs, every order was tried, and every changed line ran."""
+    write(tmp_path / "good")
+    write(tmp_path / "same", lambda text: text.replace("stage2_unmap_put_pte", "stage2_drop_pte"))
+    said = inspector(tmp_path, "same", "--baseline", "good", "--granule", "4k", "--ops", "2000", code=0).stdout
+    assert len(re.findall(r"^CLEAN  ", said, re.MULTILINE)) == 4, said
+    assert re.search(r"that\s+was\s+all\s+of\s+them", said)
+    assert re.search(r"of\s+\d+\s+changed\s+lines:\s+\d+\s+run$", said, re.MULTILINE), said
+    assert columns(said) <= 75
 
 
 def test_a_difference_is_shown_and_can_be_replayed(tmp_path: Path) -> None:
