@@ -204,6 +204,19 @@ WRONG = (
 )
 
 
+def test_a_page_that_is_freed_meets_who_only_reads_it() -> None:
+    """Nobody writes the entry that relax_perms reads; what races with it is the page's end."""
+    true = kernels.tree("6.12")
+    (patch,) = (each for each in WRONG if each.name == "freed without a grace period")
+    tree = replace(true, text={**true.text, PGTABLE: patch.apply(true.text[PGTABLE])})
+    for reduce in (False, True):
+        with table(Kernel(patch.name, tree, "6.12", kernels.builds())) as h:
+            h.stage2_map(IPA, PAGE, PHYS, h.prot("r"))
+            relax = pack(Op.RELAX_PERMS, addr=IPA + PAGE, prot=h.prot("r"))
+            found = outcomes(h, [map_op(h, IPA, BLOCK, 0x4000_0000), relax], "6.12", bound=1, reduce=reduce)
+            assert any(one.faults for one in found)
+
+
 @pytest.mark.parametrize("patch", WRONG, ids=lambda patch: patch.name)
 def test_a_wrong_kernel_breaks(patch: Patch) -> None:
     true = kernels.tree("6.12")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from inspector.crosscheck.differ import What
-from inspector.crosscheck.interleave.pairs import racing, scenarios, states
+from inspector.crosscheck.interleave.pairs import BLOCK, racing, scenarios, states
 from inspector.crosscheck.interleave.part import Done, explore, interleave, setups
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.tree import PGTABLE
@@ -52,6 +52,18 @@ def test_other_page_sizes(label: str, granule: str) -> None:
             assert violation is None, (scenario, violation)
     assert done.scenarios > 50
     assert done.incomplete == 0
+
+
+@pytest.mark.parametrize("label", SHARED[-1:])
+def test_a_block_of_64k_pages_goes_on_in_a_table_of_8192_entries(label: str) -> None:
+    """The longest schedules that there are: the block's walk enters the table that a page's fault made of it."""
+    done = Done()
+    names = racing(setup := next(setups(label, ["64k"])))
+    pair = (names["map another page there"], names[BLOCK])
+    (scenario,) = (each for each in scenarios(setup) if (each.state, each.operations) == ("an empty tree", pair))
+    assert explore(kernels.kernel(label), scenario, 2, done, model=False) is None
+    assert done.incomplete == 0
+    assert done.distinct > 1
 
 
 @pytest.mark.parametrize("label", SHARED[:1])

@@ -79,6 +79,7 @@ struct deferred {
 	u64 pa;
 	s32 level;
 	u32 readers;		/* fibers that were inside when it was queued, and still are: its grace period lasts */
+	u32 after[4];		/* what of each fiber happened before its end, see interleave.c */
 };
 
 /* What no correct user of pages does; the order of FAULTS in inspector/crosscheck/harness.py. */

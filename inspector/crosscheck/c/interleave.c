@@ -13,7 +13,9 @@
  * Reduction. A location that only one fiber touches, or that none writes, in any schedule, is local: accesses to it are
  * no points of choice. `touched` knows who read and who wrote what in all schedules so far; when a schedule makes one
  * more location shared, the enumeration starts again with it. At the end no explored schedule has a conflict outside
- * the set. That loses nothing, also under the bound: take a schedule with a preemption before a local access. Let the
+ * the set. A page that is freed is a conflict with whoever touched an entry of it before, unless something orders the two
+ * (vector clocks say what: accesses to one location, and the end of a grace period). That loses nothing, also under the
+ * bound: take a schedule with a preemption before a local access. Let the
  * preempted fiber first go on over its local accesses up to its next shared one (or its end). They commute with all
  * that others do, so every fiber reads the same values and the end is the same; the preemption has moved to a point of
  * choice, or has become a free switch at the fiber's end; their number did not grow.
@@ -81,6 +83,16 @@ struct access {
 	u64 pa, old, value;
 };
 
+/* What a fiber knows of: its own accesses, and those of others that happened before, by number. */
+typedef u32 clock_of __attribute__((vector_size(4 * MOST_FIBERS)));
+
+static clock_of later(clock_of a, clock_of b)
+{
+	clock_of mask = (clock_of)(a > b);
+
+	return (a & mask) | (b & ~mask);
+}
+
 struct fiber {
 	void *sp;
 	char *stack;
@@ -89,19 +101,27 @@ struct fiber {
 	struct result result;
 	bool begun, ended;
 	u64 hash;		/* of all that it read, wrote and did, in order */
+	clock_of clock;
 };
 
-/* Who reads and who writes a location: the address of an entry, or of a page with COUNT for its reference count. */
+/* Who reads and who writes a location: an entry, or a page's reference count. */
 struct location {
-	u64 key;
 	u8 readers, writers;
 	bool shared;		/* a point of choice */
-	u64 order;		/* in this schedule: a hash of who wrote it, in order, and who read between */
 	u32 writes, schedule;
+	u64 order;		/* in this schedule: a hash of who wrote it, in order, and who read between */
+	clock_of wrote, read;	/* of the last write, and of all reads */
 };
 
-#define COUNT		1
-#define LOCATIONS	(1 << 14)
+#define ENTRIES		(PAGE_SIZE / 8)
+#define COUNT		ENTRIES		/* the last location of each page */
+#define LOCATIONS	(ENTRIES + 1)
+
+struct locations {
+	struct location at[LOCATIONS];
+	clock_of touched;	/* when each fiber last touched an entry, in the schedule of that number */
+	u32 schedule;
+};
 
 /* A point of choice that is not decided for good. */
 struct choice {
@@ -119,7 +139,8 @@ static struct {
 	VECTOR(struct choice) choices;
 	VECTOR(u8) schedule;
 	VECTOR(struct access) accesses;
-	struct location *locations;
+	struct locations **locations;	/* by page; NULL: not accessed yet */
+	size_t pages_known;
 	bool grown;
 	u32 number;		/* of this schedule */
 	u64 state;		/* hash of what was stored */
@@ -148,24 +169,49 @@ static u64 mix(u64 hash, u64 value)
 	return hash ^ hash >> 29;
 }
 
-static struct location *location(u64 key)
+static bool on_count(enum access_kind kind)
 {
-	u32 at = mix(0, key) & (LOCATIONS - 1);
+	return kind == AC_GET || kind == AC_PUT || kind == AC_COUNT;
+}
 
-	while (x.locations[at].key && x.locations[at].key != key)
-		at = (at + 1) & (LOCATIONS - 1);
-	x.locations[at].key = key;
-	return &x.locations[at];
+static struct locations *locations(u64 pa)
+{
+	u64 page = (pa - x.h->base) >> PAGE_SHIFT;
+	struct locations **at;
+
+	if (pa < x.h->base || page >= x.pages_known)
+		return NULL;
+	at = &x.locations[page];
+	if (unlikely(!*at)) {
+		*at = aligned_alloc(sizeof(clock_of), sizeof(**at));
+		if (!*at)
+			abort();
+		memset(*at, 0, sizeof(**at));
+	}
+	return *at;
+}
+
+/* What lies outside the store (a wild pointer) is one location; the access is a fault by itself. */
+static struct location *location(enum access_kind kind, u64 pa)
+{
+	static struct location outside;
+	struct locations *page = locations(pa);
+
+	return page ? &page->at[on_count(kind) ? COUNT : (pa & ~PAGE_MASK) / 8] : &outside;
+}
+
+static void forget_locations(void)
+{
+	for (size_t i = 0; i < x.pages_known; i++)
+		free(x.locations[i]);
+	free(x.locations);
+	x.locations = NULL;
+	x.pages_known = 0;
 }
 
 static bool writes(enum access_kind kind)
 {
 	return kind == AC_STORE || kind == AC_CAS || kind == AC_GET || kind == AC_PUT;
-}
-
-static u64 key_of(enum access_kind kind, u64 pa)
-{
-	return kind == AC_GET || kind == AC_PUT || kind == AC_COUNT ? (pa & PAGE_MASK) | COUNT : pa & ~7UL;
 }
 
 static void to_driver(void)
@@ -175,7 +221,7 @@ static void to_driver(void)
 
 void interleave_point(enum access_kind kind, u64 pa)
 {
-	struct location *place = location(key_of(kind, pa));
+	struct location *place = location(kind, pa);
 	u32 mask = 1 << x.running;
 
 	/* A cmpxchg that fails only reads; whether it will is not known yet. */
@@ -195,6 +241,36 @@ void interleave_point(enum access_kind kind, u64 pa)
 		to_driver();
 }
 
+static void order(struct fiber *fiber, struct location *place, bool write)
+{
+	fiber->clock[x.running]++;
+	fiber->clock = later(fiber->clock, place->wrote);
+	if (write) {
+		fiber->clock = later(fiber->clock, place->read);
+		place->wrote = fiber->clock;
+	} else {
+		place->read = later(place->read, fiber->clock);
+	}
+}
+
+/* The entries of a page that is freed become points of choice for those whose last access nothing orders before that. */
+static void freed(const struct fiber *fiber, struct locations *page)
+{
+	u32 others = 0;
+
+	for (u32 i = 0; page->schedule == x.number && i < MOST_FIBERS; i++)
+		if (i != x.running && page->touched[i] > fiber->clock[i])
+			others |= 1 << i;
+	for (u32 i = 0; others && i < ENTRIES; i++) {
+		struct location *entry = &page->at[i];
+
+		if (!entry->shared && (entry->readers | entry->writers) & others)
+			entry->shared = x.grown = true;
+	}
+	if (others && !page->at[COUNT].shared)
+		page->at[COUNT].shared = x.grown = true;
+}
+
 static void make_dirty(u64 pa)
 {
 	u64 index = (pa - x.h->base) >> PAGE_SHIFT;
@@ -205,18 +281,37 @@ static void make_dirty(u64 pa)
 	}
 }
 
+/* What an access does to its page: an entry is touched, the last reference goes. */
+static void note(const struct fiber *fiber, enum access_kind kind, u64 pa, u64 old)
+{
+	struct locations *page = locations(pa);
+
+	if (!page)
+		return;
+	if (!on_count(kind)) {
+		if (page->schedule != x.number)
+			page->touched = (clock_of){};
+		page->schedule = x.number;
+		page->touched[x.running] = fiber->clock[x.running];
+	} else if (kind == AC_PUT && old == 1) {
+		freed(fiber, page);
+	}
+}
+
 void interleave_done(enum access_kind kind, u64 pa, u64 old, u64 value)
 {
 	struct fiber *fiber = &x.fiber[x.running];
-	struct location *place = location(key_of(kind, pa));
+	struct location *place = location(kind, pa);
 
 	*PUSH(x.accesses) = (struct access){ .fiber = x.running, .kind = kind, .pa = pa, .old = old, .value = value };
 	fiber->hash = mix(mix(mix(mix(fiber->hash, kind), pa), old), value);
 	if (place->schedule != x.number)
 		*place = (struct location){
-			.key = place->key, .readers = place->readers, .writers = place->writers,
+			.readers = place->readers, .writers = place->writers,
 			.shared = place->shared, .schedule = x.number,
 		};
+	order(fiber, place, writes(kind));
+	note(fiber, kind, pa, old);
 	if (writes(kind)) {
 		place->order = mix(place->order, x.running);
 		place->writes++;
@@ -243,8 +338,16 @@ void interleave_rcu(int depth)
 {
 	if (depth)
 		return;
-	for (size_t i = 0; i < x.h->deferred.len; i++)
-		x.h->deferred.at[i].readers &= ~(1 << x.running);
+	for (size_t i = 0; i < x.h->deferred.len; i++) {
+		struct deferred *table = &x.h->deferred.at[i];
+
+		if (!(table->readers & 1 << x.running))
+			continue;
+		table->readers &= ~(1 << x.running);
+		for (u32 fiber = 0; fiber < MOST_FIBERS; fiber++)
+			if (table->after[fiber] < x.fiber[x.running].clock[fiber])
+				table->after[fiber] = x.fiber[x.running].clock[fiber];
+	}
 }
 
 /* The first table whose grace period is over. */
@@ -263,7 +366,11 @@ static void free_deferred(void)
 
 	while ((table = ready())) {
 		struct deferred one = *table;
+		struct fiber *callback = &x.fiber[RCU];
 
+		for (u32 i = 0; i < MOST_FIBERS; i++)
+			if (callback->clock[i] < one.after[i])
+				callback->clock[i] = one.after[i];
 		x.h->deferred.len--;
 		memmove(table, table + 1, (x.h->deferred.len - (table - x.h->deferred.at)) * sizeof(one));
 		kvm_pgtable_stage2_free_unlinked(&x.h->ops, va_of(one.pa), one.level);
@@ -298,6 +405,7 @@ static void start(u32 number)
 	((void **)fiber->sp)[RETURN] = fiber_main;
 	fiber->begun = fiber->ended = false;
 	fiber->hash = 0;
+	fiber->clock = (clock_of){};
 	fiber->at.fiber = number;
 	fiber->at.arena = x.used + number * ARENA;
 	fiber->at.arena_end = fiber->at.arena + ARENA;
@@ -539,10 +647,11 @@ static bool is_new(void)
 		hash = mix(mix(hash, x.fiber[i].result.value), x.fiber[i].result.faults << 16 | x.fiber[i].result.warnings);
 	}
 	for (size_t i = 0; i < x.accesses.len; i++) {
-		struct location *place = location(key_of(x.accesses.at[i].kind, x.accesses.at[i].pa));
+		const struct access *one = &x.accesses.at[i];
+		struct location *place = location(one->kind, one->pa);
 
 		if (place->schedule == x.number && place->order) {
-			hash ^= mix(place->key, place->order);
+			hash ^= mix(on_count(one->kind) ? one->pa + COUNT : one->pa, place->order);
 			place->order = 0;
 		}
 	}
@@ -599,11 +708,12 @@ bool h_interleave(struct harness *h, const struct op *ops, u32 count, u32 bound,
 	free(x.pages);
 	free(x.contents);
 	free(x.is_dirty);
-	free(x.locations);
+	forget_locations();
+	x.pages_known = x.used + MOST_FIBERS * ARENA;
 	x.pages = malloc(x.used * sizeof(*x.pages));
 	x.contents = malloc(x.used << PAGE_SHIFT);
 	x.is_dirty = calloc(x.used, 1);
-	x.locations = calloc(LOCATIONS, sizeof(*x.locations));
+	x.locations = calloc(x.pages_known, sizeof(*x.locations));
 	if (!x.pages || !x.contents || !x.is_dirty || !x.locations)
 		abort();
 	h->dumps++;
@@ -713,8 +823,9 @@ void h_interleave_figures(u64 *figures)
 {
 	u64 shared = 0;
 
-	for (u32 i = 0; i < LOCATIONS; i++)
-		shared += x.locations[i].shared;
+	for (size_t page = 0; page < x.pages_known; page++)
+		for (u32 i = 0; x.locations[page] && i < LOCATIONS; i++)
+			shared += x.locations[page]->at[i].shared;
 	figures[0] = x.schedules;
 	figures[1] = x.distinct;
 	figures[2] = shared;
