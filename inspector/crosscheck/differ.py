@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from inspector.codec import GRANULES
@@ -23,6 +23,7 @@ from inspector.model.pages import NoSuchPage, PageStore
 from inspector.model.prot import kernel_prot
 from inspector.model.session import NoSuchEntry, Session, Setup, parse_setup
 from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
+from inspector.protocol.rules import Violation
 
 _OPS = {
     "unmap": h.Op.UNMAP,
@@ -81,12 +82,16 @@ class What(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Difference:
-    """What differed after one operation; the texts show both sides."""
+    """What differed after one operation; the texts show both sides.
+
+    ``broken`` is the rule of the protocol that the kernel's events break, where they were judged and do.
+    """
 
     operation: str
     what: What
     model: str
     kernel: str
+    broken: Violation | None = field(default=None, kw_only=True)
 
     def __str__(self) -> str:
         return f"after {self.operation}: {self.what}\n  model:\n{self.model}\n  kernel:\n{self.kernel}"
@@ -203,7 +208,7 @@ def _uses_freed(raws: list[RawEvent]) -> bool:
 class Pair:
     """One table in the model and one in the kernel's code.
 
-    ``events`` and ``ret`` are the model's for the last operation, ``theirs`` the kernel's events.
+    ``events`` and ``ret`` are the model's for the last operation, ``theirs`` and ``their_ret`` the kernel's.
     """
 
     def __init__(self, setup: Setup, kernel: Kernel) -> None:
@@ -211,7 +216,7 @@ class Pair:
         self.kernel = KernelSide(setup, kernel)
         self.events: list[RawEvent] = []
         self.theirs: list[RawEvent] = []
-        self.ret = 0
+        self.ret = self.their_ret = 0
         self.known_faults = 0
 
     @property
@@ -241,7 +246,7 @@ class Pair:
         faults: list[h.Fault] = []
         try:
             result, theirs = self.kernel.apply(operation)
-            self.theirs = theirs
+            self.theirs, self.their_ret = theirs, result.ret
             faults = self.kernel.harness.faults() if result.faults else []
         except (NoSuchEntry, h.Unsupported) as error:
             kernel_error = error

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from inspector.crosscheck.differ import Difference, Open, Sides, What, run_on
 from inspector.crosscheck.harness import Place
-from inspector.crosscheck.layout import beside, folded
+from inspector.crosscheck.layout import beside, folded, marked
 from inspector.crosscheck.tree import ASM, HEADERS, PGTABLE, Tree
 from inspector.events import ALLOC, CACHE, CASFAIL, FREE, GET, PUT, STORE, TLBI, PageNames, RawEvent, format_raw
 from inspector.model.pages import NoSuchPage, PageStore
 from inspector.model.script import render_table
 from inspector.model.session import Setup, parse_setup
+from inspector.protocol.rules import Violation
 
 _MOST_ROWS = 16
 """Rows of a table that are shown."""
@@ -39,7 +40,8 @@ class Site:
 class Explained:
     """A difference with everything around it.
 
-    ``names`` are those of the sides; ``events`` what each did in the last operation, as text; ``sites`` the source of
+    ``names`` are those of the sides; ``events`` what each did in the last operation, as text, and ``at`` the number of
+    the first that differs or that breaks a rule; ``sites`` the source of
     the first event that differs, by side (``None``: a model, or not known); tables are rows as ``inspector model``
     prints them.
     """
@@ -51,12 +53,15 @@ class Explained:
     sites: tuple[Site | None, Site | None]
     before: Sequence[str]
     after: tuple[Sequence[str], Sequence[str]]
+    at: int
 
     @property
     def headline(self) -> str:
         """What differs, in a phrase."""
         if self.difference.what is What.FAULT:
             return f"fault of the kernel's code in '{self.difference.operation}'"
+        if self.difference.broken is not None and self.difference.what is What.PROTOCOL:
+            return f"rule {self.difference.broken.rule} is broken in '{self.difference.operation}'"
         return f"{self.difference.what} differ after '{self.difference.operation}'"
 
     def lines(self) -> Iterator[str]:
@@ -64,7 +69,11 @@ class Explained:
         yield "Script:"
         for line in self.script:
             yield from folded(line, "  ", "      ")
-        if self.difference.what is not What.EVENTS:
+        if self.difference.broken is not None:
+            yield ""
+            yield "What the protocol says:"
+            yield from broken_rule(self.difference.broken)
+        if self.difference.what not in (What.EVENTS, What.PROTOCOL):
             yield ""
             fault = self.difference.what is What.FAULT
             yield "What the kernel's code does:" if fault else f"{str(self.difference.what).capitalize()}:"
@@ -73,7 +82,10 @@ class Explained:
                     yield from folded(line.strip(), f"  {name}: " if not number else "    ", "      ")
         yield ""
         left, right = self.events
-        if left == right:
+        if self.difference.what is What.PROTOCOL:
+            yield "Events of the last line, on both sides alike, the one that breaks the rule marked:"
+            yield from marked(right, self.at)
+        elif left == right:
             yield f"Events of the last line: {len(left)}, on both sides alike"
         else:
             yield "Events of the last line, the first that differs marked:"
@@ -105,6 +117,13 @@ def _table(rows: Sequence[str], before: Sequence[str] | None = None) -> Iterator
         yield from folded(row.strip(), indent, indent + "    ")
     if len(rows) > _MOST_ROWS:
         yield f"  ... {len(rows) - _MOST_ROWS} more rows ..."
+
+
+def broken_rule(broken: Violation) -> Iterator[str]:
+    """A broken rule with what led to it."""
+    for line in broken.lines():
+        indent = "  " + " " * (len(line) - len(line.lstrip()))
+        yield from folded(line.strip(), indent, indent + "    ")
 
 
 class _Watch:
@@ -156,8 +175,11 @@ def explain(script: Sequence[str], open_sides: Open, names: tuple[str, str], tre
         return None
     left, right = watch.events
     at = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    if difference.what is What.PROTOCOL and difference.broken is not None:
+        event = difference.broken.event
+        at = next((i for i, raw in enumerate(right) if raw is event), len(right))
     sites: list[Site | None] = [None] * (2 - len(watch.places))
-    if difference.what is What.EVENTS:
+    if difference.what in (What.EVENTS, What.PROTOCOL):
         sites += [_site(places[:-1], at, tree) for places, tree in zip(watch.places, trees, strict=True)]
     return Explained(
         names,
@@ -167,6 +189,7 @@ def explain(script: Sequence[str], open_sides: Open, names: tuple[str, str], tre
         (sites[0], sites[1] if len(sites) > 1 else None),
         watch.tables[-2][1] if len(watch.tables) > 1 else (),
         watch.tables[-1],
+        at,
     )
 
 

@@ -42,6 +42,19 @@ def rows(left: Sequence[str], right: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+def marked(lines: Sequence[str], at: int, indent: str = "") -> Iterator[str]:
+    """A list with line ``at`` marked with ``>`` and a stretch around it; ``at`` its length marks its end."""
+    start, end = max(0, at - _BEFORE), min(len(lines), at + _AFTER)
+    if start:
+        yield f"{indent}  ... {start} more ..."
+    for number in range(start, end):
+        yield from folded(lines[number], f"{indent}{'> ' if number == at else '  '}", f"{indent}      ")
+    if at >= len(lines):
+        yield f"{indent}> the end"
+    elif len(lines) > end:
+        yield f"{indent}  ... {len(lines) - end} more ..."
+
+
 def beside(names: tuple[str, str], left: Sequence[str], right: Sequence[str], indent: str = "") -> Iterator[str]:
     """Two lists with the first difference marked with ``>`` and a stretch around it; in one column as a diff shows it
     (``-`` for the left side alone, ``+`` for the right) when two do not fit."""

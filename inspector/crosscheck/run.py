@@ -17,7 +17,16 @@ from inspector.crosscheck.interleave.part import interleave
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.patch import read_patches
 from inspector.crosscheck.recognise_source import recognise_source
-from inspector.crosscheck.sequential import Budget, Matter, Run, baseline_and_patched, model_and_kernel, replayed
+from inspector.crosscheck.reproducer import MODEL
+from inspector.crosscheck.sequential import (
+    PROTOCOL,
+    Budget,
+    Matter,
+    Run,
+    baseline_and_patched,
+    model_and_kernel,
+    replayed,
+)
 from inspector.crosscheck.source import Source, open_baseline, open_package, open_source
 from inspector.crosscheck.tree import HEADER, Tree
 from inspector.crosscheck.verdict import Part, Verdict
@@ -206,7 +215,7 @@ class _Work:
             self._add(Part(matter.part, ExitCode.UNTESTABLE, str(error)), label)
             return
         self.running = None
-        self._add(run.part(), label)
+        self._add_all(run.parts(), label)
 
     def _cover(self, subject: _Subject, baseline: Source | None) -> None:
         before = subject.before or (baseline.tree if baseline is not None else None)
@@ -239,6 +248,10 @@ class _Work:
         )
         self._add(part, subject.label)
 
+    def _add_all(self, parts: Sequence[Part], label: str) -> None:
+        for part in parts:
+            self._add(part, label)
+
     def _add(self, part: Part, label: str) -> None:
         """One more part, and its reproducer."""
         if part.script and self.request.replay is None:
@@ -247,7 +260,9 @@ class _Work:
             if self.written > 1:
                 file = file.with_name(f"{file.stem}-{self.written}{file.suffix}")
             about = [*self.about, f"{part.name}: {part.summary}"]
-            reproducer.write(file, reproducer.text_of(part.name, about, part.script))
+            # What breaks a rule is run again as it was found: under both.
+            runs = MODEL if part.name == PROTOCOL else part.name
+            reproducer.write(file, reproducer.text_of(runs, about, part.script))
             part = replace(part, lines=[*part.lines, "", f"Reproducer: {file}"])
         self.parts.append(replace(part, name=f"{label}: {part.name}") if label else part)
 
@@ -255,7 +270,7 @@ class _Work:
         """All that there is; when it was cut short, what was running as far as it came."""
         if self.running is not None:
             run, label = self.running
-            self._add(run.part(), label)
+            self._add_all(run.parts(), label)
         return Verdict([*self.about, *self._built()], self.parts, interrupted)
 
     def _built(self) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from inspector.crosscheck import campaign
-from inspector.crosscheck.differ import Open, Pair, run_on
+from inspector.crosscheck.differ import Difference, Open, What, run_on
 from inspector.crosscheck.explain import Explained, explain
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.kernels import Both
@@ -14,10 +15,14 @@ from inspector.crosscheck.reproducer import BASELINE, MODEL, Reproducer
 from inspector.crosscheck.shrink import shrunk_on
 from inspector.crosscheck.tree import Tree
 from inspector.crosscheck.verdict import Part
+from inspector.crosscheck.watch import Judged
 from inspector.findings import ExitCode
 from inspector.model.session import Setup
 
 Tell = Callable[[str], None]
+
+PROTOCOL: Final = "protocol"
+"""The verdict's name for what the automaton says."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Matter:
     """What is compared with what: ``part`` is the verdict's name for it; ``names`` those of the sides.
 
     ``doubt`` is a sentence when a difference does not tell against the kernel, as where the model knows no such
-    generation.
+    generation.  ``judged``: the protocol's automaton looks at the kernel's events too.
     """
 
     part: str
@@ -49,21 +54,22 @@ class Matter:
     open_sides: Open
     trees: tuple[Tree, ...]
     doubt: str = ""
+    judged: bool = False
 
 
 @dataclass(frozen=True)
 class ModelAndKernel:
-    """Begins the comparison of the model with a kernel's code."""
+    """Begins the comparison of the model with a kernel's code, under the protocol's automaton."""
 
     kernel: Kernel
 
-    def __call__(self, setup: Setup) -> Pair:
-        return Pair(setup, self.kernel)
+    def __call__(self, setup: Setup) -> Judged:
+        return Judged(setup, self.kernel)
 
 
 def model_and_kernel(kernel: Kernel, doubt: str = "") -> Matter:
     """The model is one side."""
-    return Matter(MODEL, ("model", "kernel"), kernel, ModelAndKernel(kernel), (kernel.tree,), doubt)
+    return Matter(MODEL, ("model", "kernel"), kernel, ModelAndKernel(kernel), (kernel.tree,), doubt, judged=True)
 
 
 def baseline_and_patched(baseline: Kernel, patched: Kernel) -> Matter:
@@ -112,8 +118,34 @@ class Run:
             self.explained = explain(self.script, matter.open_sides, matter.names, matter.trees)
         self.done = True
 
-    def part(self) -> Part:
+    def parts(self) -> list[Part]:
         """What has come of it."""
+        return [self._comparison(), *([self._protocol()] if self.matter.judged else [])]
+
+    def _protocol(self) -> Part:
+        outcome = self.outcome
+        figures: dict[str, int | float | str] = {"operations": outcome.operations, "events": outcome.events}
+        counts = f"{outcome.operations:,} operations, {outcome.events:,} events"
+        code, summary = ExitCode.CLEAN, f"{counts}: no rule broken"
+        if outcome.difference is not None:
+            summary = f"{counts}, up to the difference: no rule broken"
+        elif not self.done:
+            code, summary = ExitCode.UNTESTABLE, f"cut short after {counts}: no rule broken"
+        return self._broken(figures) or Part(PROTOCOL, code, summary, (), figures)
+
+    def _broken(self, figures: dict[str, int | float | str]) -> Part | None:
+        """The broken rule, with its script where that is all that is wrong."""
+        first = self.explained.difference if self.explained is not None else self.outcome.difference
+        if first is None or first.broken is None:
+            return None
+        if first.what is What.PROTOCOL:
+            counts = f"after {self.outcome.operations:,} operations"
+            return replace(_difference(self.matter, self.script, self.explained, counts, figures), name=PROTOCOL)
+        code = ExitCode.UNTESTABLE if self.matter.doubt else ExitCode.FINDINGS
+        summary = f"rule {first.broken.rule} is broken where the model differs: {first.broken.what}"
+        return Part(PROTOCOL, code, summary, (), figures)
+
+    def _comparison(self) -> Part:
         outcome, matter = self.outcome, self.matter
         figures: dict[str, int | float | str] = {
             "operations": outcome.operations,
@@ -122,11 +154,16 @@ class Run:
             "seed": outcome.seed,
         }
         counts = f"{outcome.operations:,} operations, {outcome.events:,} events, seed {outcome.seed}"
-        if outcome.difference is None:
+        if outcome.difference is None or _rule_alone(self.explained, outcome.difference):
             if not self.done:
                 return Part(matter.part, ExitCode.UNTESTABLE, f"cut short after {counts}: no difference", (), figures)
             return Part(matter.part, ExitCode.CLEAN, f"{counts}: no difference", (), figures)
         return _difference(matter, self.script, self.explained, f"after {counts}", figures)
+
+
+def _rule_alone(explained: Explained | None, difference: Difference) -> bool:
+    """A rule is broken, but the sides do the same."""
+    return (explained.difference if explained is not None else difference).what is What.PROTOCOL
 
 
 def _difference(
@@ -155,4 +192,7 @@ def replayed(matter: Matter, script: Reproducer) -> Part:
     figures: dict[str, int | float | str] = {"operations": len(lines) - 1}
     if run_on(lines, matter.open_sides) is None:
         return Part(matter.part, ExitCode.CLEAN, "the reproducer shows no difference any more", (), figures)
-    return _difference(matter, lines, explain(lines, matter.open_sides, matter.names, matter.trees), "still", figures)
+    explained = explain(lines, matter.open_sides, matter.names, matter.trees)
+    part = _difference(matter, lines, explained, "still", figures)
+    alone = explained is not None and explained.difference.what is What.PROTOCOL
+    return replace(part, name=PROTOCOL) if alone else part

@@ -88,7 +88,7 @@ def shrink(lines: list[str], run: Fails) -> list[str]:
     """A script that still makes the two sides differ, as short as greedy deletion gets it; ``run`` tells whether.
 
     A fault of the kernel's code stays one, and one that the model does not have: a shorter script may misuse the
-    tables itself, and then both sides do.
+    tables itself, and then both sides do.  A broken rule stays the same rule, and nothing else becomes one.
     """
     first = run(lines)
     if first is None:
@@ -96,15 +96,22 @@ def shrink(lines: list[str], run: Fails) -> list[str]:
 
     def fails(shorter: list[str]) -> Difference | None:
         found = run(shorter)
-        if found is None or first.what is not What.FAULT:
-            return found
-        return found if (found.what, found.model) == (first.what, first.model) else None
+        if found is None:
+            return None
+        if first.what is What.FAULT:
+            return found if (found.what, found.model) == (first.what, first.model) else None
+        return found if _rule(found) == _rule(first) else None
 
     while True:
         before = lines
         lines = _plainer(_simplify(_drop(lines, fails), fails), fails)
         if lines == before:
             return lines
+
+
+def _rule(difference: Difference) -> str:
+    """The rule, where that is all that differs."""
+    return difference.broken.rule if difference.what is What.PROTOCOL and difference.broken else ""
 
 
 _HASTE = 250

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inspector.codec import GRANULES
-from inspector.crosscheck.differ import Difference, KernelSide, What
+from inspector.crosscheck.differ import Difference, KernelSide, Pair, What
 from inspector.crosscheck.harness import FaultKind, StoreFull
 from inspector.crosscheck.kernel import Kernel
 from inspector.events import RawEvent
@@ -81,6 +81,28 @@ class Watch:
         return found[0]
 
 
+class Judged(Pair):
+    """The model and a kernel's code, and the automaton over the kernel's events.
+
+    A rule that is broken where the two agree is a difference by itself: it shows what model and kernel have in common.
+    Where they differ as well, the difference says which rule is broken.
+    """
+
+    def __init__(self, setup: Setup, kernel: Kernel) -> None:
+        super().__init__(setup, kernel)
+        self.watch = Watch(setup)
+
+    def apply(self, operation: Operation) -> Difference | None:
+        """As `Pair.apply`."""
+        difference = super().apply(operation)
+        broken = self.watch.take(operation, self.their_ret, self.theirs)
+        if broken is None:
+            return difference
+        if difference is not None:
+            return replace(difference, broken=broken)
+        return Difference(format_operation(operation), What.PROTOCOL, "", str(broken), broken=broken)
+
+
 class Watched:
     """A kernel's code under the automaton alone (see `differ.Sides`): a difference is a broken rule, or a fault.
 
@@ -125,7 +147,7 @@ class Watched:
         self.violation = self.watch.take(operation, result.ret, raws)
         if self.violation is None:
             return None
-        return Difference(format_operation(operation), What.PROTOCOL, "", str(self.violation))
+        return Difference(format_operation(operation), What.PROTOCOL, "", str(self.violation), broken=self.violation)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def test_the_whole_verdict_on_a_rename(tmp_path: Path) -> None:
     write(tmp_path / "good")
     write(tmp_path / "same", lambda text: text.replace("stage2_unmap_put_pte", "stage2_drop_pte"))
     said = inspector(tmp_path, "same", "--baseline", "good", "--granule", "4k", "--ops", "2000", code=0).stdout
-    assert len(re.findall(r"^CLEAN  ", said, re.MULTILINE)) == 4, said
+    assert len(re.findall(r"^CLEAN  ", said, re.MULTILINE)) == 5, said
     assert re.search(r"that\s+was\s+all\s+of\s+them", said)
     assert re.search(r"of\s+\d+\s+changed\s+lines:\s+\d+\s+run$", said, re.MULTILINE), said
     assert columns(said) <= 75
@@ -208,6 +208,7 @@ def test_ktap_can_be_read(tmp_path: Path) -> None:
     said = inspector(tmp_path, bad, "--baseline", "good", "--ktap", *QUICK, code=1).stdout
     assert read_ktap(said) == [
         ("not ok", "model against kernel", None),
+        ("not ok", "protocol", None),
         ("not ok", "baseline against patched", None),
     ]
     assert "# Script:" in said

@@ -6,6 +6,7 @@ no other rule may be reported.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -13,9 +14,14 @@ import pytest
 
 from inspector.crosscheck import campaign
 from inspector.crosscheck.kernel import Kernel
+from inspector.crosscheck.reproducer import MODEL, Reproducer
+from inspector.crosscheck.sequential import Budget, Run, model_and_kernel, replayed
 from inspector.crosscheck.tree import PGTABLE
+from inspector.crosscheck.verdict import Part
 from inspector.crosscheck.watch import UnderWatch, Watched
+from inspector.findings import ExitCode
 from inspector.model.session import Setup
+from inspector.model.state import Stage2Table
 from tests.crosscheck import kernels
 from tests.crosscheck.test_campaign import Patch
 
@@ -178,6 +184,55 @@ FAULTS = {
         "",
     ),
 }
+
+
+def verdict_on(kernel: Kernel) -> tuple[Part, Part, list[str]]:
+    """Both parts of the verdict, and the script that shows what was found."""
+    run = Run(model_and_kernel(kernel), Budget(4000, None, 7, ("4k",)))
+    run.go(lambda text: None)
+    comparison, protocol = run.parts()
+    return comparison, protocol, run.script
+
+
+def test_what_model_and_kernel_share_is_found_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is made to lose the same TLBI: the two agree, and the rule is broken."""
+    true = Stage2Table.flush_ipa
+
+    def flush_ipa(self: Stage2Table, ipa: int, level: int) -> None:
+        if sys._getframe(1).f_code.co_name != "try_break_pte":
+            true(self, ipa, level)
+
+    monkeypatch.setattr(Stage2Table, "flush_ipa", flush_ipa)
+    name = "a break without its TLBI"
+    kernel = patched(name, *FAULTS[name][1:])
+    comparison, protocol, script = verdict_on(kernel)
+    assert comparison.code is ExitCode.CLEAN
+    assert (protocol.name, protocol.code) == ("protocol", ExitCode.FINDINGS)
+    assert protocol.summary.startswith("rule B2 is broken in 'map ")
+    assert len(script) <= 5
+    text = "\n".join(protocol.lines)
+    assert "on both sides alike, the one that breaks the rule marked" in text
+    assert sum(line.startswith("> ") for line in protocol.lines) == 1
+    assert "kernel: pgtable.c:" in text
+    again = replayed(model_and_kernel(kernel), Reproducer(MODEL, tuple(protocol.script)))
+    assert (again.name, again.code) == ("protocol", ExitCode.FINDINGS)
+
+
+def test_a_difference_from_the_model_says_which_rule_is_broken() -> None:
+    name = "a break without its TLBI"
+    comparison, protocol, _ = verdict_on(patched(name, *FAULTS[name][1:]))
+    assert (comparison.code, protocol.code) == (ExitCode.FINDINGS, ExitCode.FINDINGS)
+    assert protocol.summary.startswith("rule B2 is broken where the model differs: ")
+    assert not protocol.script
+    assert any(line.strip().startswith("B2: ") for line in comparison.lines)
+
+
+def test_what_breaks_no_rule_is_said_to_break_none() -> None:
+    """A wrong return code is the model's affair alone."""
+    kernel = patched("wrong code", "stage2_map_walker_try_leaf", r"return -EAGAIN;", "return -EBUSY;")
+    comparison, protocol, _ = verdict_on(kernel)
+    assert (comparison.code, protocol.code) == (ExitCode.FINDINGS, ExitCode.CLEAN)
+    assert protocol.summary.endswith("up to the difference: no rule broken")
 
 
 @pytest.mark.parametrize("name", FAULTS)
