@@ -11,6 +11,7 @@ import hashlib
 import logging
 import pickle
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,12 @@ R = TypeVar("R")
 
 PATIENCE: Final = 10
 """Seconds until a scheduler must have answered, and until a worker must have joined it."""
+
+ALONE: Final = 60
+"""Seconds without any worker after which none is expected back: Dask starts a killed one again in some seconds."""
+
+LOOK: Final = 1
+"""Seconds between looks at the cluster while a result is waited for."""
 
 AHEAD: Final = 2
 """Chunks handed in for each thread of the cluster."""
@@ -61,7 +68,7 @@ def spread_over(
                     pending.append(client.submit(_run, payload, mark, chunk, pure=False))
                 if not pending:
                     return
-                yield pending.popleft().result()
+                yield _result(distributed, client, pending.popleft(), address, tell)
         except distributed.KilledWorker:
             raise Untestable(
                 f"workers of {address} were lost with one and the same piece of work: run it with --jobs 1 to see what "
@@ -101,6 +108,32 @@ def _client(distributed: Any, address: str) -> Any:
         client.close()
         raise TargetLost(f"the scheduler at {address} has no workers: 'dask worker {address}' starts one") from None
     return client
+
+
+def _result(distributed: Any, client: Any, future: Any, address: str, tell: Callable[[str], None]) -> Any:
+    """What a chunk came to.
+
+    Without workers a scheduler keeps what it was given and answers nothing: raises `TargetLost` when there has been no
+    worker for `ALONE` seconds.
+    """
+    alone: float | None = None
+    while True:
+        try:
+            return future.result(timeout=LOOK)
+        except distributed.TimeoutError:
+            if future.done():  # it is the work that raised it
+                raise
+        if client.nthreads():
+            alone = None
+            continue
+        if alone is None:
+            tell(f"{address}: all workers are lost, waiting for another")
+            alone = time.monotonic()
+        if time.monotonic() - alone >= ALONE:
+            raise TargetLost(
+                f"all workers of the Dask scheduler at {address} were lost, and for {ALONE} seconds no other has "
+                f"joined it: 'dask worker {address}' starts one"
+            )
 
 
 def _run(payload: bytes, mark: str, chunk: Any) -> Any:

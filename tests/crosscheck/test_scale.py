@@ -215,6 +215,37 @@ def test_a_cluster_does_the_work_of_a_lost_worker_again(cluster: Any, tmp_path: 
     assert {mark.name for mark in tmp_path.iterdir()} == {"3", "5"}
 
 
+def _kill(marks: Path, number: int) -> int:
+    """Dies at 3 as often as it is tried, and leaves a mark when it does."""
+    if number == 3:
+        (marks / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_cluster_whose_workers_are_all_lost_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only worker is killed, and nobody starts another: a sentence, after a while, and not silence for ever."""
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr("inspector.crosscheck.cluster.ALONE", 2)
+    told: list[str] = []
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as found:
+        address = found.scheduler_address
+        program = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
+        worker = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            with closing(spread(partial(_kill, tmp_path), range(7), scheduler=address, tell=told.append)) as results:
+                assert [next(results) for _ in range(3)] == [0, 1, 2]
+                with pytest.raises(
+                    TargetLost, match=r"all workers of .* lost, and for 2 seconds no other .*starts one"
+                ):
+                    next(results)
+        finally:
+            worker.kill()
+            assert worker.wait(timeout=60) == -signal.SIGKILL
+    assert (tmp_path / "died").exists()
+    assert any("waiting for another" in text for text in told)
+
+
 def test_no_cluster_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     monkeypatch.setattr("inspector.crosscheck.cluster.PATIENCE", 1)
