@@ -222,11 +222,12 @@ def test_a_wrong_kernel_breaks(patch: Patch) -> None:
     true = kernels.tree("6.12")
     tree = replace(true, text={**true.text, PGTABLE: patch.apply(true.text[PGTABLE])})
     wrong = Kernel(patch.name, tree, "6.12", kernels.builds())
-    broken = False
-    for mapped in (None, PAGE):
-        for name in _NAMES[:3]:
-            with table(wrong) as h:
-                if mapped:
-                    h.stage2_map(IPA, mapped, PHYS, h.prot("r"))
-                broken |= not all(one.sound for one in outcomes(h, _pairs(h)[name], "6.12"))
-    assert broken
+    assert any(_breaks(wrong, name, mapped) for mapped in (None, PAGE) for name in _NAMES[:3])
+
+
+def _breaks(kernel: Kernel, name: str, mapped: int | None) -> bool:
+    with table(kernel) as h:
+        if mapped:
+            h.stage2_map(IPA, mapped, PHYS, h.prot("r"))
+        with Engine(h, _pairs(h)[name], GENERATIONS["6.12"]) as engine:
+            return any(not one.sound for one in engine.outcomes())
