@@ -80,7 +80,7 @@ def test_hypothesis_finds_nothing(label: str, rng: Random) -> None:
     assert outcome.difference is None, _explain(outcome)
 
 
-@pytest.mark.parametrize("label", labels())
+@pytest.mark.parametrize("label", ["6.1", "6.12", "7.3"])
 def test_the_walkthrough_is_what_kernels_do(label: str) -> None:
     """The teaching script, part by part, on the kernel of that part."""
     setup: Setup | None = None
