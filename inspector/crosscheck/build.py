@@ -190,6 +190,16 @@ def stage(tree: Tree, folder: Path) -> Path:
     return folder / "pgtable.c"
 
 
+_LACKING = re.compile(
+    r"implicit declaration of function '(\w+)'"
+    r"|'(\w+)' undeclared"
+    r"|unknown type name '(\w+)'"
+    r"|has no member named '(\w+)'"
+    r"|fatal error: (\S+): No such file"
+    r"|undefined reference to `(\w+)'"
+)
+
+
 @functools.cache
 def compiler() -> str:
     """The first line of ``gcc --version``.  Raises `Untestable` when there is none."""
@@ -282,4 +292,13 @@ def _compile(command: list[str], folder: Path) -> tuple[int, str]:
 def _explain(tree: Tree, variant: Variant, said: str, folder: Path) -> str:
     errors = [line for line in said.splitlines() if "error:" in line or "undefined reference" in line]
     first = (errors or said.strip().splitlines() or ["it says nothing"])[0].replace(f"{folder}/", "")
-    return f"{PGTABLE} of {tree.origin} does not compile with the harness ({variant.name}): {first}"
+    names = lacking(said)
+    named = f"neither the shims nor what is compiled of the tree have {', '.join(names[:4])}; " if names else ""
+    more = f"and {len(names) - 4} more; " if len(names) > 4 else ""
+    return f"{PGTABLE} of {tree.origin} does not compile with the harness ({variant.name}): {named}{more}{first}"
+
+
+def lacking(said: str) -> list[str]:
+    """The functions, types, members and headers that gcc and ld (in the C locale) say are nowhere, in their order."""
+    found = (next(filter(None, match.groups())) for match in _LACKING.finditer(said))
+    return list(dict.fromkeys(found))

@@ -11,12 +11,13 @@ import random
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from inspector import events as ev
-from inspector.crosscheck.build import GRANULES
+from inspector.crosscheck.build import GRANULES, Variant, build
 from inspector.crosscheck.harness import (
     AF,
     Harness,
@@ -794,9 +795,32 @@ def test_a_file_that_does_not_compile_is_explained(tmp_path: Path) -> None:
     text = tree(label).text
     name = "arch/arm64/kvm/hyp/pgtable.c"
     wrong = Tree("x", {**text, name: text[name] + "\nvoid f(void) { no_such_helper(); }\n"})
-    with pytest.raises(Untestable, match=r"does not compile with the harness \(4k\): pgtable\.c:\d+:.*no_such_helper"):
+    with pytest.raises(Untestable, match=r"\(4k\): neither the shims nor .* have no_such_helper; .*no_such_helper"):
         Kernel("wrong", wrong, label, tmp_path / "builds").library()
     assert not list((tmp_path / "builds").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("kvm_new_helper", "kvm_new_helper(pgt);"),
+        ("KVM_NEW_FLAG", "pgt->flags |= KVM_NEW_FLAG;"),
+        ("new_member", "pgt->new_member = 0;"),
+        ("kvm_new_t", "kvm_new_t one = {0}; (void)one;"),
+        ("asm/kvm_new.h", ""),
+    ],
+)
+def test_what_the_shims_lack_is_named(tmp_path: Path, name: str, written: str) -> None:
+    """A function, a constant, a member, a type, a header that a newer tree has."""
+    true = tree(labels()[-1])
+    text = true.text[PGTABLE]
+    if name.endswith(".h"):
+        text = f"#include <{name}>\n{text}"
+    else:
+        text += f"\nvoid newer(struct kvm_pgtable *pgt);\nvoid newer(struct kvm_pgtable *pgt) {{ {written} }}\n"
+    newer = replace(true, text={**true.text, PGTABLE: text})
+    with pytest.raises(Untestable, match=rf"neither the shims nor what is compiled of the tree have {name}; "):
+        build(newer, Variant("4k"), tmp_path)
 
 
 def test_an_event_has_its_line_in_the_kernels_source() -> None:
