@@ -244,6 +244,8 @@ class _Work:
             machines=1 if "4k" in asked else 2,
             seconds=self.request.budget.seconds,
             model=_is_known(subject.code),
+            jobs=self.request.budget.jobs,
+            scheduler=self.request.budget.scheduler,
             tell=self.tell,
         )
         self._add(part, subject.label)

@@ -146,3 +146,13 @@ def test_a_broken_schedule_can_be_read_and_is_said_whole() -> None:
     assert any(line.strip() == "free T2" for line in shown)
     assert any("tlbi" in line for line in shown)
     assert any(line.startswith("schedule: A") for line in lines)
+
+
+def test_the_split_changes_nothing() -> None:
+    """The same part from two processes as from one: of a clean kernel, and of one that is wrong."""
+    clean = kernels.kernel("6.1")
+    assert interleave(clean) == interleave(clean, jobs=2)
+    broken = wrong(next(patch for patch in BROKEN if patch.name == "freed without a grace period"))
+    one, two = interleave(broken), interleave(broken, jobs=2)
+    assert one.code is ExitCode.FINDINGS
+    assert one == two

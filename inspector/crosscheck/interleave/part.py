@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from textwrap import wrap
 
 from inspector.crosscheck.differ import KernelSide
@@ -14,6 +17,7 @@ from inspector.crosscheck.interleave.outcome import Outcome
 from inspector.crosscheck.interleave.pairs import Scenario, racing, scenarios
 from inspector.crosscheck.interleave.show import columns, schedule_text
 from inspector.crosscheck.kernel import Kernel
+from inspector.crosscheck.scale import spread
 from inspector.crosscheck.verdict import WIDTH, Part
 from inspector.findings import ExitCode
 from inspector.model.machine import Machine
@@ -42,6 +46,13 @@ class Done:
     schedules: int = 0
     distinct: int = 0
     incomplete: int = 0
+
+    def add(self, other: Done) -> None:
+        """And what another did."""
+        self.scenarios += other.scenarios
+        self.schedules += other.schedules
+        self.distinct += other.distinct
+        self.incomplete += other.incomplete
 
 
 def judge(outcome: Outcome, lockstep: Lockstep | None) -> tuple[str, ...]:
@@ -77,6 +88,23 @@ def explore(kernel: Kernel, scenario: Scenario, bound: int, done: Done, model: b
     return min(found, key=lambda one: (one.outcome.preemptions, len(one.outcome.accesses)), default=None)
 
 
+def explore_all(
+    kernel: Kernel, bound: int, model: bool, chunk: Sequence[Scenario]
+) -> list[tuple[Violation | None, Done]]:
+    """One scenario after the other, up to the first violation."""
+    found: list[tuple[Violation | None, Done]] = []
+    for scenario in chunk:
+        done = Done()
+        violation = explore(kernel, scenario, bound, done, model)
+        found.append((violation, done))
+        if violation:
+            break
+    return found
+
+
+CHUNK = 8
+"""Scenarios that a worker does before it answers."""
+
 MOST_SCHEDULES = 200_000
 """Of one scenario.  Two operations with a bound of 2 have some hundreds."""
 
@@ -98,11 +126,14 @@ def interleave(
     machines: int = 2,
     seconds: float | None = None,
     model: bool = True,
+    jobs: int = 1,
+    scheduler: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Part:
     """Every ``count`` operations that the kernel lets race, in every starting state, with ``bound`` preemptions.
 
-    ``seconds``: no new scenario is begun after so long.
+    ``seconds``: no new scenario is begun after so long.  ``jobs``, ``scheduler`` and ``tell`` are those of `spread`:
+    the part does not depend on them.
     """
     done = Done()
     if not racing(Setup(kernel.generation)):
@@ -110,14 +141,16 @@ def interleave(
     work = [each for setup in setups(kernel.generation, granules, machines) for each in scenarios(setup, count)]
     end = None if seconds is None else time.monotonic() + seconds
     violation = None
-    for number, scenario in enumerate(work):
-        if end is not None and time.monotonic() > end:
-            break
-        if not number % 16:
-            tell(f"interleavings: {number} of {len(work)} meetings of {count} operations, {done.schedules} schedules")
-        violation = explore(kernel, scenario, bound, done, model)
-        if violation:
-            break
+    size = 1 if jobs == 1 and scheduler is None else CHUNK
+    chunks = (work[start : start + size] for start in range(0, len(work), size))
+    tell(f"interleavings: {len(work)} meetings of {count} operations")
+    with closing(spread(partial(explore_all, kernel, bound, model), chunks, jobs, scheduler, tell)) as results:
+        for violation, one in chain.from_iterable(results):
+            done.add(one)
+            if violation or (end is not None and time.monotonic() > end):
+                break
+            if not done.scenarios % 16:
+                tell(f"interleavings: {done.scenarios} of {len(work)} meetings, {done.schedules} schedules")
     figures = {"schedules": done.schedules, "distinct": done.distinct, "meetings": done.scenarios, "preemptions": bound}
     said = (
         f"{done.schedules} schedules of {count} operations in {done.scenarios} meetings "
