@@ -104,7 +104,7 @@ class Judged(Pair):
 
 
 class Watched:
-    """A kernel's code under the automaton alone (see `differ.Sides`): a difference is a broken rule, or a fault.
+    """A kernel's code under the automaton alone (see `differ.Sides`): a difference is a broken rule.
 
     The model's session only goes along for the generator's sake, where it can; it judges nothing, so that this works
     for a kernel that the model does not know, and for a fault that model and kernel share.
