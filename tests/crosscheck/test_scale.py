@@ -232,7 +232,11 @@ def test_a_cluster_whose_workers_are_all_lost_is_said(tmp_path: Path, monkeypatc
     with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as found:
         address = found.scheduler_address
         program = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
-        worker = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        # where this process looks for modules, so does the worker: `_kill` is a function of this one
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        worker = subprocess.Popen(
+            program, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         try:
             with closing(spread(partial(_kill, tmp_path), range(7), scheduler=address, tell=told.append)) as results:
                 sentence = r"all workers of .* lost, and for 2 seconds no other .*starts one"
