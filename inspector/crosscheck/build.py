@@ -39,6 +39,11 @@ STUBS: Final = (
 """Headers that the kernel's files include and that the shim stands for."""
 
 FEATURES: Final = {
+    "MM_OPS": r"\bstruct kvm_pgtable_mm_ops \{",
+    "STAGE2_FLAGS": r"\benum kvm_pgtable_stage2_flags \{",
+    "SOFTWARE_BITS": r"\bKVM_PGTABLE_PROT_SW0\b",
+    "GET_LEAF": r"\bkvm_pgtable_get_leaf\(",
+    "HYP_UNMAP": r"\bkvm_pgtable_hyp_unmap\(",
     "MAP_FLAGS": r"\bkvm_pgtable_stage2_map\([^;]*\bflags\)",
     "SHARED": r"\bKVM_PGTABLE_WALK_SHARED\b",
     "HANDLE_FAULT": r"\bKVM_PGTABLE_WALK_HANDLE_FAULT\b",

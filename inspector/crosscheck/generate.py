@@ -51,8 +51,8 @@ def random_setup(rng: Random, label: str, granules: Sequence[str] = tuple(_OFTEN
         xnx=rng.random() < 0.5,
         hvhe=rng.random() < 0.3,
         bti=rng.random() < 0.3,
-        dcache_op=rng.random() < 0.9,
-        icache_op=rng.random() < 0.9,
+        dcache_op=rng.random() < 0.9 or not behaviours.mm_ops,
+        icache_op=rng.random() < 0.9 or not behaviours.mm_ops,
         no_fwb=rng.random() < 0.1 and not behaviours.as_s1,
         as_s1=rng.random() < 0.1 and behaviours.as_s1,
         idmap=rng.random() < 0.05,
@@ -340,6 +340,8 @@ class Generator:
         return Operation("create_unlinked", pa=pa, level=level, prot=self._prot(), cache=cache, switch=force)
 
     def _leaf(self) -> Operation:
+        if not self.behaviours.get_leaf:
+            return self._hyp_map() if self.hyp else Operation("is_young", self._addr(aligned=False))
         return Operation("get_leaf", self._addr(aligned=False))
 
     def _grace_period(self) -> Operation:

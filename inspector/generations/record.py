@@ -115,6 +115,10 @@ class Generation:
     unlinked_double_put: bool
     """create_unlinked's error path puts the page that free_unlinked has freed already."""
 
+    # --- reading
+    get_leaf: bool
+    """kvm_pgtable_get_leaf exists."""
+
     # --- destroy
     destroy_in_ranges: bool
     """destroy_range and destroy_pgd; a table is freed only when its own count is 1, and its entry cleared."""
@@ -178,6 +182,12 @@ class Generation:
         )
 
     # What follows from the fields.  Cached: the model's inner loops ask.
+
+    @cached_property
+    def mm_ops(self) -> bool:
+        """Pages, addresses and caches go through ``struct kvm_pgtable_mm_ops``, whose cache callbacks may be
+        absent; before, the file calls the kernel's own functions."""
+        return "mm_ops" not in self.lacks
 
     @cached_property
     def stale_invalid(self) -> bool:

@@ -22,5 +22,6 @@ GENERATION: Final = replace(
     map_scheme=MapScheme.ANCHOR_IN_PLACE,
     annotation=Annotation.NONE,
     attr_icache=False,
+    get_leaf=False,
     hyp_device_index=5,
 )

@@ -9,6 +9,7 @@
 
 #include "shim.h"
 #include <asm/kvm_pgtable.h>
+#include <asm/stage2_pgtable.h>
 
 #ifdef HAVE_SIGNED_LEVEL
 typedef s8 level_t;
@@ -116,7 +117,11 @@ struct harness {
 	struct kvm_pgtable pgt;
 	struct kvm_s2_mmu mmu;
 	struct kvm_arch arch;
+#ifdef HAVE_MM_OPS
 	struct kvm_pgtable_mm_ops ops;
+#else
+	struct kvm kvm;
+#endif
 	bool is_hyp;
 
 	/* The page store. */
@@ -160,6 +165,9 @@ void catch_crashes(bool on);
 void watch(int patience);
 bool is_table(u64 pte, int level);
 u64 root_pages(void);
+#ifndef HAVE_MM_OPS
+u64 kvm_pte_to_phys(kvm_pte_t pte);
+#endif
 
 /* A shared access is about to happen: with fibers, another one may go first. */
 enum access_kind { AC_READ, AC_STORE, AC_CAS, AC_CASFAIL, AC_GET, AC_PUT, AC_COUNT };
