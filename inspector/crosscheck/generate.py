@@ -53,10 +53,10 @@ def random_setup(rng: Random, label: str, granules: Sequence[str] = tuple(_OFTEN
         bti=rng.random() < 0.3,
         dcache_op=rng.random() < 0.9 or not behaviours.mm_ops,
         icache_op=rng.random() < 0.9 or not behaviours.mm_ops,
-        no_fwb=rng.random() < 0.1 and not behaviours.as_s1,
+        no_fwb=rng.random() < 0.1 and bool(behaviours.pgt_flags.bit("NOFWB")) and not behaviours.as_s1,
         as_s1=rng.random() < 0.1 and behaviours.as_s1,
-        idmap=rng.random() < 0.05,
-        force_pte=rng.choices((None, False, True), (86, 7, 7))[0],
+        idmap=rng.random() < 0.05 and behaviours.idmap_and_force_pte,
+        force_pte=rng.choices((None, False, True), (86, 7, 7))[0] if behaviours.idmap_and_force_pte else None,
         hyp_build=rng.random() < 0.05,
         rcu=rng.random() < 0.9,
     )
