@@ -149,7 +149,8 @@ class HypMap:
         if not old & 1:
             if pgt.behaviours.hyp_unmap:
                 pgt.store.get(ctx.table)
-        elif (old ^ new) & ~SW_MASK:
+        # kvm_set_valid_leaf_pte of 5.10 tolerates the very same entry only; software bits came with 5.15.
+        elif (old ^ new) & ~(SW_MASK if pgt.behaviours.software_bits else 0):
             pgt.warn()
             if not pgt.behaviours.hyp_conflict_goes_on:
                 return True
