@@ -121,8 +121,9 @@ def _result(distributed: Any, client: Any, future: Any, address: str, tell: Call
         try:
             return future.result(timeout=LOOK)
         except distributed.TimeoutError:
-            if future.done():  # it is the work that raised it
-                raise
+            # Done all the same: it came just after that second, or it is the work itself that raises such an error.
+            if future.done():
+                return future.result(timeout=PATIENCE)
         if client.nthreads():
             alone = None
             continue
