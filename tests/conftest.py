@@ -8,6 +8,9 @@ import re
 import signal
 from pathlib import Path
 
+# Its plugin would load it for the summary at last, and that fails in CPython 3.11 once Dask is loaded
+# ("AST constructor recursion depth mismatch").
+import hypothesis  # noqa: F401
 import pytest
 
 from fixtures.kernels import TESTED

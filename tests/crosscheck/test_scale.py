@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from inspector.crosscheck import campaign
+from inspector.crosscheck import cluster as cluster_module
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.scale import spread
 from inspector.crosscheck.tree import PGTABLE
@@ -29,6 +31,11 @@ from tests.crosscheck.test_campaign import PATCHES
 pytestmark = pytest.mark.harness
 
 LABEL = "6.12"
+
+
+def _dask() -> Any:
+    """Dask's module, without types."""
+    return importlib.import_module("distributed")
 
 
 def _square(number: int) -> int:
@@ -192,12 +199,43 @@ def test_a_kernel_that_does_not_compile_is_said_by_a_worker_as_well() -> None:
 # --- a cluster ---
 
 
+class _Slow:
+    """A future that is done just after the look at it timed out."""
+
+    def __init__(self, result: Callable[[], int]) -> None:
+        self.looks, self._result = 0, result
+
+    def result(self, timeout: float) -> int:
+        self.looks += 1
+        if self.looks == 1:
+            raise TimeoutError(f"timed out after {timeout} s.")
+        return self._result()
+
+    def done(self) -> bool:
+        return True
+
+
+def test_a_result_that_comes_just_after_a_look_is_no_loss() -> None:
+    assert cluster_module._result(_dask(), None, _Slow(lambda: 7), "tcp://host:8786", _silent) == 7
+
+
+def test_a_timeout_of_the_work_itself_is_not_waited_for() -> None:
+    def fails() -> int:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        cluster_module._result(_dask(), None, _Slow(fails), "tcp://host:8786", _silent)
+
+
+def _silent(_: str) -> None:
+    """Nobody listens."""
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A scheduler and two workers, each a process, on this machine."""
-    distributed = pytest.importorskip("distributed")
     settings = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": None, "silence_logs": 50}
-    with distributed.LocalCluster(**settings) as found:
+    with _dask().LocalCluster(**settings) as found:
         yield found
 
 
@@ -225,14 +263,13 @@ def _kill(marks: Path, number: int) -> int:
 
 def test_a_cluster_whose_workers_are_all_lost_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The only worker is killed, and nobody starts another: a sentence, after a while, and not silence for ever."""
-    distributed = pytest.importorskip("distributed")
     monkeypatch.setattr("inspector.crosscheck.cluster.ALONE", 2)
     told: list[str] = []
     came: list[int] = []  # what had not been fetched yet is lost with the worker
-    with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as found:
+    with _dask().LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as found:
         address = found.scheduler_address
         program = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
-        # where this process looks for modules, so does the worker: `_kill` is a function of this one
+        # Where this process looks for modules, so does the worker: `_kill` is a function of this one.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         worker = subprocess.Popen(
             program, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -252,7 +289,6 @@ def test_a_cluster_whose_workers_are_all_lost_is_said(tmp_path: Path, monkeypatc
 
 
 def test_no_cluster_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("distributed")
     monkeypatch.setattr("inspector.crosscheck.cluster.PATIENCE", 1)
     with pytest.raises(TargetLost, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1: start one"):
         list(spread(_square, range(3), scheduler="tcp://127.0.0.1:1"))

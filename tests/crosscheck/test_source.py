@@ -216,7 +216,7 @@ def test_a_package_that_is_kept_is_used(tmp_path: Path) -> None:
     file = kernels.source(LABEL)
     assert file is not None
     if file.is_dir():
-        pytest.skip("the sources here are trees")
+        pytest.skip("kernel trees were given in place of packages, so that there is none to find")
     found = open_package(f"linux-source-{LABEL}", kernels.builds(), _silent)
     assert found.tree.text == kernels.tree(LABEL).text
 
@@ -225,7 +225,7 @@ def test_a_package_that_is_kept_is_used(tmp_path: Path) -> None:
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's apt knows one repository, in a folder, with the source package of a kernel 9.9."""
     if shutil.which("apt-get") is None:
-        pytest.skip("no apt here")
+        pytest.skip("this distribution has no apt, which is what fetches packages by name")
     apt = tmp_path / "apt"
     for part in ("state/lists/partial", "cache/archives/partial", "empty", "deb/DEBIAN", "deb/usr/src"):
         (apt / part).mkdir(parents=True)
