@@ -215,6 +215,11 @@ class Session:
         self.store.counts[page] += o.change
         return Outcome(self.store.counts[page], self.store.pages[page][index])
 
+    def _get_leaf(self, o: Operation) -> Outcome:
+        if not self.setup.behaviours.get_leaf:
+            raise ValueError(f"{self.setup.behaviours.label} has no get_leaf")
+        return Outcome(*self.table.get_leaf(o.addr))
+
     RUN: ClassVar[Mapping[str, Callable[[Session, Operation], Outcome | int | None]]] = {
         "init": _init,
         "map": lambda s, o: s.stage2.map(o.addr, o.size, o.pa, o.prot, s.cache(o), o.flags),
@@ -231,7 +236,7 @@ class Session:
         "split": _split,
         "create_unlinked": _create_unlinked,
         "free_unlinked": _free_unlinked,
-        "get_leaf": lambda s, o: Outcome(*s.table.get_leaf(o.addr)),
+        "get_leaf": _get_leaf,
         "destroy": lambda s, o: s.stage2.destroy(),
         "destroy_range": lambda s, o: s.stage2.destroy_range(o.addr, o.size),
         "destroy_pgd": lambda s, o: s.stage2.destroy_pgd(),

@@ -1,6 +1,6 @@
 """What sets generations apart that were not compared with compiled code: expected events worked out from the facts.
 
-The section numbers are those of ``docs/kernel.md``; 5.10 and 5.15, 6.6 and 6.18 have no harness here.
+The section numbers are those of ``docs/kernel.md``; 5.15, 6.6 and 6.18 have no harness here, 5.10 none in these tests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from fixtures.kernels import COMPILED
 from inspector.codec import Geometry
 from inspector.events import TTL_UNKNOWN, format_raw
 from inspector.generations.registry import number
-from inspector.model import GENERATIONS, Machine, MemoryCache, Prot, Stage2, generation, run_script
+from inspector.model import GENERATIONS, Machine, MemoryCache, Prot, ScriptError, Stage2, generation, run_script
 
 IPA = 0x8000_0000
 
@@ -41,6 +41,24 @@ def test_5_10_tolerates_the_same_mapping() -> None:
     """Section 4.4: no store and no TLBI, but the reference goes down and up."""
     text = "map 0x80000000 4K pa=0x48000000 prot=RW\n"
     assert _last(_head("5.10") + text + text) == ["put page=T1 count=1", "get page=T1", "barrier kind=ishst"]
+
+
+@pytest.mark.parametrize(("label", "kept"), [("5.10", True), ("5.15", False), ("6.12", False)])
+def test_hyp_map_over_software_bits(label: str, kept: bool) -> None:
+    """Section 1.5: 5.10 compares whole entries, warns, and leaves what is there; later, the bits are overwritten."""
+    mapped = "hyp_map 0x10000 4K pa=0x48000000 prot=RW\n"
+    entry = 1 << 54 | 0x4800_0000 | 1 << 10 | 3 << 8 | 1 << 6 | 3  # XN, AF, inner shareable, RW, page: DDI 0487 D8.3
+    text = f"machine generation={label}\nhyp_init\n{mapped}poke 0x10000 level=3 entry={entry | 1 << 55:#x}\n{mapped}"
+    events = _last(text)
+    assert ("warn" in events) == kept
+    assert any(event.startswith("store") for event in events) != kept
+
+
+def test_5_10_has_no_get_leaf() -> None:
+    """Section 3.6: it came with 5.15."""
+    with pytest.raises(ScriptError, match=r"5\.10 has no get_leaf"):
+        list(run_script(_head("5.10") + "get_leaf 0x80000000"))
+    assert list(run_script(_head("5.15") + "get_leaf 0x80000000"))
 
 
 def test_5_10_collapse() -> None:
