@@ -12,8 +12,8 @@ from inspector.generations.v5_15 import GENERATION as V5_15
 GENERATION: Final = replace(
     V5_15,
     label="5.10",
-    source="5.10.262",
-    cross_checked=False,
+    source="5.10.223",
+    cross_checked=True,
     has=("pgtable",),
     lacks=("mm_ops",),
     invalid=InvalidForm.STALE,

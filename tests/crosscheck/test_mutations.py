@@ -42,6 +42,21 @@ NOT_FLIPPED = {
 }
 INVISIBLE = {
     # (generation, field): why no operation of that generation can tell
+    ("5.10", "shared_walks"): "its map has no flags argument",
+    ("5.10", "wrprotect_ignores_eagain"): "nothing says -EAGAIN there",
+    ("5.10", "relax_flush_on_eagain"): "nothing says -EAGAIN there",
+    ("5.10", "eagain"): "nothing says -EAGAIN there",
+    ("5.10", "two_bit_xn"): "one execute bit is drawn, map compares whole entries, and nothing else reads XN",
+    ("5.10", "hyp_two_bit_xn"): "with one execute bit and no hVHE the two forms are one",
+    ("5.10", "software_bits_store"): "part of the UNLINK scheme",
+    ("5.10", "span_flush_aligned"): "part of the UNLINK scheme",
+    ("5.10", "cmo_checks_valid"): "its map does no cache maintenance",
+    ("5.10", "unmap_defers_tables_too"): "nothing is deferred there",
+    ("5.10", "split"): "the kernel has no such function to compare with",
+    ("5.10", "split_barrier_each"): "there is no split",
+    ("5.10", "unlinked_double_put"): "there is no split",
+    ("5.10", "get_leaf"): "the kernel has no such function to compare with",
+    ("5.10", "hyp_running_pa"): "no leaf is refused without the walk going on: every one moves the address on",
     ("6.1", "shared_walks"): "its map has no flags argument",
     ("6.1", "wrprotect_ignores_eagain"): "nothing in wrprotect says -EAGAIN there",
     ("6.12", "wrprotect_ignores_eagain"): "a walk outside a fault handler forgets -EAGAIN anyway",
@@ -58,6 +73,9 @@ INVISIBLE = {
     ("6.1", "hyp_two_bit_xn"): "with one execute bit and no hVHE the two forms are one",
 }
 INVISIBLE_VALUES = {
+    ("5.10", "pgt_flags", "NOFWB_IDMAP"): "init takes no flags",
+    ("5.10", "pgt_flags", "IDMAP_AS_S1"): "init takes no flags",
+    ("5.10", "attr_walk_flags", "CALLER"): "no caller has flags to give",
     ("6.1", "eagain", "STOPS_UNLESS_IGNORED"): "the same where no walk ignores it",
     ("6.1", "attr_walk_flags", "CALLER"): "the same where no caller has flags to give",
     ("6.1", "invalid", "LOCKED_BIT10"): "nothing is marked in the ANCHOR scheme",

@@ -1,6 +1,6 @@
 """What sets generations apart that were not compared with compiled code: expected events worked out from the facts.
 
-The section numbers are those of ``docs/kernel.md``; 5.15, 6.6 and 6.18 have no harness here, 5.10 none in these tests.
+The section numbers are those of ``docs/kernel.md``; 5.15, 6.6 and 6.18 have no harness here.
 """
 
 from __future__ import annotations
