@@ -217,8 +217,12 @@ class Protocol:
         return bool(facts.locked_mask) and not value & 1 and value & facts.locked_mask == facts.locked_value
 
     def _rights(self, value: int) -> int:
-        """R, W, EL0 and EL1 execute as a set of bits."""
-        execute = _RIGHTS_OF_XN[value >> 53 & 3] if self.facts.xnx else 0 if value >> 54 & 1 else 3
+        """R, W, EL0 and EL1 execute as a set of bits.
+
+        Without FEAT_XNX bit 53 is RES0 (DDI 0487 D8.4.1): an entry that has it set, which is not the kernel's, says
+        nothing of execution, and is taken for one that allowed it.
+        """
+        execute = _RIGHTS_OF_XN[value >> 53 & 3] if self.facts.xnx else 0 if value >> 53 & 3 == 2 else 3
         return value & S2AP | execute
 
     # ---- references and pages

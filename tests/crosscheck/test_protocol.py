@@ -13,6 +13,7 @@ from random import Random
 import pytest
 
 from inspector.crosscheck import campaign
+from inspector.crosscheck.differ import run_on
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.reproducer import MODEL, Reproducer
 from inspector.crosscheck.sequential import Budget, Run, model_and_kernel, replayed
@@ -71,6 +72,19 @@ def patched(name: str, function: str, old: str, new: str) -> Kernel:
 @pytest.mark.parametrize("label", kernels.labels())
 def test_a_clean_kernel_keeps_the_protocol(label: str) -> None:
     assert rules_broken(kernels.kernel(label), CLEAN) == (set(), "")
+
+
+@pytest.mark.parametrize("label", kernels.labels()[-1:])
+def test_a_reserved_bit_that_was_planted_is_held_against_nobody(label: str) -> None:
+    """XN[0] without FEAT_XNX is RES0: 7.3 reads 0b11 as executable (stage2_pte_executable), a CPU may as well not."""
+    script = [
+        f"machine generation={label} xnx=0",
+        "init",
+        "map 0x3fffe00000 0x1000 pa=0xbfffe00000 prot=RW",
+        "poke 0x3fffe00000 level=3 entry=0xe000bfffe0073f",
+        "relax_perms 0x3fffe00000 prot=RWX",
+    ]
+    assert run_on(script, UnderWatch(kernels.kernel(label))) is None
 
 
 BREAK, MAKE, LEAF, UNMAP = (
