@@ -141,7 +141,7 @@ class HypMap:
         old, level, addr = ctx.old, ctx.level, ctx.addr
         phys = (self.phys + self.skipped + addr - ctx.start) & U64
         size = 1 << pgt.shifts[level]
-        if level < pgt.min_block_level or size > ctx.end - addr or (phys | addr) & (size - 1):
+        if not pgt.may_be_block(ctx, phys):
             return False
         new = pgt.pte_of(phys) | self.attr | (3 if level == LAST_LEVEL else 1)
         if old == new:

@@ -41,14 +41,9 @@ class MapData:
         if self.force_pte:
             return False
         pgt = self.pgt
-        by_pa = pgt.annotates_by_pa
-        if self.annotation is not None and not by_pa:
+        if self.annotation is not None and not pgt.annotates_by_pa:
             return True
-        addr = ctx.addr
-        size = 1 << pgt.shifts[level]
-        if level < pgt.min_block_level or size > ctx.end - addr or addr & (size - 1):
-            return False
-        return not phys & (size - 1) or (by_pa and phys >= pgt.phys_limit)
+        return pgt.may_be_block(ctx, phys)
 
     def new_leaf(self, level: int, phys: int) -> int:
         """``kvm_init_valid_leaf_pte``, or the annotation."""

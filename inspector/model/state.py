@@ -66,7 +66,9 @@ class Pgtable:
     """A page table of either kind: ``struct kvm_pgtable`` with the store it lives in.
 
     ``root`` is the address of the first root page, 0 before init and after destroy.  ``shifts`` holds log2 of the
-    bytes an entry covers for levels 0..3, with level -1 last, where Python's index -1 finds it.
+    bytes an entry covers for levels 0..3, with level -1 last, where Python's index -1 finds it.  ``phys_limit`` is the
+    first number that is not a PA (``kvm_phys_is_valid``), by which some generations tell annotations from leaves
+    (``annotates_by_pa``).
     ``lose_cas`` = n (0: never) lets another CPU be faster at the n-th cmpxchg from now: just before it, that CPU sets
     or clears the bits ``race_value``, or stores that value (``race_mode`` ``set``, ``clear``, ``value``); the cmpxchg
     then fails if the entry changed.
@@ -75,6 +77,7 @@ class Pgtable:
 
     __slots__ = (
         "addr_mask",
+        "annotates_by_pa",
         "behaviours",
         "each_read",
         "emit",
@@ -87,6 +90,7 @@ class Pgtable:
         "min_block_level",
         "page_mask",
         "page_size",
+        "phys_limit",
         "race_mode",
         "race_value",
         "root",
@@ -123,10 +127,22 @@ class Pgtable:
         self.lpa2 = geometry.lpa2
         self.split_addresses = self.lpa2 or shift == 16
         self.addr_mask = (1 << (50 if self.lpa2 else 48)) - self.page_size
+        self.phys_limit = 1 << (52 if self.split_addresses else 48)
+        self.annotates_by_pa = behaviours.annotation is Annotation.OWNER_BY_INVALID_PA
         self.each_read = False
         self.lose_cas = 0
         self.race_mode = "set"
         self.race_value = 0
+
+    def may_be_block(self, ctx: Visit, phys: int) -> bool:
+        """``kvm_block_mapping_supported`` above the last level: by level, range and alignment.
+
+        Where owners are told by an impossible PA, such a one is of any alignment: a hyp map of it makes a block too.
+        """
+        addr, size = ctx.addr, 1 << self.shifts[ctx.level]
+        if ctx.level < self.min_block_level or size > ctx.end - addr or addr & (size - 1):
+            return False
+        return not phys & (size - 1) or (self.annotates_by_pa and phys >= self.phys_limit)
 
     # --- addresses in descriptors (kvm_pte_to_phys, kvm_phys_to_pte)
 
@@ -269,17 +285,14 @@ class Pgtable:
 class Stage2Table(Pgtable):
     """``struct kvm_pgtable`` of a stage-2 table, empty until :meth:`init`.
 
-    ``attributes`` are the leaf rules; ``phys_limit`` the first number that is not a PA (``kvm_phys_is_valid``), by
-    which some generations tell annotations from leaves (``annotates_by_pa``).
+    ``attributes`` are the leaf rules.
     """
 
     __slots__ = (
-        "annotates_by_pa",
         "attributes",
         "counts_nonzero",
         "locked_mask",
         "locked_value",
-        "phys_limit",
         "stale_invalid",
     )
 
@@ -288,13 +301,11 @@ class Stage2Table(Pgtable):
     ) -> None:
         super().__init__(behaviours, machine, geometry, store)
         self.attributes = Attributes(behaviours, machine, self.lpa2)
-        self.phys_limit = 1 << (52 if self.split_addresses else 48)
         # What the walks ask at every entry, without the detour over a derived property of the generation.
         self.counts_nonzero = behaviours.counts_nonzero
         self.locked_mask = behaviours.locked_mask
         self.locked_value = behaviours.locked_value
         self.stale_invalid = behaviours.stale_invalid
-        self.annotates_by_pa = behaviours.annotation is Annotation.OWNER_BY_INVALID_PA
 
     def init(self) -> int:
         """``kvm_pgtable_stage2_init``: root pages, one reference each."""

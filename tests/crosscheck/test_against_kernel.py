@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inspector.crosscheck.campaign import Outcome, Plan, run, run_sequence
-from inspector.crosscheck.differ import Pair
+from inspector.crosscheck.differ import Pair, run_lines
 from inspector.crosscheck.shrink import shrunk
 from inspector.generations import GENERATIONS, Annotation, MapScheme
 from inspector.model.operations import Operation, parse_operation
@@ -80,6 +80,13 @@ def test_hypothesis_finds_nothing(label: str, rng: Random) -> None:
     outcome = Outcome(kernel(label), 0)
     outcome.add(run_sequence(Plan(outcome.kernel), rng))
     assert outcome.difference is None, _explain(outcome)
+
+
+@pytest.mark.parametrize("label", labels())
+def test_a_hyp_map_of_what_is_no_physical_address(label: str) -> None:
+    """Found by a million operations on 6.12: up to then kvm_block_mapping_supported asks no alignment of such a one."""
+    script = ["hyp_init", "hyp_map 0xbbf200000 0x200000 pa=0xfffffffffffff000 prot=RW"]
+    assert run_lines([f"machine generation={label}", *script], kernel(label)) is None
 
 
 @pytest.mark.parametrize("label", ["6.1", "6.12", "7.3"])
