@@ -417,6 +417,7 @@ _OPERATIONS = 20_000
     default=2,
     help="At most so many switches to another CPU in the middle of an operation. Default: 2.",
 )
+@click.option("--sanitize", is_flag=True, help="Check each access of the kernel's code as well (KASAN's way, UBSan).")
 @click.option("--no-interleave", is_flag=True, help="One operation after the other only.")
 @click.option("--no-coverage", is_flag=True, help="Do not count which lines ran.")
 @click.option("--uncovered-ok", is_flag=True, help="A changed line that never ran does not spoil a clean verdict.")
@@ -438,6 +439,7 @@ def crosscheck(
     scheduler: str | None,
     cpus: int,
     preemptions: int,
+    sanitize: bool,
     no_interleave: bool,
     no_coverage: bool,
     uncovered_ok: bool,
@@ -483,6 +485,7 @@ def crosscheck(
                 replay=Path(replay) if replay is not None else None,
                 cpus=0 if no_interleave else cpus,
                 preemptions=preemptions,
+                sanitize=sanitize,
                 coverage=not no_coverage,
                 uncovered_ok=uncovered_ok,
             )

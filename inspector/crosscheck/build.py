@@ -87,6 +87,22 @@ CFLAGS: Final = (
 """As the kernel compiles: two's complement overflow, no type-based alias analysis.  Warnings are its own business."""
 
 
+_SHADOW: Final = 0x1000_0000_0000
+"""Where the shadow of address 0 would be: that of a process' stack is free then."""
+
+_SANITIZE: Final = (
+    # The compiler's passes as for KASAN, every check a call to a callback of ours.
+    "-fsanitize=kernel-address",
+    f"-fasan-shadow-offset={_SHADOW}",
+    "-fsanitize-address-use-after-scope",
+    "--param=asan-stack=1",
+    "--param=asan-globals=0",
+    "--param=asan-instrumentation-with-call-threshold=0",
+    # What the kernel's CONFIG_UBSAN options ask for.
+    "-fsanitize=bounds,shift,integer-divide-by-zero,unreachable,bool,enum,alignment,vla-bound",
+)
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to build the file.
@@ -94,7 +110,8 @@ class Variant:
     ``pa_bits`` 48 or 52 is CONFIG_ARM64_PA_BITS (``None``: 52 with 64K pages, as only there it changes a page table
     without LPA2); ``hyp`` is the nVHE hypervisor's flavour of the walker (no RCU, no shared walks);
     with ``every_access`` the compiler reports each load and store of the kernel's code to interleave.c, also those
-    that go through no macro; with ``coverage`` it counts for gcov which lines and branches run.
+    that go through no macro; with ``coverage`` it counts for gcov which lines and branches run; with ``sanitize`` each
+    of its loads and stores is checked, and what C leaves undefined (sanitize.c).
     """
 
     granule: str = "4k"
@@ -102,6 +119,7 @@ class Variant:
     hyp: bool = False
     every_access: bool = False
     coverage: bool = False
+    sanitize: bool = False
 
     @property
     def name(self) -> str:
@@ -112,6 +130,7 @@ class Variant:
             + ("-hyp" if self.hyp else "")
             + ("-every-access" if self.every_access else "")
             + ("-coverage" if self.coverage else "")
+            + ("-sanitize" if self.sanitize else "")
         )
 
     def defines(self) -> list[str]:
@@ -124,12 +143,15 @@ class Variant:
             found.append("__KVM_NVHE_HYPERVISOR__=1")
         if self.every_access:
             found.append("HARNESS_EVERY_ACCESS=1")
+        if self.sanitize:
+            found += ["HARNESS_SANITIZE=1", f"HARNESS_SHADOW={_SHADOW}UL"]
         return found
 
     def kernel_flags(self) -> list[str]:
         """Flags for the kernel's file alone."""
         # ThreadSanitizer's pass, with callbacks of ours in place of its library.
         flags = ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"] if self.every_access else []
+        flags += _SANITIZE if self.sanitize else ()
         # Without optimisation, so that a line's count is that of its statements.
         return [*flags, *(["--coverage", "-O0"] if self.coverage else [])]
 

@@ -78,6 +78,8 @@ class What(enum.StrEnum):
     PAGES = "pages allocated, or their reference counts"
     DEFERRED = "deferred tables"
     PROTOCOL = "the kernel's events break the invalidation protocol"
+    WARNING = "the kernel's code warns"
+    LEAK = "pages are left allocated, which nobody can give back"
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,11 @@ class Difference:
 class KernelSide:
     """The harness driven by script operations."""
 
-    def __init__(self, setup: Setup, kernel: Kernel, every_access: bool = False) -> None:
+    def __init__(self, setup: Setup, kernel: Kernel, *, every_access: bool = False, sanitize: bool = False) -> None:
         self.setup = setup
         machine = setup.machine
         self.harness = h.Harness(
-            kernel.library(setup.granule, hyp=machine.hyp_build, every_access=every_access),
+            kernel.library(setup.granule, hyp=machine.hyp_build, every_access=every_access, sanitize=sanitize),
             store_pages=1 << 14,
             check_faults=False,
             fwb=machine.fwb,
@@ -191,7 +193,7 @@ def first_difference(ours: list[RawEvent], theirs: list[RawEvent]) -> tuple[str,
     return _lines(ours[start : at + 4]), _lines(theirs[start : at + 4])
 
 
-def _is_known(operation: Operation, behaviours: Generation, faults: list[h.Fault]) -> bool:
+def uses_known_fault(operation: Operation, behaviours: Generation, faults: list[h.Fault]) -> bool:
     """The generation is known for just these faults: create_unlinked's double put of 6.6.9 (kernel.md 8)."""
     return (
         behaviours.unlinked_double_put
@@ -237,7 +239,7 @@ class Pair:
         """Run it on both sides; the first difference, ``None`` when there is none.
 
         A fault of the kernel's code is a difference, whatever the model does, unless this generation is known for it
-        (:func:`_is_known`); ``known_faults`` counts those.
+        (:func:`uses_known_fault`); ``known_faults`` counts those.
 
         Raises ``NoSuchEntry`` when neither side has the entry, ``Unsupported`` when neither has the function, and
         ``StoreFull`` when the harness has no page left.
@@ -262,7 +264,7 @@ class Pair:
         if faults:
             ours = self.session.store.events
             self.events = ours[:]
-            if broken or ours != theirs or not _is_known(operation, self.session.setup.behaviours, faults):
+            if broken or ours != theirs or not uses_known_fault(operation, self.session.setup.behaviours, faults):
                 model = "    does the same" if broken or _uses_freed(ours) else "    does not"
                 return Difference(
                     format_operation(operation), What.FAULT, model, "\n".join(f"    {fault}" for fault in faults)
@@ -326,11 +328,13 @@ class Sides(Protocol):
     are no difference.
     """
 
-    session: Session
     events: list[RawEvent]
     theirs: list[RawEvent]
     ret: int
     known_faults: int
+
+    @property
+    def session(self) -> Session: ...
 
     @property
     def kernels(self) -> tuple[KernelSide, ...]: ...

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from inspector.crosscheck.differ import Difference, Open, Sides, What, run_on
-from inspector.crosscheck.harness import Place
+from inspector.crosscheck.harness import Fault, Place
 from inspector.crosscheck.layout import beside, folded, marked
 from inspector.crosscheck.tree import ASM, HEADERS, PGTABLE, Tree
-from inspector.events import ALLOC, CACHE, CASFAIL, FREE, GET, PUT, STORE, TLBI, PageNames, RawEvent, format_raw
+from inspector.events import ALLOC, CACHE, CASFAIL, FREE, GET, PUT, STORE, TLBI, WARN, PageNames, RawEvent, format_raw
 from inspector.model.pages import NoSuchPage, PageStore
 from inspector.model.script import render_table
 from inspector.model.session import Setup, parse_setup
@@ -60,6 +60,8 @@ class Explained:
         """What differs, in a phrase."""
         if self.difference.what is What.FAULT:
             return f"fault of the kernel's code in '{self.difference.operation}'"
+        if self.difference.what in (What.WARNING, What.LEAK):
+            return f"{self.difference.what}, in '{self.difference.operation}'"
         if self.difference.broken is not None and self.difference.what is What.PROTOCOL:
             return f"rule {self.difference.broken.rule} is broken in '{self.difference.operation}'"
         return f"{self.difference.what} differ after '{self.difference.operation}'"
@@ -78,12 +80,17 @@ class Explained:
             fault = self.difference.what is What.FAULT
             yield "What the kernel's code does:" if fault else f"{str(self.difference.what).capitalize()}:"
             for name, text in zip(self.names, (self.difference.model, self.difference.kernel), strict=True):
+                if not name:
+                    continue
                 for number, line in enumerate(text.strip("\n").splitlines() or ["nothing"]):
                     yield from folded(line.strip(), f"  {name}: " if not number else "    ", "      ")
         yield ""
         left, right = self.events
         if self.difference.what is What.PROTOCOL:
             yield "Events of the last line, on both sides alike, the one that breaks the rule marked:"
+            yield from marked(right, self.at)
+        elif not self.names[0]:
+            yield "Events of the last line:"
             yield from marked(right, self.at)
         elif left == right:
             yield f"Events of the last line: {len(left)}, on both sides alike"
@@ -100,7 +107,7 @@ class Explained:
         yield "Table before:"
         yield from _table(self.before)
         if self.after[0] == self.after[1]:
-            yield "Table after, on both sides alike:"
+            yield "Table after, on both sides alike:" if self.names[0] else "Table after:"
             yield from _table(self.after[0], self.before)
         else:
             for name, after in zip(self.names, self.after, strict=True):
@@ -135,6 +142,7 @@ class _Watch:
         self.events: tuple[list[RawEvent], list[RawEvent]] = ([], [])
         self.texts: tuple[list[str], list[str]] = ([], [])
         self.places: list[list[Place | None]] = []
+        self.faults: list[list[Fault]] = []
 
     def __call__(self, sides: Sides) -> None:
         if not self.tables:
@@ -143,6 +151,7 @@ class _Watch:
         else:
             self.events = list(sides.events), list(sides.theirs)
             self.places = [kernel.harness.places()[1:] for kernel in sides.kernels]
+            self.faults = [kernel.harness.faults() for kernel in sides.kernels]
         for raw in dict.fromkeys((*self.events[1], *self.events[0])):
             self.names.learn(raw)
         left, right = (short_events(raws, self.names) for raws in self.events)
@@ -178,8 +187,13 @@ def explain(script: Sequence[str], open_sides: Open, names: tuple[str, str], tre
     if difference.what is What.PROTOCOL and difference.broken is not None:
         event = difference.broken.event
         at = next((i for i, raw in enumerate(right) if raw is event), len(right))
+    if difference.what is What.WARNING:
+        at = next((i for i, raw in enumerate(right) if raw[0] == WARN), len(right))
     sites: list[Site | None] = [None] * (2 - len(watch.places))
-    if difference.what in (What.EVENTS, What.PROTOCOL):
+    if difference.what is What.FAULT:
+        firsts = [faults[0].place if faults else None for faults in watch.faults]
+        sites += [_site_at(place, tree) for place, tree in zip(firsts, trees, strict=True)]
+    elif difference.what in (What.EVENTS, What.PROTOCOL, What.WARNING):
         sites += [_site(places[:-1], at, tree) for places, tree in zip(watch.places, trees, strict=True)]
     return Explained(
         names,
@@ -195,7 +209,10 @@ def explain(script: Sequence[str], open_sides: Open, names: tuple[str, str], tre
 
 def _site(places: Sequence[Place | None], at: int, tree: Tree) -> Site | None:
     """The source of event ``at``; where a side has no such event, of its last one."""
-    place = places[min(at, len(places) - 1)] if places else None
+    return _site_at(places[min(at, len(places) - 1)] if places else None, tree)
+
+
+def _site_at(place: Place | None, tree: Tree) -> Site | None:
     if place is None:
         return None
     paths = [PGTABLE, *(f"{ASM}/{name}" for name in HEADERS)]

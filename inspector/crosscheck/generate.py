@@ -67,10 +67,12 @@ def random_setup(rng: Random, label: str, granules: Sequence[str] = tuple(_OFTEN
 @dataclass(frozen=True)
 class Focus:
     """What is done more often than by itself: ``hyp`` is the share of tables that are hyp stage-1, ``more`` names
-    operations (``split``, ``annotate``) that are drawn `TIMES` as often."""
+    operations (``split``, ``annotate``) that are drawn `TIMES` as often.  ``alone`` is the share of tables that nobody
+    else touches: no entry is planted, no foreign reference taken, no cmpxchg lost."""
 
     hyp: float = 0.1
     more: frozenset[str] = frozenset()
+    alone: float = 0.0
 
 
 TIMES = 20
@@ -89,6 +91,7 @@ class Generator:
         self.behaviours: Generation = _TRUE[session.setup.generation]
         self.hyp = hyp
         self.focus = focus
+        self.alone = focus.alone > 0 and rng.random() < focus.alone
         shift = GRANULES[self.setup.granule]
         self.page = 1 << shift
         self.block = 1 << (2 * shift - 3)
@@ -245,7 +248,7 @@ class Generator:
         shared = operation.flags & SHARED or (
             operation.name in ("mkyoung", "relax_perms") and self.behaviours.attr_walk_flags is WalkFlags.FAULT_SHARED
         )
-        if shared and rng.random() < 0.15:
+        if shared and not self.alone and rng.random() < 0.15:
             operation.lose_cas = rng.choice((1, 1, 1, 2, 3))
             operation.race_mode = rng.choice(("set", "clear", "value"))
             last = 0 if operation.race_mode == "value" else AF
@@ -454,6 +457,9 @@ class Generator:
             yield Operation("init")
             weights = self._stage2_weights()
         functions = [function for function, _ in weights]
+        if self.alone:
+            weights = [each for each in weights if each[0] not in (self._poke, self._reference)]
+            functions = [function for function, _ in weights]
         more = self.focus.more
         chances = [chance * TIMES if function.__name__[1:] in more else chance for function, chance in weights]
         for _ in range(count):

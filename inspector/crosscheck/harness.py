@@ -60,6 +60,10 @@ class FaultKind(enum.IntEnum):
     CRASH = 6
     STORE_FULL = 7
     ENDLESS = 8
+    WILD_READ = 9
+    WILD_WRITE = 10
+    STACK = 11
+    UNDEFINED = 12
 
 
 _FAULT_TEXTS: Final = {
@@ -72,7 +76,21 @@ _FAULT_TEXTS: Final = {
     FaultKind.CRASH: "follows a wild pointer; the table is of no use any more",
     FaultKind.ENDLESS: "does not end: it was stopped after 4 million entries read and events, or seconds of work",
     FaultKind.STORE_FULL: "has used up the harness' page store",
+    FaultKind.WILD_READ: "reads what is not its own, at {pa:#x}: beyond a page's end, or no table page",
+    FaultKind.WILD_WRITE: "stores to what is not its own, at {pa:#x}: beyond a page's end, or no table page",
+    FaultKind.STACK: "uses a local variable out of bounds or out of scope",
+    FaultKind.UNDEFINED: "does what C leaves undefined: {undefined}",
 }
+_UNDEFINED: Final = (
+    "a shift by as many bits as there are, or more",
+    "a division by zero",
+    "an index beyond an array's end",
+    "a value that its type does not have",
+    "a misaligned pointer",
+    "an array without elements",
+    "what was said to be unreachable is reached",
+)
+"""``enum undefined`` of sanitize.c."""
 
 
 class Fault(NamedTuple):
@@ -80,10 +98,12 @@ class Fault(NamedTuple):
 
     kind: FaultKind
     pa: int
-    place: str
+    place: Place | None
 
     def __str__(self) -> str:
-        return _FAULT_TEXTS[self.kind].format(pa=self.pa) + (f", in {self.place}" if self.place else "")
+        undefined = _UNDEFINED[self.pa] if self.kind is FaultKind.UNDEFINED else ""
+        text = _FAULT_TEXTS[self.kind].format(pa=self.pa, undefined=undefined)
+        return text + (f", in {self.place}" if self.place else "")
 
 
 class HarnessFault(AssertionError):
@@ -267,6 +287,7 @@ class Library:
             ("h_outstanding", handle, [handle, out]),
             ("h_deferred", handle, [handle, out]),
             ("h_memory", handle, [handle]),
+            ("h_page", handle, [handle, u64]),
             ("h_interleave", ctypes.c_bool, [handle, ctypes.c_char_p, u32, u32, ctypes.c_bool, u32, u64, u64]),
             ("h_interleave_next", ctypes.c_int, [handle, u64]),
             ("h_interleave_replay", None, [handle, ctypes.c_char_p, u64]),
@@ -321,11 +342,6 @@ def source_of(path: str, offset: int) -> Place | None:
 
 
 _OURS: Final = frozenset(path.name for path in OURS.glob("*.[ch]"))
-
-
-def source_place(path: str, offset: int) -> str:
-    """`source_of` as text, "" when it is not known."""
-    return str(source_of(path, offset) or "")
 
 
 # ---- events ----------------------------------------------------------------------------------------------
@@ -399,7 +415,7 @@ class Harness:
         self._handle: int = self._lib.h_new(store_pa, store_pages)
         if not self._handle:
             raise MemoryError("no memory for the harness' page store")
-        self._memory: int = self._lib.h_memory(self._handle)
+        self._memory: int | None = self._lib.h_memory(self._handle)
         self._store_pa = store_pa
         self._result = ctypes.create_string_buffer(_RESULT.size)
         self._count = ctypes.c_uint64()
@@ -527,7 +543,7 @@ class Harness:
     def faults(self) -> list[Fault]:
         """What the last run did that no correct code does, with the place in the kernel's source."""
         found = list(_FAULT.iter_unpack(self._bytes(self._lib.h_faults, _FAULT.size)))
-        return [Fault(FaultKind(kind), pa, source_place(self._lib._name, place)) for kind, pa, place in found]
+        return [Fault(FaultKind(kind), pa, source_of(self._lib._name, place)) for kind, pa, place in found]
 
     def text(self) -> str:
         """The same in the text form of :mod:`inspector.events`, one event a line."""
@@ -720,7 +736,8 @@ class Harness:
 
     def page(self, pa: int) -> bytes:
         """The contents of the page of the store at ``pa``, which must be one that was allocated at some time."""
-        return ctypes.string_at(self._memory + pa - self._store_pa, self.page_size)
+        at = self._memory + pa - self._store_pa if self._memory else self._lib.h_page(self._handle, pa)
+        return ctypes.string_at(at, self.page_size)
 
     def deferred(self) -> list[tuple[int, int]]:
         """Tables that wait for :meth:`rcu`: address, and level of the entry that pointed there."""

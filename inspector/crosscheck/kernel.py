@@ -41,9 +41,10 @@ class Kernel:
         pa_bits: int | None = None,
         hyp: bool = False,
         every_access: bool = False,
+        sanitize: bool = False,
     ) -> Library:
         """The library of that flavour, built when first asked for.  Raises `Untestable` when it does not compile."""
-        variant = Variant(granule, pa_bits, hyp, every_access, self.coverage)
+        variant = Variant(granule, pa_bits, hyp, every_access, self.coverage, sanitize)
         if variant not in self._libraries:
             self._libraries[variant] = Library(build(self.tree, variant, self.cache), granule, self.name)
         return self._libraries[variant]

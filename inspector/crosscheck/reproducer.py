@@ -12,7 +12,7 @@ from inspector.model.operations import ScriptError, parse_operation
 from inspector.model.session import Setup, parse_setup
 from inspector.printable import SHORT, printable
 
-MODEL, BASELINE = "model against kernel", "baseline against patched"
+MODEL, BASELINE, SANITIZERS = "model against kernel", "baseline against patched", "sanitizers"
 """The parts of a verdict that a reproducer may belong to; the model's when the file does not say."""
 
 _PART = "part: "
@@ -70,7 +70,7 @@ def read(file: Path) -> Reproducer:
             part = note.strip().removeprefix(_PART).strip()
         if body.strip():
             script.append(_checked(body.strip(), number, shown, first=not script))
-    if part not in (MODEL, BASELINE):
+    if part not in (MODEL, BASELINE, SANITIZERS):
         raise BadInput(f"{shown}: this version cannot replay the part '{printable(part, SHORT)}'")
     if not script:
         raise BadInput(f"{shown} is no reproducer: there is no script in it")

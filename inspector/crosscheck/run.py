@@ -17,7 +17,7 @@ from inspector.crosscheck.interleave.part import interleave
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.patch import read_patches
 from inspector.crosscheck.recognise_source import recognise_source
-from inspector.crosscheck.reproducer import MODEL
+from inspector.crosscheck.reproducer import MODEL, SANITIZERS
 from inspector.crosscheck.sequential import (
     PROTOCOL,
     Budget,
@@ -26,6 +26,7 @@ from inspector.crosscheck.sequential import (
     baseline_and_patched,
     model_and_kernel,
     replayed,
+    sanitizers,
 )
 from inspector.crosscheck.source import Source, open_baseline, open_package, open_source
 from inspector.crosscheck.tree import HEADER, Tree
@@ -43,8 +44,9 @@ class Request:
     ``source`` is a path, or ``package`` a Debian package's name; ``patches`` are files, put on a copy, and with
     ``series`` each is judged by itself; ``cache`` is where sources are unpacked and libraries kept.  A difference is
     written to ``reproducer``; ``replay`` is one to run in place of all else.  ``cpus`` operations at a time are
-    interleaved (0: none), with at most so many ``preemptions``.  With
-    ``coverage`` lines are counted; changed ones that did not run are no clean bill unless ``uncovered_ok``.
+    interleaved (0: none), with at most so many ``preemptions``.  ``sanitize``: the same budget once more, each access
+    checked.  With ``coverage`` lines are counted; changed ones that did not run are no clean bill unless
+    ``uncovered_ok``.
     """
 
     source: Path | None
@@ -58,6 +60,7 @@ class Request:
     replay: Path | None = None
     cpus: int = 2
     preemptions: int = 2
+    sanitize: bool = False
     coverage: bool = True
     uncovered_ok: bool = False
 
@@ -120,11 +123,15 @@ class _Work:
         for subject in subjects:
             matters = self._matters(subject, baseline)
             if script is not None:
+                if script.part == SANITIZERS:
+                    matters.append(sanitizers(subject.kernel))
                 chosen = [matter for matter in matters if matter.part == script.part]
                 if not chosen:
                     raise BadInput("the reproducer is of two kernels' code: name the other one with --baseline")
                 self._add(replayed(chosen[0], script), subject.label)
                 continue
+            if request.sanitize:
+                matters.append(sanitizers(subject.kernel))
             for matter in matters:
                 self._compare(matter, subject.label)
             if request.cpus:

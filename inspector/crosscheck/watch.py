@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from inspector.codec import GRANULES
 from inspector.crosscheck.differ import Difference, KernelSide, Pair, What
+from inspector.crosscheck.guide import Guide
 from inspector.crosscheck.harness import FaultKind, StoreFull
 from inspector.crosscheck.kernel import Kernel
 from inspector.events import RawEvent
 from inspector.generations import WalkFlags
 from inspector.model.operations import Operation, format_operation
-from inspector.model.pages import NoSuchPage, PageStore
-from inspector.model.session import NoSuchEntry, Session, Setup
+from inspector.model.pages import PageStore
+from inspector.model.session import Session, Setup
 from inspector.model.state import SHARED, SKIP_BBM_TLBI, SKIP_CMO
 from inspector.protocol.automaton import Protocol
 from inspector.protocol.facts import Call, Facts, facts_of
@@ -106,12 +106,12 @@ class Judged(Pair):
 class Watched:
     """A kernel's code under the automaton alone (see `differ.Sides`): a difference is a broken rule.
 
-    The model's session only goes along for the generator's sake, where it can; it judges nothing, so that this works
-    for a kernel that the model does not know, and for a fault that model and kernel share.
+    The model's session only goes along for the generator's sake (`Guide`); it judges nothing, so that this works for a
+    kernel that the model does not know, and for a fault that model and kernel share.
     """
 
     def __init__(self, setup: Setup, kernel: Kernel) -> None:
-        self.session = Session(setup)
+        self._guide = Guide(setup)
         self.kernel = KernelSide(setup, kernel)
         self.watch = Watch(setup)
         self.events: list[RawEvent] = []
@@ -119,6 +119,11 @@ class Watched:
         self.ret = 0
         self.known_faults = 0
         self.violation: Violation | None = None
+
+    @property
+    def session(self) -> Session:
+        """The model's."""
+        return self._guide.session
 
     @property
     def kernels(self) -> tuple[KernelSide, ...]:
@@ -141,11 +146,10 @@ class Watched:
             raise StoreFull
         self.events = self.theirs = raws
         self.ret = result.ret
-        with contextlib.suppress(NoSuchEntry, ValueError, NoSuchPage, KeyError, IndexError, RecursionError):
-            self.session.apply(operation)
-        self.session.store.take_events()
+        self._guide.note(operation)
         self.violation = self.watch.take(operation, result.ret, raws)
         if self.violation is None:
+            self._guide.follow(operation, raws)
             return None
         return Difference(format_operation(operation), What.PROTOCOL, "", str(self.violation), broken=self.violation)
 

@@ -16,8 +16,8 @@ from inspector.crosscheck.campaign import run
 from inspector.crosscheck.differ import What, run_lines
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.shrink import shrunk
-from inspector.crosscheck.tree import PGTABLE
 from tests.crosscheck import kernels
+from tests.crosscheck.faults.patch import Patch
 
 pytestmark = pytest.mark.harness
 
@@ -27,33 +27,26 @@ SEED = 1
 
 
 @dataclass(frozen=True)
-class Patch:
-    """In ``function`` of pgtable.c, ``old`` (a pattern) becomes ``new``; the campaign must say ``what`` and ``says``.
+class Wrong:
+    """A faulty kernel: the campaign must say ``what`` and ``says``, a pattern."""
 
-    ``says`` is a pattern.
-    """
-
-    name: str
-    function: str
-    old: str
-    new: str
+    patch: Patch
     what: What
     says: str
 
-    def apply(self, source: str) -> str:
-        """The patched text.  Raises ``ValueError`` when the function or the place in it is not there."""
-        body = re.search(rf"^[^\n;]*\b{self.function}\([^;{{]*\)\n{{.*?^}}", source, re.MULTILINE | re.DOTALL)
-        if body is None:
-            raise ValueError(f"there is no function {self.function}")
-        patched, times = re.subn(self.old, self.new, body[0], flags=re.DOTALL)
-        if not times:
-            raise ValueError(f"{self.old} is not in {self.function}")
-        return source[: body.start()] + patched + source[body.end() :]
+    @property
+    def name(self) -> str:
+        """What is wrong."""
+        return self.patch.name
+
+
+def _wrong(name: str, function: str, old: str, new: str, what: What, says: str) -> Wrong:
+    return Wrong(Patch(name, function, old, new), what, says)
 
 
 PUT_CHILD = r"if \(childp\)\s+mm_ops->put_page\(childp\);"
 FREE_UNLINKED = r"(kvm_pgtable_stage2_free_unlinked\(mm_ops, pgtable, level\);)"
-DOUBLE_PUT = Patch(
+DOUBLE_PUT = _wrong(
     "a table put twice on an error path",
     "kvm_pgtable_stage2_create_unlinked",
     FREE_UNLINKED,
@@ -63,7 +56,7 @@ DOUBLE_PUT = Patch(
 )
 PATCHES = (
     DOUBLE_PUT,
-    Patch(
+    _wrong(
         "an empty table put twice",
         "stage2_unmap_walker",
         PUT_CHILD,
@@ -71,7 +64,7 @@ PATCHES = (
         What.FAULT,
         r"drops a reference that nobody holds.*pgtable\.c:\d+, stage2_unmap_walker",
     ),
-    Patch(
+    _wrong(
         "a freed table read",
         "stage2_unmap_walker",
         PUT_CHILD,
@@ -79,7 +72,7 @@ PATCHES = (
         What.FAULT,
         r"reads the entry at 0x[0-9a-f]+, in a page that is not allocated.*pgtable\.c:\d+, stage2_unmap_walker",
     ),
-    Patch(
+    _wrong(
         "a freed table written",
         "stage2_unmap_walker",
         PUT_CHILD,
@@ -87,7 +80,7 @@ PATCHES = (
         What.FAULT,
         r"stores to the entry at 0x[0-9a-f]+, in a page that is not allocated.*pgtable\.c:\d+, stage2_unmap_walker",
     ),
-    Patch(
+    _wrong(
         "a wild pointer followed",
         "stage2_unmap_walker",
         PUT_CHILD,
@@ -95,7 +88,7 @@ PATCHES = (
         What.FAULT,
         r"follows a wild pointer.*pgtable\.c:\d+, stage2_unmap_walker",
     ),
-    Patch(
+    _wrong(
         "a walk begun again for ever",
         "kvm_pgtable_stage2_flush",
         r"return kvm_pgtable_walk\(",
@@ -103,7 +96,7 @@ PATCHES = (
         What.FAULT,
         r"does not end: it was stopped.*pgtable\.c:\d+, __kvm_pgtable_visit",
     ),
-    Patch(
+    _wrong(
         "a loop without any access",
         "kvm_pgtable_stage2_wrprotect",
         r"return ",
@@ -111,7 +104,7 @@ PATCHES = (
         What.FAULT,
         r"does not end: it was stopped",
     ),
-    Patch(
+    _wrong(
         "a put without its get",
         "stage2_make_pte",
         r"mm_ops->get_page\(ctx->ptep\);",
@@ -119,7 +112,7 @@ PATCHES = (
         What.EVENTS,
         "get page",
     ),
-    Patch(
+    _wrong(
         "a table leaked when the race for its entry is lost",
         "stage2_map_walk_leaf",
         r"mm_ops->put_page\(childp\);",
@@ -127,7 +120,7 @@ PATCHES = (
         What.EVENTS,
         "put page",
     ),
-    Patch(
+    _wrong(
         "an unlinked table leaked on an error path",
         "kvm_pgtable_stage2_create_unlinked",
         FREE_UNLINKED,
@@ -139,16 +132,14 @@ PATCHES = (
 
 
 @pytest.fixture
-def kernel(request: pytest.FixtureRequest) -> tuple[Patch, Kernel]:
+def kernel(request: pytest.FixtureRequest) -> tuple[Wrong, Kernel]:
     """The kernel's code with one patch."""
-    patch: Patch = request.param
-    true = kernels.tree(LABEL)
-    tree = replace(true, text={**true.text, PGTABLE: patch.apply(true.text[PGTABLE])})
-    return patch, Kernel(patch.name, tree, LABEL, kernels.builds())
+    wrong: Wrong = request.param
+    return wrong, wrong.patch.put_on(kernels.kernel(LABEL))
 
 
-@pytest.mark.parametrize("kernel", PATCHES, indirect=True, ids=lambda patch: patch.name)
-def test_a_wrong_kernel_is_a_finding(kernel: tuple[Patch, Kernel]) -> None:
+@pytest.mark.parametrize("kernel", PATCHES, indirect=True, ids=lambda wrong: wrong.name)
+def test_a_wrong_kernel_is_a_finding(kernel: tuple[Wrong, Kernel]) -> None:
     patch, wrong = kernel
     outcome = run(wrong, BUDGET, SEED)
     assert outcome.difference is not None
@@ -163,7 +154,7 @@ def test_a_wrong_kernel_is_a_finding(kernel: tuple[Patch, Kernel]) -> None:
 
 
 @pytest.mark.parametrize("kernel", [DOUBLE_PUT], indirect=True, ids=["create_unlinked"])
-def test_a_known_fault_is_counted_and_no_finding(kernel: tuple[Patch, Kernel], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_fault_is_counted_and_no_finding(kernel: tuple[Wrong, Kernel], monkeypatch: pytest.MonkeyPatch) -> None:
     """6.6.9 puts the page that free_unlinked has freed (kernel.md 8): of that generation it is expected."""
     known = replace(generations.generation(LABEL), unlinked_double_put=True)
     monkeypatch.setitem(generations.GENERATIONS, LABEL, known)

@@ -17,7 +17,8 @@ import pytest
 
 from inspector.crosscheck.tree import PGTABLE
 from tests.crosscheck import kernels
-from tests.crosscheck.test_campaign import PATCHES, Patch
+from tests.crosscheck.faults.patch import Patch
+from tests.crosscheck.test_campaign import PATCHES
 
 pytestmark = pytest.mark.harness
 
@@ -55,7 +56,7 @@ def write(folder: Path, change: Callable[[str], str] = lambda text: text) -> Pat
 
 def patch(name: str) -> Patch:
     """One of the faults that the campaign's tests write into a kernel."""
-    return next(patch for patch in PATCHES if patch.name == name)
+    return next(wrong.patch for wrong in PATCHES if wrong.name == name)
 
 
 def events_patch() -> Patch:

@@ -9,7 +9,6 @@ from math import comb
 
 import pytest
 
-from inspector.crosscheck.differ import What
 from inspector.crosscheck.harness import Harness, Op, pack
 from inspector.crosscheck.interleave.engine import Engine, preemptions
 from inspector.crosscheck.interleave.outcome import RCU, Outcome
@@ -17,7 +16,7 @@ from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.tree import PGTABLE
 from inspector.generations import GENERATIONS
 from tests.crosscheck import kernels
-from tests.crosscheck.test_campaign import Patch
+from tests.crosscheck.faults.patch import Patch
 
 pytestmark = pytest.mark.harness
 
@@ -188,7 +187,7 @@ def test_preemptions_are_counted() -> None:
 
 
 def _patch(name: str, old: str, new: str, function: str = "stage2_try_set_pte") -> Patch:
-    return Patch(name, function, old, new, What.FAULT, "")
+    return Patch(name, function, old, new)
 
 
 WRONG = (

@@ -7,24 +7,24 @@ no other rule may be reported.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 import pytest
 
 from inspector.crosscheck import campaign
 from inspector.crosscheck.differ import run_on
+from inspector.crosscheck.generate import Focus
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.reproducer import MODEL, Reproducer
 from inspector.crosscheck.sequential import Budget, Run, model_and_kernel, replayed
-from inspector.crosscheck.tree import PGTABLE
 from inspector.crosscheck.verdict import Part
 from inspector.crosscheck.watch import UnderWatch, Watched
 from inspector.findings import ExitCode
 from inspector.model.session import Setup
 from inspector.model.state import Stage2Table
 from tests.crosscheck import kernels
-from tests.crosscheck.test_campaign import Patch
+from tests.crosscheck.faults.patch import Patch
 
 pytestmark = pytest.mark.harness
 
@@ -52,7 +52,7 @@ class Gathering:
 def rules_broken(kernel: Kernel, operations: int) -> tuple[set[str], str]:
     """The rules broken in so many operations, and the first violation's text."""
     gathering = Gathering(kernel, [])
-    plan = campaign.Plan(kernel, open_sides=gathering)
+    plan = campaign.Plan(kernel, open_sides=gathering, focus=Focus(alone=0.5))
     done, first = 0, ""
     number = 0
     while done < operations:
@@ -62,11 +62,9 @@ def rules_broken(kernel: Kernel, operations: int) -> tuple[set[str], str]:
     return gathering.rules(), first
 
 
-def patched(name: str, function: str, old: str, new: str) -> Kernel:
+def patched(name: str, function: str, old: str, new: str, times: int = 1) -> Kernel:
     """The kernel's code with one place of it changed."""
-    true = kernels.tree(LABEL)
-    text = Patch(name, function, old, new, None, "").apply(true.text[PGTABLE])  # type: ignore[arg-type]
-    return Kernel(name, replace(true, text={**true.text, PGTABLE: text}), LABEL, kernels.builds())
+    return Patch(name, function, old, new, times).put_on(kernels.kernel(LABEL))
 
 
 @pytest.mark.parametrize("label", kernels.labels())
@@ -243,7 +241,7 @@ def test_a_difference_from_the_model_says_which_rule_is_broken() -> None:
 
 def test_what_breaks_no_rule_is_said_to_break_none() -> None:
     """A wrong return code is the model's affair alone."""
-    kernel = patched("wrong code", "stage2_map_walker_try_leaf", r"return -EAGAIN;", "return -EBUSY;")
+    kernel = patched("wrong code", "stage2_map_walker_try_leaf", r"return -EAGAIN;", "return -EBUSY;", 2)
     comparison, protocol, _ = verdict_on(kernel)
     assert (comparison.code, protocol.code) == (ExitCode.FINDINGS, ExitCode.CLEAN)
     assert protocol.summary.endswith("up to the difference: no rule broken")

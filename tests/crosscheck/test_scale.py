@@ -167,7 +167,7 @@ def _facts(outcome: campaign.Outcome) -> dict[str, Any]:
 
 def _faulty() -> Kernel:
     """A kernel that leaks a table when an allocation fails: with this seed not in the first tables of a campaign."""
-    patch = next(each for each in PATCHES if each.name == "an unlinked table leaked on an error path")
+    patch = next(each.patch for each in PATCHES if each.name == "an unlinked table leaked on an error path")
     tree = kernels.tree(LABEL)
     text = {**tree.text, PGTABLE: patch.apply(tree.text[PGTABLE])}
     return Kernel("faulty", replace(tree, text=text), LABEL, kernels.builds())

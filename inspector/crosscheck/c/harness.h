@@ -86,12 +86,12 @@ struct deferred {
 /* What no correct user of pages does; the order of FAULTS in inspector/crosscheck/harness.py. */
 enum fault_kind {
 	FAULT_PUT, FAULT_GET, FAULT_COUNT, FAULT_READ, FAULT_WRITE, FAULT_FREE_EXACT, FAULT_CRASH, FAULT_STORE_FULL,
-	FAULT_ENDLESS,
+	FAULT_ENDLESS, FAULT_WILD_READ, FAULT_WILD_WRITE, FAULT_STACK, FAULT_UNDEFINED,
 };
 
 struct fault {
 	u64 kind;
-	u64 pa;			/* of the page or of the entry */
+	u64 pa;			/* of the page or of the entry; FAULT_UNDEFINED: which kind, in the order of sanitize.c */
 	u64 place;		/* of the instruction in pgtable.c, as an offset into this library; 0: not known */
 };
 
@@ -111,17 +111,29 @@ struct running {
 	u32 fiber;		/* tag of its events: 0 for the first, and for a sequential one */
 	size_t arena, arena_end; /* pages it may take that no other takes; both 0: the next free one of the store */
 	sigjmp_buf exit;	/* where a crash, or a walk without end, goes on */
+	const char *stack;	/* where the stack of the kernel's code begins (it grows down) */
 };
+
+/* Bytes between the structures that are handed to the kernel's code, none of its business. */
+#ifdef HARNESS_SANITIZE
+#define REDZONE(name)	char name[64];
+#else
+#define REDZONE(name)
+#endif
 
 struct harness {
 	struct kvm_pgtable pgt;
+	REDZONE(after_pgt)
 	struct kvm_s2_mmu mmu;
+	REDZONE(after_mmu)
 	struct kvm_arch arch;
+	REDZONE(after_arch)
 #ifdef HAVE_MM_OPS
 	struct kvm_pgtable_mm_ops ops;
 #else
 	struct kvm kvm;
 #endif
+	REDZONE(after_ops)
 	bool is_hyp;
 
 	/* The page store. */
@@ -130,6 +142,11 @@ struct harness {
 	size_t limit;		/* pages */
 	size_t used;		/* pages ever handed out */
 	struct page *pages;
+#ifdef HARNESS_SANITIZE
+	u32 *slots;		/* where in memory a page lies; 0: nowhere yet */
+	u32 *owners;		/* whose a place in memory is, counted from 1; 0: nobody's, a red zone */
+	u32 next_slot;
+#endif
 	VECTOR(u32) unused;	/* freed pages, the last freed first */
 	u32 outstanding;
 	u32 dumps;
@@ -164,6 +181,8 @@ void begin_op(struct harness *h, struct running *at, const struct op *op, struct
 void catch_crashes(bool on);
 void watch(int patience);
 bool is_table(u64 pte, int level);
+void sanitize_begin(const char *stack);
+void sanitize_abandon(void);
 u64 root_pages(void);
 #ifndef HAVE_MM_OPS
 u64 kvm_pte_to_phys(kvm_pte_t pte);

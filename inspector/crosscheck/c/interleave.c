@@ -852,7 +852,7 @@ void h_interleave_results(struct result *results)
 
 /* ---- accesses that go through no macro: pgtable.c compiled with -fsanitize=thread calls these ------------------------ */
 
-static void plain(const void *va, bool write, size_t size)
+static void plain(const void *va, bool write, const void *code)
 {
 	u64 offset;
 
@@ -862,24 +862,27 @@ static void plain(const void *va, bool write, size_t size)
 	if (offset >> PAGE_SHIFT >= x.h->limit)
 		return;
 	interleave_point(write ? AC_STORE : AC_READ, pa_of(va) & ~7UL);
+	if (x.h->pages[offset >> PAGE_SHIFT].state != PAGE_USED)
+		fault(write ? FAULT_WRITE : FAULT_READ, pa_of(va) & ~7UL, code);
 	/* The value that will be stored is not known here: the next access to the entry shows it. */
 	interleave_done(write ? AC_STORE : AC_READ, pa_of(va) & ~7UL, *(const u64 *)((uintptr_t)va & ~7UL), 0);
 }
 
+#define CALLER	((const char *)__builtin_return_address(0) - 1)
 #define TSAN(size)										\
-	void __tsan_read##size(void *va) { plain(va, false, size); }				\
-	void __tsan_write##size(void *va) { plain(va, true, size); }				\
-	void __tsan_unaligned_read##size(void *va) { plain(va, false, size); }			\
-	void __tsan_unaligned_write##size(void *va) { plain(va, true, size); }			\
-	void __tsan_volatile_read##size(void *va) { plain(va, false, size); }			\
-	void __tsan_volatile_write##size(void *va) { plain(va, true, size); }
+	void __tsan_read##size(void *va) { plain(va, false, CALLER); }				\
+	void __tsan_write##size(void *va) { plain(va, true, CALLER); }				\
+	void __tsan_unaligned_read##size(void *va) { plain(va, false, CALLER); }		\
+	void __tsan_unaligned_write##size(void *va) { plain(va, true, CALLER); }		\
+	void __tsan_volatile_read##size(void *va) { plain(va, false, CALLER); }			\
+	void __tsan_volatile_write##size(void *va) { plain(va, true, CALLER); }
 TSAN(1)
 TSAN(2)
 TSAN(4)
 TSAN(8)
 TSAN(16)
-void __tsan_read_range(void *va, size_t size) { plain(va, false, size); }
-void __tsan_write_range(void *va, size_t size) { plain(va, true, size); }
+void __tsan_read_range(void *va, size_t size) { plain(va, false, CALLER); }
+void __tsan_write_range(void *va, size_t size) { plain(va, true, CALLER); }
 void __tsan_func_entry(void *caller) { }
 void __tsan_func_exit(void) { }
 void __tsan_init(void) { }
