@@ -12,20 +12,26 @@ from inspector.model.operations import ScriptError, parse_operation
 from inspector.model.session import Setup, parse_setup
 from inspector.printable import SHORT, printable
 
-MODEL, BASELINE, SANITIZERS = "model against kernel", "baseline against patched", "sanitizers"
+MODEL, BASELINE = "model against kernel", "baseline against patched"
+SANITIZERS, INTERLEAVINGS = "sanitizers", "interleavings"
 """The parts of a verdict that a reproducer may belong to; the model's when the file does not say."""
 
 _PART = "part: "
+_LETTERS = "ABC"
 _MOST = 1 << 20
 """Bytes of a file that are read."""
 
 
 @dataclass(frozen=True)
 class Reproducer:
-    """``lines`` are the script, its ``machine`` line first; ``part`` says what is to be compared."""
+    """``lines`` are the script, its ``machine`` line first; ``part`` says what is to be compared.
+
+    ``together`` are operations that run at the same time after it, of the part `INTERLEAVINGS` (``A: map …``).
+    """
 
     part: str
     lines: tuple[str, ...]
+    together: tuple[str, ...] = ()
 
     @property
     def setup(self) -> Setup:
@@ -64,17 +70,23 @@ def read(file: Path) -> Reproducer:
         raise BadInput(f"the reproducer {shown} cannot be read: {why}") from None
     part = MODEL
     script: list[str] = []
+    together: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         body, _, note = line.partition("#")
         if not body.strip() and note.strip().startswith(_PART):
             part = note.strip().removeprefix(_PART).strip()
-        if body.strip():
+        letter, colon, operation = body.strip().partition(": ")
+        if colon and letter in _LETTERS and part == INTERLEAVINGS:
+            together.append(_checked(operation.strip(), number, shown, first=False))
+        elif body.strip():
             script.append(_checked(body.strip(), number, shown, first=not script))
-    if part not in (MODEL, BASELINE, SANITIZERS):
+    if part not in (MODEL, BASELINE, SANITIZERS, INTERLEAVINGS):
         raise BadInput(f"{shown}: this version cannot replay the part '{printable(part, SHORT)}'")
+    if part == INTERLEAVINGS and not 2 <= len(together) <= len(_LETTERS):
+        raise BadInput(f"{shown}: two or three operations must meet, in lines that begin with A:, B: and C:")
     if not script:
         raise BadInput(f"{shown} is no reproducer: there is no script in it")
-    return Reproducer(part, tuple(script))
+    return Reproducer(part, tuple(script), tuple(together))
 
 
 def _checked(line: str, number: int, shown: str, *, first: bool) -> str:

@@ -13,11 +13,11 @@ from inspector.crosscheck.apply import Step, apply_series
 from inspector.crosscheck.build import compiler
 from inspector.crosscheck.changed import touched
 from inspector.crosscheck.covered import coverage
-from inspector.crosscheck.interleave.part import interleave
+from inspector.crosscheck.interleave.part import interleave, replayed_meeting
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.patch import read_patches
 from inspector.crosscheck.recognise_source import recognise_source
-from inspector.crosscheck.reproducer import MODEL, SANITIZERS
+from inspector.crosscheck.reproducer import INTERLEAVINGS, MODEL, SANITIZERS
 from inspector.crosscheck.sequential import (
     PROTOCOL,
     Budget,
@@ -123,6 +123,12 @@ class _Work:
         for subject in subjects:
             matters = self._matters(subject, baseline)
             if script is not None:
+                if script.part == INTERLEAVINGS:
+                    known = _is_known(subject.code)
+                    self._add(
+                        replayed_meeting(subject.kernel, script, request.preemptions, known, self.tell), subject.label
+                    )
+                    continue
                 if script.part == SANITIZERS:
                     matters.append(sanitizers(subject.kernel))
                 chosen = [matter for matter in matters if matter.part == script.part]

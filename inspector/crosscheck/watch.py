@@ -56,14 +56,14 @@ class Watch:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self._protocol: Protocol | None = None
+        self.protocol: Protocol | None = None
 
     def take(self, operation: Operation, ret: int, raws: Sequence[RawEvent]) -> Violation | None:
         """An operation that was done: the first violation in it."""
         name = operation.name
         if name in ("init", "hyp_init"):
-            self._protocol = Protocol(protocol_facts(self.setup, name == "hyp_init"))
-        protocol = self._protocol
+            self.protocol = Protocol(protocol_facts(self.setup, name == "hyp_init"))
+        protocol = self.protocol
         if protocol is None:
             return None
         if name == "poke":

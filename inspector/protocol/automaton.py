@@ -331,7 +331,7 @@ class Protocol:
         if owed is not None and owed.step is not Step.CLEAN and not self.facts.tables_deferred:
             what = f"a table is freed before its parent entry is invalidated in the TLBs: {owed.why}"
             self._say("B7", what, *_page(page), cpu, owed.pa, page.pa)
-        if not self.facts.rcu:
+        if not self.facts.rcu or cpu.call.waited:
             return
         for other in self._cpus.values():
             if other.call.shared and 0 < other.serial <= top.detached_at:
@@ -545,6 +545,10 @@ class Protocol:
 
     def _break(self, cpu: Cpu, page: Page, raw: RawEvent) -> None:
         child = self._child(raw[2], page.level)
+        for other in self._cpus.values():
+            # What others changed in this entry and have not invalidated yet, the break's invalidation reaches.
+            if other.owed:
+                other.owed = [owed for owed in other.owed if owed.pa != raw[1] or owed.kind is Kind.BREAK]
         owed = self._owe(cpu, Kind.BREAK, page, raw, child, "B2", "no TLBI came after the store")
         if owed.step is not Step.CLEAN:
             self._broken[raw[1]] = owed

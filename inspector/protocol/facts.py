@@ -47,7 +47,8 @@ class Call:
     ``name`` is the operation's in scripts, or the kernel function's (`operation_name`); ``shared``: others may walk
     the table too (KVM_PGTABLE_WALK_SHARED of a kernel that then uses cmpxchg); ``skip_tlbi``, ``skip_cmo``:
     KVM_PGTABLE_WALK_SKIP_*: the caller vouches; ``ragged``: a size that is not whole pages, whose last page
-    a deferred flush of 6.6 and later leaves out (kernel.md 6; no caller in the kernel passes one).
+    a deferred flush of 6.6 and later leaves out (kernel.md 6; no caller in the kernel passes one).  ``waited``: it is
+    known that every grace period of what it frees is over.
     """
 
     name: str = ""
@@ -55,6 +56,7 @@ class Call:
     skip_tlbi: bool = False
     skip_cmo: bool = False
     ragged: bool = False
+    waited: bool = False
 
 
 @dataclass(frozen=True)

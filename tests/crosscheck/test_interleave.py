@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from inspector.crosscheck.interleave.pairs import BLOCK, racing, scenarios, states
-from inspector.crosscheck.interleave.part import Done, explore, interleave, setups
+from inspector.crosscheck.interleave.part import Done, explore, interleave, replayed_meeting, setups
 from inspector.crosscheck.kernel import Kernel
+from inspector.crosscheck.reproducer import INTERLEAVINGS, read, text_of, write
 from inspector.crosscheck.verdict import WIDTH
-from inspector.findings import ExitCode
+from inspector.findings import BadInput, ExitCode
 from inspector.generations import GENERATIONS
 from tests.crosscheck import kernels
 from tests.crosscheck.faults.catalogue import APART
+from tests.crosscheck.faults.patch import Patch
 from tests.crosscheck.mutate import Mutation, answers, applied
 
 pytestmark = pytest.mark.harness
@@ -105,6 +109,41 @@ def test_a_broken_schedule_can_be_read_and_is_said_whole() -> None:
     assert any(line.strip() == "free T2" for line in shown)
     assert any("tlbi" in line for line in shown)
     assert any(line.startswith("schedule: A") for line in lines)
+
+
+def test_a_meeting_can_be_run_again(tmp_path: Path) -> None:
+    """A violation's reproducer holds the meeting: broken on the same code, and clean on the true kernel."""
+    broken = wrong("LOCKED not honoured")
+    part = interleave(broken, model=False)
+    write(tmp_path / "r.txt", text_of(INTERLEAVINGS, ["about"], part.script))
+    script = read(tmp_path / "r.txt")
+    assert len(script.together) == 2
+    again = replayed_meeting(broken, script, 2, model=False)
+    assert again.code is ExitCode.FINDINGS
+    assert again.lines == part.lines or again.lines[0] == part.lines[0]
+    assert replayed_meeting(kernels.kernel("6.12"), script, 2, model=True).code is ExitCode.CLEAN
+
+
+@pytest.mark.parametrize(
+    "text", ["machine\ninit\n", "machine\ninit\nA: unmap 0 4K\n", "machine\nA: init\nB: nothing\n"]
+)
+def test_a_meeting_of_one_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.txt").write_text(f"# part: {INTERLEAVINGS}\n{text}")
+    with pytest.raises(BadInput):
+        read(tmp_path / "r.txt")
+
+
+def test_the_protocol_is_kept_over_all_cpus() -> None:
+    """A break without its TLBI is no misuse, leaves the same tables, and is seen in what the CPUs did together."""
+    patch = Patch(
+        "a break without its TLBI",
+        "stage2_try_break_pte",
+        r"kvm_call_hyp\(__kvm_tlb_flush_vmid_ipa, mmu,\s+ctx->addr, ctx->level\);",
+        ";",
+    )
+    part = interleave(patch.put_on(kernels.kernel("6.12")), model=False)
+    assert part.code is ExitCode.FINDINGS
+    assert part.lines[0].startswith("B2: ")
 
 
 def test_the_split_changes_nothing() -> None:

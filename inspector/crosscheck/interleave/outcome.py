@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from inspector.crosscheck.harness import Fault, Result
-from inspector.events import RawEvent
+from inspector.events import CASFAIL, GET, PUT, STORE, RawEvent
 
 RCU: Final = 3
 """The fiber of the RCU callback; the operations are 0, 1 and 2."""
 
 KINDS: Final = ("read", "store", "cas", "casfail", "get", "put", "count")
 """``enum access_kind`` of harness.h."""
+
+OF_ACCESSES: Final = {"store": STORE, "cas": STORE, "casfail": CASFAIL, "get": GET, "put": PUT}
+"""The event that an access of this kind is as well; a store that goes through no macro is none."""
 
 
 @dataclass(frozen=True, slots=True)

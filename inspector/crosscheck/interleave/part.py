@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from textwrap import wrap
@@ -15,16 +15,19 @@ from inspector.crosscheck.interleave.engine import Engine
 from inspector.crosscheck.interleave.lockstep import Lockstep
 from inspector.crosscheck.interleave.outcome import Outcome
 from inspector.crosscheck.interleave.pairs import Scenario, racing, scenarios
+from inspector.crosscheck.interleave.referee import Referee
 from inspector.crosscheck.interleave.show import columns, schedule_text
 from inspector.crosscheck.kernel import Kernel
+from inspector.crosscheck.layout import folded
+from inspector.crosscheck.reproducer import INTERLEAVINGS, Reproducer
 from inspector.crosscheck.scale import spread
 from inspector.crosscheck.verdict import WIDTH, Part
 from inspector.findings import ExitCode
 from inspector.model.machine import Machine
-from inspector.model.operations import format_operation
+from inspector.model.operations import format_operation, parse_operation
 from inspector.model.session import Setup
 
-NAME = "interleavings"
+NAME = INTERLEAVINGS
 _FAULTS = 3
 """Faults of one schedule that are shown: the first has the others for consequences."""
 
@@ -55,12 +58,14 @@ class Done:
         self.incomplete += other.incomplete
 
 
-def judge(outcome: Outcome, lockstep: Lockstep | None) -> tuple[str, ...]:
-    """What does not hold: misuse of memory, the end of the tables, and what the model does otherwise."""
+def judge(outcome: Outcome, referee: Referee, lockstep: Lockstep | None) -> tuple[str, ...]:
+    """What does not hold: misuse of memory, the end of the tables, the protocol, and what the model does otherwise."""
     wrong = [f"the kernel's code {fault}" for fault in outcome.faults[:_FAULTS]]
     if len(outcome.faults) > _FAULTS:
         wrong.append(f"... and {len(outcome.faults) - _FAULTS} more of the kind")
     wrong += outcome.broken
+    if not wrong and (broken := referee.judge(outcome)) is not None:
+        wrong += broken.lines()
     if not wrong and lockstep is not None and (other := lockstep.follow(outcome)) is not None:
         wrong.append(f"after {other.after} accesses the model {other.model}; the kernel's code: {other.kernel}")
     return tuple(wrong)
@@ -70,14 +75,17 @@ def explore(kernel: Kernel, scenario: Scenario, bound: int, done: Done, model: b
     """All schedules of one scenario; the violation with the fewest preemptions and accesses, if there is one."""
     side = KernelSide(scenario.setup, kernel, every_access=True)
     try:
+        start = []
         for operation in scenario.start:
-            side.apply(operation)
+            result, raws = side.apply(operation)
+            start.append((operation, result.ret, raws))
+        referee = Referee(scenario.setup, tuple(start), scenario.operations)
         lockstep = Lockstep(scenario.setup, scenario.start, scenario.operations) if model else None
         packed = [side.packed(operation) for operation in scenario.operations]
         found: list[Violation] = []
         with Engine(side.harness, packed, scenario.setup.behaviours, bound=bound) as engine:
             for outcome in engine.outcomes(MOST_SCHEDULES):
-                if wrong := judge(outcome, lockstep):
+                if wrong := judge(outcome, referee, lockstep):
                     found.append(Violation(scenario, outcome, wrong))
             done.schedules += engine.schedules
             done.distinct += engine.distinct
@@ -157,19 +165,47 @@ def interleave(
         f"({done.distinct} with different ends), at most {bound} preemptions"
     )
     if violation:
-        return Part(NAME, ExitCode.FINDINGS, f"broken after {said}", list(_lines(violation)), figures)
+        lines, script = list(_lines(violation)), tuple(_meeting(violation.scenario))
+        return Part(NAME, ExitCode.FINDINGS, f"broken after {said}", lines, figures, script)
     whole = done.scenarios == len(work) and not done.incomplete
     all_of = "that was all of them" if whole else f"not all of them: {len(work)} meetings in all"
     return Part(NAME, ExitCode.CLEAN, f"{said}: nothing broken; {all_of}", figures=figures)
 
 
-def _lines(violation: Violation) -> Iterator[str]:
-    scenario = violation.scenario
-    yield from (piece for wrong in violation.wrong for piece in wrap(wrong, WIDTH - 4))
-    yield f"Begin with {scenario.state}:"
+def replayed_meeting(
+    kernel: Kernel, script: Reproducer, bound: int, model: bool, tell: Callable[[str], None] = lambda text: None
+) -> Part:
+    """The meeting of a reproducer once more, in every order: the schedule that it was found in may be none of a tree
+    whose code makes other accesses."""
+    setup = replace(script.setup, generation=kernel.generation)
+    start, together = (tuple(parse_operation(line) for line in lines) for lines in (script.lines[1:], script.together))
+    scenario, done = Scenario(setup, "the reproducer's table", start, together), Done()
+    tell(f"interleavings: {len(together)} operations in every order")
+    violation = explore(kernel, scenario, bound, done, model)
+    figures = {"schedules": done.schedules, "distinct": done.distinct, "meetings": 1, "preemptions": bound}
+    said = f"{done.schedules} schedules of {len(together)} operations, at most {bound} preemptions"
+    if violation:
+        script_lines = tuple(_meeting(scenario))
+        return Part(NAME, ExitCode.FINDINGS, f"broken, after {said}", list(_lines(violation)), figures, script_lines)
+    return Part(NAME, ExitCode.CLEAN, f"{said}: nothing broken any more", figures=figures)
+
+
+def _meeting(scenario: Scenario) -> Iterator[str]:
+    """What a reproducer holds."""
     yield scenario.setup.text()
     yield from (format_operation(operation) for operation in scenario.start)
     for letter, operation in zip("ABC", scenario.operations, strict=False):
         yield f"{letter}: {format_operation(operation)}"
+
+
+def _lines(violation: Violation) -> Iterator[str]:
+    scenario = violation.scenario
+    yield from (piece for wrong in violation.wrong for piece in folded(wrong, "", _indent(wrong) + "    "))
+    yield f"Begin with {scenario.state}:"
+    yield from (piece for line in _meeting(scenario) for piece in folded(line, "  ", "      "))
     yield from columns(violation.outcome, scenario.setup)
     yield from wrap(f"schedule: {schedule_text(violation.outcome.schedule)}", WIDTH - 4)
+
+
+def _indent(line: str) -> str:
+    return " " * (len(line) - len(line.lstrip()))
