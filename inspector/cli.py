@@ -402,7 +402,7 @@ _OPERATIONS = 20_000
     help="Where a difference is written to. Default: crosscheck-repro.txt.",
 )
 @click.option("--replay", metavar="FILE", type=click.Path(), help="Only run this reproducer: 1 if it still differs.")
-@click.option("--jobs", metavar="N", type=click.IntRange(1, 1024), default=1, help="Processes. Default: 1.")
+@click.option("--jobs", metavar="N", type=click.IntRange(1, 1024), help="Processes. Default: a CPU each, up to 8.")
 @click.option("--scheduler", metavar="ADDRESS", help="Spread the work over a Dask cluster (tcp://host:8786).")
 @click.option(
     "--cpus",
@@ -435,7 +435,7 @@ def crosscheck(
     granules: tuple[str, ...],
     reproducer: str,
     replay: str | None,
-    jobs: int,
+    jobs: int | None,
     scheduler: str | None,
     cpus: int,
     preemptions: int,
@@ -470,7 +470,7 @@ def crosscheck(
                 seconds,
                 seed,
                 tuple(dict.fromkeys(granules)) or tuple(GRANULES),
-                jobs,
+                jobs or min(len(os.sched_getaffinity(0)), 8),
                 scheduler,
             )
             request = Request(

@@ -37,7 +37,8 @@ class Sequence:
     """What became of one table, from init to destroy.
 
     ``abandoned``: the harness had no page left; ``known_faults``: faults of the kernel's code that its generation is
-    known for, on both sides alike.  ``script`` is given with a difference.
+    known for, on both sides alike.  ``built`` are the variants of libraries that it took.  ``script`` is given with a
+    difference.
     """
 
     operations: int = 0
@@ -46,6 +47,7 @@ class Sequence:
     known_faults: int = 0
     by_name: Counter[str] = field(default_factory=Counter)
     returns: Counter[int] = field(default_factory=Counter)
+    built: frozenset[str] = frozenset()
     difference: Difference | None = None
     script: list[str] = field(default_factory=list)
 
@@ -63,6 +65,7 @@ class Outcome:
     events: int = 0
     by_name: Counter[str] = field(default_factory=Counter)
     returns: Counter[int] = field(default_factory=Counter)
+    built: frozenset[str] = frozenset()
     difference: Difference | None = None
     script: list[str] = field(default_factory=list)
 
@@ -78,6 +81,7 @@ class Outcome:
         self.known_faults += one.known_faults
         self.by_name += one.by_name
         self.returns += one.returns
+        self.built |= one.built
         self.sequences += one.difference is None
         self.difference, self.script = one.difference, one.script
 
@@ -103,6 +107,7 @@ def run_sequence(plan: Plan, rng: Random) -> Sequence:
     setup = random_setup(rng, plan.kernel.generation, plan.granules)
     pair = plan.open(setup)
     lines = [setup.text()]
+    done.built = frozenset(side.harness.library.variant for side in pair.kernels)
     try:
         generator = Generator(rng, pair.session, hyp=rng.random() < plan.focus.hyp, focus=plan.focus)
         for operation in generator.operations(rng.randrange(5, 2 * SEQUENCE)):

@@ -232,8 +232,10 @@ class Pair:
         return (self.session.store, pgt.root if pgt else 0), self.kernel.store()
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back: the model's pages too, which the collector would come to late, as they are few objects
+        and much memory."""
         self.kernel.close()
+        self.session.store.pages.clear()
 
     def apply(self, operation: Operation) -> Difference | None:
         """Run it on both sides; the first difference, ``None`` when there is none.

@@ -258,7 +258,8 @@ def pack(
 
 
 class Library:
-    """A built library with its functions' types declared; ``name`` is what a message calls the kernel.
+    """A built library with its functions' types declared; ``name`` is what a message calls the kernel, ``variant`` how
+    it was built (``4k-hyp``).
 
     Raises `BadInput` when the library is not of this harness.
     """
@@ -267,6 +268,7 @@ class Library:
         self.path = path
         self.granule = granule
         self.name = name
+        self.variant = path.stem.partition("-")[2]
         self.functions = lib = ctypes.CDLL(str(path))
         u32, u64, handle = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
         out = ctypes.POINTER(u64)

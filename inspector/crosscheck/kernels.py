@@ -44,6 +44,7 @@ class KernelPair:
         """Give the memory back."""
         for side in self.kernels:
             side.close()
+        self.session.store.pages.clear()
 
     def stores(self) -> tuple[tuple[PageStore, int], tuple[PageStore, int]]:
         """The pages of either side, and the address of its root."""

@@ -181,7 +181,7 @@ class _Work:
             return
         elsewhere = list(dict.fromkeys(path for step in steps for path in (*step.here, *step.elsewhere)))
         named = f" (it is about {', '.join(elsewhere[:3])}{' …' if len(elsewhere) > 3 else ''})" if elsewhere else ""
-        summary = f"nothing that is compiled here is changed{named}: run such a kernel to judge it"
+        summary = f"nothing that is compiled here is changed{named}: boot such a kernel and validate it"
         self._add(Part("patch", ExitCode.UNTESTABLE, summary), label)
 
     def _subject(self, tree: Tree, name: str, label: str) -> _Subject:
@@ -291,8 +291,8 @@ class _Work:
     def _built(self) -> list[str]:
         if not self.kernels:
             return []
-        # Where other processes do the work, only they know.
-        variants = {name for kernel in self.kernels for name in kernel.built} or set(self.request.budget.granules)
+        variants = {name for kernel in self.kernels for name in kernel.built}
+        variants = variants.union(*(part.built for part in self.parts)) or set(self.request.budget.granules)
         tree = self.kernels[0].tree
         return [f"calls: {', '.join(calls(tree))}", f"built: {', '.join(sorted(variants))}; {compiler()}"]
 

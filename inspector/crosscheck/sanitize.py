@@ -59,6 +59,7 @@ class Sanitized:
     def close(self) -> None:
         """Give the memory back."""
         self.kernel.close()
+        self.session.store.pages.clear()
 
     def apply(self, operation: Operation) -> Difference | None:
         """Run it; the first thing that is wrong by itself.  Raises as `Pair.apply` does."""

@@ -132,7 +132,8 @@ class Run:
 
     def parts(self) -> list[Part]:
         """What has come of it."""
-        return [self._comparison(), *([self._protocol()] if self.matter.judged else [])]
+        found = [self._comparison(), *([self._protocol()] if self.matter.judged else [])]
+        return [replace(part, built=self.outcome.built) for part in found]
 
     def _protocol(self) -> Part:
         outcome = self.outcome

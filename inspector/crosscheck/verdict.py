@@ -18,7 +18,7 @@ class Part:
     ``code`` is what this part alone would make the command return: clean, findings, or not testable.  ``summary`` is
     one sentence without its full stop; ``lines`` are what a reader needs beyond it (at most `WIDTH` columns, though a
     line of source or of events may be longer).  ``figures`` are its numbers by name, for JSON and for notes.
-    ``script`` shows what was found, operation by operation.
+    ``script`` shows what was found, operation by operation.  ``built`` are the variants of the file that it took.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Part:
     lines: Sequence[str] = ()
     figures: Mapping[str, int | float | str] = field(default_factory=dict)
     script: Sequence[str] = ()
+    built: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

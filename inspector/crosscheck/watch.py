@@ -138,6 +138,7 @@ class Watched:
     def close(self) -> None:
         """Give the memory back."""
         self.kernel.close()
+        self.session.store.pages.clear()
 
     def apply(self, operation: Operation) -> Difference | None:
         """Run it; the first rule that it breaks.  Raises as `Pair.apply` does."""

@@ -49,6 +49,7 @@ class Done:
     schedules: int = 0
     distinct: int = 0
     incomplete: int = 0
+    built: frozenset[str] = frozenset()
 
     def add(self, other: Done) -> None:
         """And what another did."""
@@ -56,6 +57,7 @@ class Done:
         self.schedules += other.schedules
         self.distinct += other.distinct
         self.incomplete += other.incomplete
+        self.built |= other.built
 
 
 def judge(outcome: Outcome, referee: Referee, lockstep: Lockstep | None) -> tuple[str, ...]:
@@ -91,6 +93,7 @@ def explore(kernel: Kernel, scenario: Scenario, bound: int, done: Done, model: b
             done.distinct += engine.distinct
             done.incomplete += not engine.complete
         done.scenarios += 1
+        done.built |= {side.harness.library.variant}
     finally:
         side.close()
     return min(found, key=lambda one: (one.outcome.preemptions, len(one.outcome.accesses)), default=None)
@@ -166,10 +169,10 @@ def interleave(
     )
     if violation:
         lines, script = list(_lines(violation)), tuple(_meeting(violation.scenario))
-        return Part(NAME, ExitCode.FINDINGS, f"broken after {said}", lines, figures, script)
+        return Part(NAME, ExitCode.FINDINGS, f"broken after {said}", lines, figures, script, done.built)
     whole = done.scenarios == len(work) and not done.incomplete
     all_of = "that was all of them" if whole else f"not all of them: {len(work)} meetings in all"
-    return Part(NAME, ExitCode.CLEAN, f"{said}: nothing broken; {all_of}", figures=figures)
+    return Part(NAME, ExitCode.CLEAN, f"{said}: nothing broken; {all_of}", figures=figures, built=done.built)
 
 
 def replayed_meeting(
