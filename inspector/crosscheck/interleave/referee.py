@@ -52,18 +52,19 @@ class Referee:
 def _bounds(outcome: Outcome) -> dict[int, list[tuple[int, bool]]]:
     """Before which event each fiber begins (``True``), and before which it has ended.
 
-    Accesses and events are two lists in the order of time, and some of each are the same: an access lies before the
-    next event that is one.
+    Accesses and events are two lists in the order of time, and some of each are the same: any other access lies before
+    the next event that is one.  A store that goes through no macro is an access alone.
     """
-    places = [at for at, (_, raw) in enumerate(outcome.events) if raw[0] in _BOTH]
-    places.append(len(outcome.events))
+    both = [(at, fiber, raw) for at, (fiber, raw) in enumerate(outcome.events) if raw[0] in _BOTH]
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     passed = 0
     for access in outcome.accesses:
-        first.setdefault(access.fiber, places[passed])
-        passed += access.kind in OF_ACCESSES
-        last[access.fiber] = places[passed - 1] + 1 if access.kind in OF_ACCESSES else places[passed]
+        at, fiber, raw = both[passed] if passed < len(both) else (len(outcome.events), -1, ())
+        same = fiber == access.fiber and raw[0] == OF_ACCESSES.get(access.kind) and raw[1] == access.pa
+        passed += same
+        first.setdefault(access.fiber, at)
+        last[access.fiber] = at + same
     for at, (fiber, _) in enumerate(outcome.events):
         first[fiber] = min(first.get(fiber, at), at)
         last[fiber] = max(last.get(fiber, 0), at + 1)
