@@ -70,10 +70,12 @@ class ProtLayout(enum.Enum):
 class PgtFlags(enum.Enum):
     """What ``pgt->flags`` says (``enum kvm_pgtable_stage2_flags``; kernel.md 1.3, 4.1), in order from BIT(0)."""
 
-    NONE = ()
-    NOFWB_IDMAP = ("NOFWB", "IDMAP")
-    IDMAP_AS_S1 = ("IDMAP", "AS_S1")
+    # No tuples: Python 3.11.2, Debian 12's, loses an empty one.
+    NONE = "none"
+    NOFWB_IDMAP = "NOFWB IDMAP"
+    IDMAP_AS_S1 = "IDMAP AS_S1"
 
     def bit(self, name: str) -> int:
         """The bit of the flag called ``name``; 0 where there is none."""
-        return 1 << self.value.index(name) if name in self.value else 0
+        names = self.value.split()
+        return 1 << names.index(name) if name in names else 0
