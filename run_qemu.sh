@@ -17,6 +17,8 @@ source "$REPO/fixtures/setup/kernel.sh"
 source "$REPO/fixtures/setup/python.sh"
 # shellcheck source=fixtures/setup/guest.sh
 source "$REPO/fixtures/setup/guest.sh"
+# shellcheck source=fixtures/setup/trace.sh
+source "$REPO/fixtures/setup/trace.sh"
 # shellcheck source=fixtures/setup/machine.sh
 source "$REPO/fixtures/setup/machine.sh"
 # shellcheck source=fixtures/setup/commands.sh
@@ -30,6 +32,8 @@ Boots an arm64 KVM host with guests under QEMU and inspects it.  Installs, fetch
 
 Commands
   (none)            the tour: boot, show the host, its VMs, memslots and stage-2 tables, check them, clean up
+  trace             boot a machine that is traced from its start, hold every stage-2 operation against the
+                    invalidation protocol, clean up
   start             boot and leave the machine running
   stop              end a machine that was started
   status            tell whether a machine is running, and how to reach it
@@ -56,6 +60,8 @@ Machine
   --ready TEXT      what the console prints once the guests run (default: the exerciser's line; "" does not wait)
   --gdb-port N      gdb's stub on 127.0.0.1:N (default: a unix socket)
   --qemu PATH       this qemu-system-aarch64
+  --trace           start it so that `inspector trace` can follow it (QEMU 10.0 or newer, which is fetched where the
+                    machine's own is older; no KASLR)
   --boot-timeout S  seconds until the guests must run (default: 180)
   --name NAME       which machine: several can run side by side (default: default)
   --run-dir DIR     where its sockets and console log are (default: one for NAME in the temporary folder)
@@ -76,6 +82,7 @@ Examples
   ./run_qemu.sh start --cpu cortex-a57 --smp 1
   ./run_qemu.sh run -- inspector walk 0x40001000
   ./run_qemu.sh stop
+  ./run_qemu.sh trace --kernel 6.12
   ./run_qemu.sh --kernel 6.12 run -- inspector check --json
   ./run_qemu.sh test tests/live -k boot
 END
@@ -110,6 +117,7 @@ while (($#)); do
         --ready) READY=$(value "$@"); shift ;;
         --gdb-port) GDB_PORT=$(number "$@"); shift ;;
         --qemu) QEMU=$(value "$@"); shift ;;
+        --trace) TRACE=yes ;;
         --boot-timeout) BOOT_TIMEOUT=$(number "$@"); shift ;;
         --name) NAME=$(value "$@"); shift ;;
         --run-dir) RUN_DIR=$(value "$@"); shift ;;
@@ -119,7 +127,7 @@ while (($#)); do
         -*)
             usage_error "unknown option $1"
             ;;
-        start | stop | status)
+        start | stop | status | trace)
             [[ -z $command ]] || usage_error "one command at a time: $command or $1"
             command=$1
             ;;
@@ -148,6 +156,7 @@ on_exit_clean_up
 case $command in
     "") tour ;;
     start) start ;;
+    trace) trace ;;
     stop) stop ;;
     status) status ;;
     send) send "${arguments[*]}" ;;

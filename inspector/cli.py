@@ -502,6 +502,61 @@ def crosscheck(
     return verdict.code
 
 
+# --- what happens between two instants ---
+
+
+@_command(
+    "trace",
+    machine=False,
+    epilog="Examples: inspector trace --run-dir DIR --for 10 -o run.s2trace | ./run_qemu.sh trace | "
+    "./run_qemu.sh start --trace && ./run_qemu.sh run -- inspector trace --for 10 --json. "
+    "Exit code 1: a rule is broken; 125: nothing was followed, or the machine was not started to be traced.",
+)
+@click.option("-o", "--output", metavar="FILE", type=click.Path(), help="Keep the trace, for `inspector replay`.")
+@click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(0), help="Until then. Default: Ctrl-C.")
+@click.option(
+    "--run-dir", metavar="DIR", type=click.Path(), envvar="INSPECTOR_RUN_DIR", help="The machine's run folder."
+)
+def trace(options: Options, output: str | None, seconds: float | None, run_dir: str | None) -> int:
+    """Follow every stage-2 operation since a machine's start, and hold each to the invalidation protocol.
+
+    The machine must have been started by `./run_qemu.sh start --trace`.  Nothing is written to it.
+    """
+    from inspector.target.signals import Interrupted, signals_raise
+    from inspector.trace.follow import Following, is_alive, open_output, read_plan
+
+    if run_dir is None:
+        raise BadInput("which machine? ./run_qemu.sh run -- inspector trace says so, or give its --run-dir")
+    folder = Path(run_dir)
+    following = Following(folder, read_plan(folder))
+    with signals_raise(), contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open_output(Path(output))) if output is not None else None
+        tell = stack.enter_context(progress(options.debug))
+        try:
+            following.go(stream, seconds, lambda: is_alive(folder), tell)
+        except (KeyboardInterrupt, Interrupted):
+            following.interrupted = seconds is not None
+    followed = following.end()
+    options.emit(report.trace.document, report.trace.lines, followed, "trace")
+    if following.interrupted:
+        say("interrupted; the verdict is on what was followed so far")
+        return ExitCode.TARGET_LOST
+    return report.trace.code_of(followed)
+
+
+@_command("replay", machine=False, epilog="Example: inspector replay run.s2trace --json")
+@click.argument("file", metavar="FILE", type=click.Path())
+def replay(options: Options, file: str) -> int:
+    """The verdict on a trace again, without the machine."""
+    from inspector.trace.follow import replay as replay_file
+
+    followed = replay_file(Path(file))
+    options.emit(report.trace.document, report.trace.lines, followed, "replay")
+    if followed.cut:
+        say("the file ends in the middle of a block: the verdict is on what is before")
+    return report.trace.code_of(followed)
+
+
 # --- the way in and out ---
 
 

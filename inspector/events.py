@@ -31,7 +31,8 @@ What each kind stands for in the kernel (``arch/arm64/kvm/hyp/pgtable.c``):
   memory at ``pa``), ``get`` and ``put`` (a reference on a table page; ``count`` is what is left), ``alloc`` and
   ``allocfail`` (``zalloc_page``; NULL), ``alloc_exact`` and ``free_exact`` (the root pages), ``defer``
   (``free_unlinked_table``; ``level`` is that of the entry that pointed there).
-- ``free``: a page whose count reached 0.  ``barrier``: ``ishst`` (``dsb(ishst)``), ``ish`` or ``isb``.
+- ``free``: a page whose count reached 0.  ``barrier``: ``ishst`` (``dsb(ishst)``), ``ish`` or ``isb``; in a trace any
+  DSB, and ``hvc``, a call into the hypervisor.
 - ``call`` and ``ret``: a kernel function entered (``args`` is free text without spaces, ``addr=0x0,size=0x1000``), and
   its result.  ``warn``: a ``WARN_ON`` whose condition held (``WARN_ON_ONCE`` counts each time).
 """

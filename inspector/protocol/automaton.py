@@ -25,6 +25,8 @@ _NORMAL = 0xF
 _PRIVATE, _LIVE, _DETACHED = Life.PRIVATE, Life.LIVE, Life.DETACHED
 _DSB = frozenset({"ish", "ishst", "sy", "osh", "oshst", "st"})
 _COMPLETES = frozenset({"ish", "sy", "osh"})
+_OF_THIS_CPU = {"nshst": False, "nsh": True}
+"""DSBs that are enough where only this CPU's TLB is to forget; whether they wait for a TLBI too."""
 
 
 class Protocol:
@@ -364,6 +366,8 @@ class Protocol:
 
     def _barrier(self, cpu: Cpu, raw: RawEvent) -> None:
         kind = raw[1]
+        if kind in _OF_THIS_CPU:
+            self._barrier_of_this_cpu(cpu, _OF_THIS_CPU[kind])
         if kind not in _DSB:
             return
         cpu.fence += 1
@@ -371,13 +375,16 @@ class Protocol:
             return
         completes = kind in _COMPLETES
         for owed in cpu.owed:
-            if owed.step is Step.BROKEN:
-                owed.step = Step.GUARDED
-            elif completes and owed.step is Step.STAGE2:
-                owed.step, owed.rule, owed.why = Step.STAGE2_DONE, "B4", "stage 1 was not invalidated after stage 2"
-            elif completes and owed.step is Step.ISSUED:
-                owed.step = Step.CLEAN
+            _wait(owed, completes)
         if completes:
+            self._drop_clean(cpu)
+
+    def _barrier_of_this_cpu(self, cpu: Cpu, completes: bool) -> None:
+        """A non-shareable DSB: enough for what gained permissions, which other CPUs may go on not to know."""
+        for owed in cpu.owed:
+            if owed.kind is Kind.RELAXATION:
+                _wait(owed, completes)
+        if completes and cpu.owed:
             self._drop_clean(cpu)
 
     def _drop_clean(self, cpu: Cpu) -> None:
@@ -720,6 +727,16 @@ class Protocol:
                 self._say("R1", what, *_page(page), last, page=page.pa)
                 page.count = 1 + page.counted + page.surplus
         self._dirty.clear()
+
+
+def _wait(owed: Owed, completes: bool) -> None:
+    """A DSB orders the store of a debt; one that ``completes`` waits for its TLBI."""
+    if owed.step is Step.BROKEN:
+        owed.step = Step.GUARDED
+    elif completes and owed.step is Step.STAGE2:
+        owed.step, owed.rule, owed.why = Step.STAGE2_DONE, "B4", "stage 1 was not invalidated after stage 2"
+    elif completes and owed.step is Step.ISSUED:
+        owed.step = Step.CLEAN
 
 
 def _nothing(_: Cpu, __: RawEvent) -> None:

@@ -18,6 +18,7 @@ from inspector.report import (
     model,
     reverse,
     sysregs,
+    trace,
     vms,
     walk,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "model",
     "reverse",
     "sysregs",
+    "trace",
     "vms",
     "walk",
 ]

@@ -35,6 +35,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     report.changes.DiffCaptures,
     report.model.Model,
     report.crosscheck.Crosscheck,
+    report.trace.TraceDocument,
 )
 """Every document, in the order of the commands."""
 

@@ -1,0 +1,166 @@
+"""What a trace holds, and the rules that are broken in it (`inspector trace`, `inspector replay`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from inspector.findings import ExitCode
+from inspector.printable import printable
+from inspector.report.document import Document, Record
+from inspector.report.format import Lines, Painter
+from inspector.trace.follow import Followed
+from inspector.trace.replay import Broken
+
+_MOST = 20
+"""Findings that are shown as text."""
+
+
+class BrokenRule(Record, frozen=True):
+    """A rule that an operation breaks."""
+
+    rule: Annotated[str, Meta(description="Of docs/invariants.md.")]
+    what: str
+    operation: Annotated[int, Meta(description="Its number in the trace, from 1.")]
+    table: Annotated[int, Meta(description="The table's number, in the order in which they were made, from 1.")]
+    call: str
+    where: str
+    state: str
+    history: Sequence[str]
+
+
+class TraceDocument(Document, frozen=True, kw_only=True):
+    """`inspector trace` and `inspector replay`."""
+
+    command: Literal["trace", "replay"]
+    release: str
+    generation: str
+    qemu: str
+    verdict: Literal["clean", "findings", "not tested"]
+    seconds: float
+    cut: Annotated[bool, Meta(description="The file ends in the middle of a block: it was read up to there.")]
+    operations: int
+    events: int
+    operations_by_name: Mapping[str, int]
+    returns: Annotated[Mapping[str, int], Meta(description="How often each operation returned what: 'map 0'.")]
+    tables_made: int
+    tables_freed: int
+    pages_made: int
+    pages_freed: int
+    invalidations: Mapping[str, int]
+    not_followed: Annotated[
+        Mapping[str, int], Meta(description="What lay in no operation, or in one on a table that was not seen made.")
+    ]
+    broken: Sequence[BrokenRule]
+    reason: Annotated[str, Meta(description="Why it was not tested; empty when it was.")]
+
+
+def code_of(followed: Followed) -> ExitCode:
+    """Findings, or that it could not be judged, or clean."""
+    if why_not(followed):
+        return ExitCode.UNTESTABLE
+    return ExitCode.FINDINGS if followed.judge.broken else ExitCode.CLEAN
+
+
+def why_not(followed: Followed) -> str:
+    """Why nothing is judged; empty when it is."""
+    counts = followed.judge.counts
+    if counts.hypercalls:
+        return "the host runs in nVHE: what its TLB functions do at EL2 is not followed yet; take a CPU with VHE"
+    return "" if counts.operations > counts.unknown else "no operation was followed"
+
+
+def _judged(followed: Followed) -> Sequence[Broken]:
+    return () if why_not(followed) else followed.judge.broken
+
+
+def _not_followed(followed: Followed) -> dict[str, int]:
+    counts = followed.judge.counts
+    found = dict(followed.outside)
+    if counts.unknown:
+        found["operation on a table made before"] = counts.unknown
+    if counts.unfinished:
+        found["operation that has not ended"] = counts.unfinished
+    return dict(sorted(found.items()))
+
+
+def _broken(broken: Broken) -> BrokenRule:
+    violation = broken.violation
+    return BrokenRule(
+        violation.rule,
+        violation.what,
+        broken.operation,
+        broken.table,
+        broken.call,
+        violation.where,
+        violation.state,
+        violation.history,
+    )
+
+
+def document(followed: Followed, command: Literal["trace", "replay"]) -> TraceDocument:
+    """The whole of it."""
+    counts, header = followed.judge.counts, followed.header
+    words: dict[ExitCode, Literal["clean", "findings", "not tested"]] = {
+        ExitCode.CLEAN: "clean",
+        ExitCode.FINDINGS: "findings",
+        ExitCode.UNTESTABLE: "not tested",
+    }
+    return TraceDocument(
+        command=command,
+        release=header["release"],
+        generation=header["generation"],
+        qemu=header.get("qemu", ""),
+        verdict=words[code_of(followed)],
+        seconds=round(followed.seconds, 3),
+        cut=followed.cut,
+        operations=counts.operations,
+        events=counts.events,
+        operations_by_name=dict(sorted(counts.by_name.items())),
+        returns={f"{name} {ret}": number for (name, ret), number in sorted(counts.returns.items())},
+        tables_made=counts.tables_made,
+        tables_freed=counts.tables_freed,
+        pages_made=counts.pages_made,
+        pages_freed=counts.pages_freed,
+        invalidations=dict(sorted(counts.invalidations.items())),
+        not_followed=_not_followed(followed),
+        broken=[_broken(each) for each in _judged(followed)],
+        reason=why_not(followed),
+    )
+
+
+def lines(paint: Painter, followed: Followed, command: Literal["trace", "replay"]) -> Lines:
+    """A summary, and each finding with what led to it."""
+    told = document(followed, command)
+    yield f"Linux {printable(told.release)}, as {told.generation}; {printable(told.qemu)}"
+    yield f"{told.operations:,} operations, {told.events:,} events"
+    by_name: dict[str, list[str]] = {}
+    for (name, ret), number in sorted(followed.judge.counts.returns.items()):
+        by_name.setdefault(name, []).append(f"{number:,} returned {ret}")
+    for name, number in sorted(told.operations_by_name.items(), key=lambda item: -item[1]):
+        yield f"  {name:18} {number:8,}   {', '.join(by_name.get(name, []))}".rstrip()
+    yield f"tables: {told.tables_made} made, {told.tables_freed} given up"
+    yield f"table pages: {told.pages_made:,} allocated, {told.pages_freed:,} freed"
+    yield f"invalidations: {_listed(told.invalidations)}"
+    yield f"not followed: {_listed(told.not_followed)}"
+    if told.cut:
+        yield paint("the file was cut: this is what was there", "yellow")
+    for broken in _judged(followed)[:_MOST]:
+        yield ""
+        yield from _finding(paint, broken)
+    if len(told.broken) > _MOST:
+        yield f"... and {len(told.broken) - _MOST} more"
+    yield ""
+    colour = {"clean": "green", "findings": "red", "not tested": "yellow"}[told.verdict]
+    yield paint(told.verdict.upper(), colour) + f": {told.reason or f'{len(told.broken)} rules broken'}"
+
+
+def _listed(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in numbers.items()) or "nothing"
+
+
+def _finding(paint: Painter, broken: Broken) -> Iterator[str]:
+    yield paint(f"table {broken.table}, operation {broken.operation}: {printable(broken.call)}", "red")
+    yield from (f"  {printable(line)}" for line in broken.violation.lines())

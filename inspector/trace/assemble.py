@@ -1,0 +1,262 @@
+"""From the probe's records to the event grammar, operation by operation.
+
+Who runs is told by the stack, not by the CPU: an operation that is preempted goes on elsewhere.  A page's physical
+address is that of its place in the linear map, whose distance the first store there tells.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from inspector.events import (
+    ALLOC,
+    ALLOC_EXACT,
+    ALLOCFAIL,
+    BARRIER,
+    CACHE,
+    CALL,
+    CASFAIL,
+    DEFER,
+    FREE,
+    FREE_EXACT,
+    GET,
+    PUT,
+    RET,
+    STORE,
+    RawEvent,
+)
+from inspector.trace.functions import FUNCTIONS, Function, Role
+from inspector.trace.instructions import event_of
+from inspector.trace.plan import EXIT, Plan
+from inspector.trace.raw import SIZES, Record, RecordKind
+
+_STACK_SHIFT = 14
+"""``MIN_THREAD_SHIFT`` of arch/arm64/include/asm/memory.h; stacks are aligned to twice their size."""
+_DS = 32
+"""VTCR_EL2.DS: descriptors of 52-bit addresses, and ranges of TLBI in units of 64K (DDI 0487)."""
+_U64 = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    """An int that a function returned in w0."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >> 31 else value
+
+
+@dataclass
+class _Call:
+    """A function that is being run; ``lane`` is the number under which its operation's events are told."""
+
+    function: Function
+    words: tuple[int, ...]
+    stack: int
+    lane: int = 0
+    events: list[RawEvent] = field(default_factory=list)
+
+
+@dataclass
+class Assembler:
+    """``pages`` are the table pages that are known, entry by entry; ``outside`` counts what lay in no operation."""
+
+    plan: Plan
+    pages: dict[int, dict[int, int]] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+    outside: Counter[str] = field(default_factory=Counter)
+    _running: dict[int, list[_Call]] = field(default_factory=dict)
+    _lanes: set[int] = field(default_factory=set)
+    _waiting: list[Record] = field(default_factory=list)
+    _distance: int | None = None
+    _structs: dict[int, int] = field(default_factory=dict)
+    _vtcr: dict[int, int] = field(default_factory=dict)
+    _lpa2: bool = False
+
+    def __post_init__(self) -> None:
+        self._functions = [FUNCTIONS[name] for name in self.plan.functions]
+        self._mask = (1 << self.plan.page_shift) - 1
+        shift = max(_STACK_SHIFT, self.plan.page_shift)
+        self._stack_mask = -(1 << shift) & _U64
+
+    def take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
+        """What a record adds: (lane, event), an operation's events under one lane from its ``call`` to its ``ret``."""
+        if self._distance is None:
+            self._waiting.append(record)
+            if record.kind != RecordKind.STORE:
+                return
+            self._distance = record.words[0] - record.words[1]
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                yield from self._take(each)
+            return
+        yield from self._take(record)
+
+    def _take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
+        stack = record.words[-1] & self._stack_mask
+        if record.kind == RecordKind.PROBE:
+            if record.number >= EXIT:
+                yield from self._leave(self._functions[record.number - EXIT], record, stack)
+            else:
+                yield from self._enter(self._functions[record.number], record, stack)
+            return
+        calls = self._running.get(stack)
+        if record.kind == RecordKind.STORE:
+            yield from self._stored(record, calls)
+            return
+        event = event_of(record.words[0], record.words[1], self._lpa2)
+        if event is None:
+            return
+        if calls:
+            yield from self._tell(calls[0], event)
+        elif event[0] != BARRIER:
+            self.outside[f"tlbi {event[1]}"] += 1
+
+    def _tell(self, call: _Call, event: RawEvent) -> Iterator[tuple[int, RawEvent]]:
+        # What init does is told at its end, when the table's shape is known.
+        if call.function.role is Role.INIT:
+            call.events.append(event)
+        else:
+            yield call.lane, event
+
+    def _pa(self, va: int) -> int:
+        return va - (self._distance or 0) & _U64
+
+    def _enter(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
+        calls = self._running.setdefault(stack, [])
+        call = _Call(function, record.words[: len(function.arguments)], record.words[-1])
+        if function.role in (Role.OPERATION, Role.INIT):
+            if calls:
+                return  # within another operation, whose events go on
+            call.lane = self._free_lane(record.cpu)
+            calls.append(call)
+            if function.role is Role.OPERATION:
+                yield call.lane, (CALL, function.name, self._arguments(call))
+            return
+        if function.role is Role.VTCR:
+            calls.append(call)
+            return
+        if not calls:
+            del self._running[stack]
+            self.outside[function.name] += 1
+            return
+        if function.ends:
+            calls.append(call)
+            return
+        yield from self._tell_all(calls[0], self._effect(function, call.words))
+
+    def _tell_all(self, call: _Call, events: Iterator[RawEvent]) -> Iterator[tuple[int, RawEvent]]:
+        for event in events:
+            yield from self._tell(call, event)
+
+    def _free_lane(self, cpu: int) -> int:
+        """The CPU's number, unless an operation that began there is not done."""
+        lane = cpu
+        while lane in self._lanes:
+            lane += 64
+        self._lanes.add(lane)
+        return lane
+
+    def _arguments(self, call: _Call) -> str:
+        words = [f"{name}={value:#x}" for name, value in zip(call.function.arguments, call.words, strict=True)]
+        flags = dict(zip(call.function.arguments, call.words, strict=True)).get("flags", 0)
+        if self.plan.shared and (flags & 0xFFFFFFFF) & self.plan.shared:
+            words.append("shared")
+        return ",".join(words)
+
+    def _leave(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
+        calls = self._running.get(stack, [])
+        if not calls or calls[-1].function is not function or calls[-1].stack != record.words[-1]:
+            return
+        call = calls.pop()
+        if not calls:
+            del self._running[stack]
+        value = record.words[0]
+        if function.role is Role.VTCR:
+            # kvm_init_stage2_mmu makes the table next (arch/arm64/kvm/mmu.c).
+            self._vtcr[stack] = value
+            self._lpa2 = bool(value >> _DS & 1)
+        elif function.role in (Role.OPERATION, Role.INIT):
+            if function.role is Role.INIT:
+                shape = f"{self._shape(call.words[0])},vtcr={self._vtcr.pop(stack, 0):#x}"
+                yield call.lane, (CALL, function.name, f"{self._arguments(call)},{shape}")
+                yield from ((call.lane, event) for event in call.events)
+            yield call.lane, (RET, 0 if function.is_void else _signed(value))
+            self._lanes.discard(call.lane)
+        elif calls:
+            yield from self._tell_all(calls[0], self._result(function, call.words, value))
+
+    def _shape(self, pgt: int) -> str:
+        """What init wrote into ``struct kvm_pgtable``."""
+        words = []
+        for name, (offset, size) in self.plan.members.items():
+            value = sum(self._structs.get(pgt + offset + byte, 0) << 8 * byte for byte in range(size))
+            signed = value - (1 << 8 * size) if value >> (8 * size - 1) else value
+            words.append(f"{name}={signed}")
+        return ",".join(words)
+
+    def _effect(self, function: Function, words: tuple[int, ...]) -> Iterator[RawEvent]:
+        """Of a function whose entry is all that is looked at."""
+        pa = self._pa(words[0])
+        page = pa & ~self._mask
+        if function.role is Role.GET:
+            self.counts[page] = self.counts.get(page, 1) + 1
+            yield (GET, page)
+        elif function.role is Role.PUT:
+            left = self.counts.get(page, 0) - 1
+            yield (PUT, page, left)
+            if left:
+                self.counts[page] = left
+            else:
+                self._drop(page)
+                yield (FREE, page)
+        elif function.role is Role.DEFER:
+            level = words[1] & 0xFF
+            yield (DEFER, page, level - 256 if level >> 7 else level)
+        elif function.role is Role.FREE_EXACT:
+            for at in range(page, page + words[1], self._mask + 1):
+                self._drop(at)
+            yield (FREE_EXACT, page, words[1])
+        else:
+            yield (CACHE, "dcache" if function.role is Role.DCACHE else "icache", pa, words[1])
+
+    def _drop(self, page: int) -> None:
+        self.counts.pop(page, None)
+        self.pages.pop(page, None)
+
+    def _result(self, function: Function, words: tuple[int, ...], value: int) -> Iterator[RawEvent]:
+        """Of a function whose return is looked at."""
+        if function.role is Role.FREE_EXACT:
+            yield from self._effect(function, words)
+            return
+        if not value:
+            yield (ALLOCFAIL,)
+            return
+        page = self._pa(value)
+        size = self._mask + 1 if function.role is Role.ALLOC else words[0] + self._mask & ~self._mask
+        for at in range(page, page + size, self._mask + 1):
+            self.pages[at], self.counts[at] = {}, 1
+        yield (ALLOC, page) if function.role is Role.ALLOC else (ALLOC_EXACT, page, size)
+
+    def _stored(self, record: Record, calls: list[_Call] | None) -> Iterator[tuple[int, RawEvent]]:
+        va, pa, low, high, now, at, _ = record.words
+        size = SIZES.get(record.number, 8)
+        entries = self.pages.get(pa & ~self._mask)
+        if entries is None:
+            if calls and calls[0].function.role is Role.INIT:
+                value = low | high << 64
+                self._structs.update((va + byte, value >> 8 * byte & 0xFF) for byte in range(size))
+            return
+        if size != 8 or pa & 7:
+            self.outside["store of another size to a table"] += 1
+            return
+        old = entries.get(pa, 0)
+        if not calls:
+            self.outside["store to a table"] += 1
+            return
+        cas = int(at in self.plan.compare_and_swaps)
+        if cas and now != low:
+            entries[pa] = now
+            yield from self._tell(calls[0], (CASFAIL, pa, old, low))
+            return
+        entries[pa] = low
+        yield from self._tell(calls[0], (STORE, pa, old, low, int(at in self.plan.release_stores and not cas), cas))

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * A TCG plugin that writes down what chosen instructions do: no policy is here, see inspector/trace/plan.py.
+ *
+ * config=FILE says where to look, a line each, addresses in hexadecimal:
+ *	p ADDRESS NUMBER REGISTERS	when this instruction is about to run: x0 and on, x30, sp; then all is written out
+ *					when NUMBER is EXIT or above
+ *	s LOW HIGH			stores by instructions of this range
+ *	m LOW HIGH			... to these addresses alone
+ *	i LOW HIGH			TLBI, IC, DC, barriers, HVC and writes of system registers in this range
+ * out=FILE gets the records: kind, CPU, number of words (8, 8, 16 bits), number (32 bits), the words (64 bits each).
+ *
+ * Each record is written under a lock: what one CPU does is in its order, and what several do in the order in which they
+ * came to the lock, which for a store is after it was made.
+ */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qemu_api.h"
+
+#define MOST_CPUS	64
+#define MOST_RANGES	16
+#define MOST_REGISTERS	8
+#define EXIT		1000
+
+enum { RECORD_PROBE = 1, RECORD_STORE, RECORD_INSTRUCTION };
+
+struct probe {
+	uint64_t address;
+	uint32_t number, registers;
+};
+
+struct ranges {
+	size_t count;
+	struct {
+		uint64_t low, high;
+	} at[MOST_RANGES];
+};
+
+struct head {
+	uint8_t kind, cpu;
+	uint16_t words;
+	uint32_t number;
+};
+
+__attribute__((visibility("default"))) int qemu_plugin_version = API;
+
+static struct probe *probes;
+static size_t probe_count;
+static struct ranges stores, memory, instructions;
+static struct qemu_plugin_register *registers[32];	/* x0 to x30, sp */
+static GByteArray *buffers[MOST_CPUS];
+static FILE *out;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static bool within(const struct ranges *ranges, uint64_t address)
+{
+	for (size_t i = 0; i < ranges->count; i++)
+		if (address >= ranges->at[i].low && address < ranges->at[i].high)
+			return true;
+	return false;
+}
+
+static void record(unsigned int kind, unsigned int cpu, uint32_t number, const uint64_t *words, unsigned int count)
+{
+	struct head head = { .kind = kind, .cpu = cpu, .words = count, .number = number };
+
+	pthread_mutex_lock(&lock);
+	fwrite(&head, sizeof(head), 1, out);
+	fwrite(words, sizeof(*words), count, out);
+	/* Who reads along gets whole operations; what a killed QEMU has not written is less than one. */
+	if (kind == RECORD_PROBE && number >= EXIT)
+		fflush(out);
+	pthread_mutex_unlock(&lock);
+}
+
+static uint64_t value_of(unsigned int cpu, unsigned int number)
+{
+	uint64_t value = 0;
+
+	if (!registers[number])
+		return 0;
+	g_byte_array_set_size(buffers[cpu], 0);
+	if (qemu_plugin_read_register(registers[number], buffers[cpu]) >= (int)sizeof(value))
+		memcpy(&value, buffers[cpu]->data, sizeof(value));
+	return value;
+}
+
+static void on_probe(unsigned int cpu, void *data)
+{
+	const struct probe *probe = data;
+	uint64_t words[MOST_REGISTERS + 2];
+	unsigned int count = probe->registers;
+
+	for (unsigned int i = 0; i < count; i++)
+		words[i] = value_of(cpu, i);
+	words[count] = value_of(cpu, 30);
+	words[count + 1] = value_of(cpu, 31);
+	record(RECORD_PROBE, cpu, probe->number, words, count + 2);
+}
+
+static void on_store(unsigned int cpu, uint32_t info, uint64_t address, void *data)
+{
+	struct qemu_plugin_hwaddr *place;
+	struct mem_value value;
+	uint64_t now;
+
+	if (!qemu_plugin_mem_is_store(info) || !within(&memory, address))
+		return;
+	place = qemu_plugin_get_hwaddr(info, address);
+	value = qemu_plugin_mem_get_value(info);
+	/* What a CAS or STXR would store is told whether it does or not: what is there now says. */
+	g_byte_array_set_size(buffers[cpu], 0);
+	if (qemu_plugin_read_memory_vaddr(address, buffers[cpu], sizeof(now)) && buffers[cpu]->len == sizeof(now))
+		memcpy(&now, buffers[cpu]->data, sizeof(now));
+	else
+		now = value.data.u64;
+	/* A pair of registers is two words next to each other. */
+	const uint64_t words[] = {
+		address, place ? qemu_plugin_hwaddr_phys_addr(place) : 0, value.data.u128.low, value.data.u128.high,
+		now, (uintptr_t)data, value_of(cpu, 31),
+	};
+
+	record(RECORD_STORE, cpu, value.type, words, sizeof(words) / sizeof(*words));
+}
+
+static void on_instruction(unsigned int cpu, void *data)
+{
+	uint32_t code = (uintptr_t)data;
+	const uint64_t words[] = { code, (code & 31) == 31 ? 0 : value_of(cpu, code & 31), value_of(cpu, 31) };
+
+	record(RECORD_INSTRUCTION, cpu, 0, words, sizeof(words) / sizeof(*words));
+}
+
+static int by_address(const void *a, const void *b)
+{
+	const struct probe *one = a, *other = b;
+
+	return one->address < other->address ? -1 : one->address > other->address;
+}
+
+/* DDI 0487 C4.1: SYS (TLBI, IC, DC), the barriers, MSR of a register, HVC. */
+static bool is_told(uint32_t code)
+{
+	return (code & 0xfff80000) == 0xd5080000 || (code & 0xfffff01f) == 0xd503301f ||
+	       (code & 0xfff00000) == 0xd5100000 || (code & 0xffe0001f) == 0xd4000002;
+}
+
+CALLBACK_TB(on_translation, tb)
+{
+	size_t count = qemu_plugin_tb_n_insns(tb);
+
+	for (size_t i = 0; i < count; i++) {
+		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
+		const struct probe key = { .address = qemu_plugin_insn_vaddr(insn) };
+		struct probe *probe;
+		uint32_t code = 0;
+
+		if (!(key.address >> 63))
+			continue;
+		probe = bsearch(&key, probes, probe_count, sizeof(key), by_address);
+		if (probe)
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_probe, CB_R_REGS, probe);
+		if (within(&stores, key.address))
+			qemu_plugin_register_vcpu_mem_cb(insn, on_store, CB_R_REGS, MEM_W,
+							 (void *)(uintptr_t)key.address);
+		if (within(&instructions, key.address) &&
+		    qemu_plugin_insn_data(insn, &code, sizeof(code)) == sizeof(code) && is_told(code))
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_instruction, CB_R_REGS,
+							       (void *)(uintptr_t)code);
+	}
+}
+
+CALLBACK_CPU(on_cpu, cpu)
+{
+	GArray *found = qemu_plugin_get_registers();
+	unsigned int size = g_array_get_element_size(found);
+
+	if (cpu >= MOST_CPUS)
+		abort();
+	buffers[cpu] = g_byte_array_new();
+	for (unsigned int i = 0; i < found->len; i++) {
+		const struct reg_descriptor *one = (const void *)(found->data + i * size);
+		char *end;
+		long number;
+
+		if (!strcmp(one->name, "sp"))
+			registers[31] = one->handle;
+		if (one->name[0] != 'x')
+			continue;
+		number = strtol(one->name + 1, &end, 10);
+		if (end != one->name + 1 && !*end && number < 31)
+			registers[number] = one->handle;
+	}
+}
+
+CALLBACK_EXIT(on_end)
+{
+	fflush(out);
+}
+
+static bool add_range(struct ranges *ranges, uint64_t low, uint64_t high)
+{
+	if (ranges->count == MOST_RANGES)
+		return false;
+	ranges->at[ranges->count].low = low;
+	ranges->at[ranges->count++].high = high;
+	return true;
+}
+
+static bool read_line(const char *line)
+{
+	unsigned long long a, b;
+	unsigned int number, count;
+	char what;
+
+	if (sscanf(line, "p %llx %u %u", &a, &number, &count) == 3 && count <= MOST_REGISTERS) {
+		probes = realloc(probes, (probe_count + 1) * sizeof(*probes));
+		if (!probes)
+			return false;
+		probes[probe_count++] = (struct probe){ .address = a, .number = number, .registers = count };
+		return true;
+	}
+	if (sscanf(line, "%c %llx %llx", &what, &a, &b) != 3)
+		return false;
+	return what == 's' ? add_range(&stores, a, b) : what == 'm' ? add_range(&memory, a, b) :
+	       what == 'i' && add_range(&instructions, a, b);
+}
+
+static bool read_config(const char *name)
+{
+	FILE *file = fopen(name, "r");
+	bool good = file;
+	char line[128];
+
+	while (good && fgets(line, sizeof(line), file))
+		good = read_line(line);
+	if (file)
+		fclose(file);
+	qsort(probes, probe_count, sizeof(*probes), by_address);
+	return good;
+}
+
+__attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv)
+{
+	bool configured = false;
+
+	for (int i = 0; i < argc; i++) {
+		if (!strncmp(argv[i], "config=", 7))
+			configured = read_config(argv[i] + 7);
+		else if (!strncmp(argv[i], "out=", 4))
+			out = fopen(argv[i] + 4, "w");
+	}
+	if (!configured || !out) {
+		qemu_plugin_outs("probe: config= or out= cannot be used\n");
+		return -1;
+	}
+	REGISTER(vcpu_init_cb, id, on_cpu);
+	REGISTER(vcpu_tb_trans_cb, id, on_translation);
+	qemu_plugin_register_atexit_cb(id, on_end, NULL);
+	return 0;
+}

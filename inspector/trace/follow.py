@@ -1,0 +1,137 @@
+"""Reading along while a machine writes: from the probe's file into a trace file, judged on the way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from inspector.findings import BadInput
+from inspector.trace.assemble import Assembler
+from inspector.trace.file import Trace, Writer
+from inspector.trace.plan import of_header
+from inspector.trace.raw import BadRecord, Reader
+from inspector.trace.replay import Judge
+
+RECORDS: Final = "trace.raw"
+"""In a machine's run folder: what the probe writes."""
+_PIECE: Final = 1 << 20
+_PAUSE: Final = 0.05
+
+
+@dataclass
+class Followed:
+    """What was followed: ``outside`` are things that lay in no operation, by what they were."""
+
+    header: dict[str, Any]
+    judge: Judge
+    outside: dict[str, int]
+    seconds: float
+    cut: bool = False
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """The header of a machine's traces.  Raises `BadInput` when it was not started to be traced."""
+    try:
+        header = json.loads((folder / "plan.json").read_text())
+        of_header(header)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BadInput(
+            "this machine was not started to be traced: ./run_qemu.sh start --trace starts one that was"
+        ) from None
+    found: dict[str, Any] = header
+    return found
+
+
+def open_output(path: Path) -> IO[bytes]:
+    """Raises `BadInput` when it cannot be written."""
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise BadInput(f"the trace {path} cannot be written: {error.strerror}; name another file with -o") from None
+
+
+def is_alive(folder: Path) -> bool:
+    """The machine of this run folder runs."""
+    try:
+        return Path("/proc", (folder / "pid").read_text().strip(), "stat").exists()
+    except OSError:
+        return False
+
+
+@dataclass
+class Following:
+    """Reads along: `go` until it is told to end, `end` for the verdict on what was taken, whatever ended it."""
+
+    folder: Path
+    header: dict[str, Any]
+    interrupted: bool = False
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._assembler = Assembler(of_header(self.header))
+        self._judge = Judge(self.header)
+
+    def go(
+        self, out: IO[bytes] | None, seconds: float | None, alive: Callable[[], bool], tell: Callable[[str], None]
+    ) -> None:
+        """Everything since the machine's start, and for ``seconds`` more (``None``: until it is gone).
+
+        What was taken is in ``out`` whatever ends it.  Raises `BadInput` when the probe's records cannot be read, or
+        make no sense.
+        """
+        writer = Writer(out, self.header) if out is not None else None
+        reader, began = Reader(), time.monotonic()
+        try:
+            with (self.folder / RECORDS).open("rb") as stream:
+                while True:
+                    data = stream.read(_PIECE)
+                    self._take(reader, data, writer)
+                    self.seconds = time.monotonic() - began
+                    self._tell(tell)
+                    if len(data) == _PIECE:
+                        continue
+                    if not alive() or (seconds is not None and self.seconds >= seconds):
+                        break
+                    time.sleep(_PAUSE)
+        except OSError as error:
+            raise BadInput(f"the probe's records cannot be read, or the trace not written: {error.strerror}") from None
+        except BadRecord as error:
+            raise BadInput(f"the probe's records make no sense: {error}") from None
+        finally:
+            if writer is not None:
+                writer.flush()
+
+    def _take(self, reader: Reader, data: bytes, writer: Writer | None) -> None:
+        for record in reader.take(data):
+            for lane, raw in self._assembler.take(record):
+                self._judge.take(lane, raw)
+                if writer is not None:
+                    writer.add(lane, raw)
+
+    def _tell(self, tell: Callable[[str], None]) -> None:
+        counts = self._judge.counts
+        rate = counts.operations / self.seconds if self.seconds else 0
+        tell(
+            f"{counts.operations} operations ({rate:.0f} a second), {counts.events} events, "
+            f"{len(self._judge.broken)} findings"
+        )
+
+    def end(self) -> Followed:
+        """What it came to."""
+        self._judge.finish()
+        return Followed(self.header, self._judge, dict(self._assembler.outside), self.seconds)
+
+
+def replay(path: Path) -> Followed:
+    """The same verdict, from a file.  Raises `BadInput`."""
+    trace = Trace(path)
+    judge = Judge(trace.header)
+    began = time.monotonic()
+    for lane, raw in trace.events():
+        judge.take(lane, raw)
+    judge.finish()
+    return Followed(trace.header, judge, {}, time.monotonic() - began, trace.cut)

@@ -1,0 +1,120 @@
+"""The kernel's functions that are followed: what each does, and where its arguments are."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+class Role(enum.Enum):
+    """What a function is to the trace."""
+
+    OPERATION = enum.auto()
+    INIT = enum.auto()
+    VTCR = enum.auto()
+    GET = enum.auto()
+    PUT = enum.auto()
+    ALLOC = enum.auto()
+    ALLOC_EXACT = enum.auto()
+    FREE_EXACT = enum.auto()
+    DEFER = enum.auto()
+    DCACHE = enum.auto()
+    ICACHE = enum.auto()
+
+
+@dataclass(frozen=True)
+class Function:
+    """``arguments`` are the names of x0 and on, as far as they are told."""
+
+    name: str
+    role: Role
+    arguments: tuple[str, ...]
+
+    @property
+    def is_void(self) -> bool:
+        """Nothing is returned: what is in x0 then means nothing."""
+        return self.role is Role.OPERATION and ("destroy" in self.name or self.name.endswith("_cb"))
+
+    @property
+    def ends(self) -> bool:
+        """Its return is looked at too."""
+        return self.role not in (Role.GET, Role.PUT, Role.DEFER, Role.DCACHE, Role.ICACHE)
+
+
+def _operation(name: str, *arguments: str) -> Function:
+    return Function(name, Role.OPERATION, ("pgt", *arguments))
+
+
+_ALL: Final = (
+    _operation("kvm_pgtable_stage2_map", "addr", "size", "phys", "prot", "mc", "flags"),
+    _operation("kvm_pgtable_stage2_unmap", "addr", "size"),
+    _operation("kvm_pgtable_stage2_wrprotect", "addr", "size"),
+    _operation("kvm_pgtable_stage2_mkyoung", "addr", "flags"),
+    _operation("kvm_pgtable_stage2_mkold", "addr"),
+    _operation("kvm_pgtable_stage2_is_young", "addr"),
+    _operation("kvm_pgtable_stage2_test_clear_young", "addr", "size", "mkold"),
+    _operation("kvm_pgtable_stage2_relax_perms", "addr", "prot", "flags"),
+    _operation("kvm_pgtable_stage2_flush", "addr", "size"),
+    _operation("kvm_pgtable_stage2_set_owner", "addr", "size", "mc", "owner"),
+    _operation("kvm_pgtable_stage2_annotate", "addr", "size", "mc", "type", "owner"),
+    _operation("kvm_pgtable_stage2_split", "addr", "size", "mc"),
+    _operation("kvm_pgtable_stage2_destroy"),
+    _operation("kvm_pgtable_stage2_destroy_range", "addr", "size"),
+    _operation("kvm_pgtable_stage2_destroy_pgd"),
+    # The callback has no table: its pages say which it is of.
+    Function("stage2_free_unlinked_table_rcu_cb", Role.OPERATION, ("head",)),
+    Function("__kvm_pgtable_stage2_init", Role.INIT, ("pgt",)),
+    Function("kvm_pgtable_stage2_init", Role.INIT, ("pgt",)),
+    Function("kvm_get_vtcr", Role.VTCR, ("mmfr0", "mmfr1", "phys_shift")),
+    # struct kvm_pgtable_mm_ops kvm_s2_mm_ops of mmu.c (kernel.md 10)
+    Function("kvm_host_get_page", Role.GET, ("va",)),
+    Function("kvm_s2_put_page", Role.PUT, ("va",)),
+    Function("stage2_memcache_zalloc_page", Role.ALLOC, ("mc",)),
+    Function("kvm_s2_zalloc_pages_exact", Role.ALLOC_EXACT, ("size",)),
+    Function("kvm_s2_free_pages_exact", Role.FREE_EXACT, ("va", "size")),
+    Function("stage2_free_unlinked_table", Role.DEFER, ("va", "level")),
+    Function("clean_dcache_guest_page", Role.DCACHE, ("va", "size")),
+    Function("invalidate_icache_guest_page", Role.ICACHE, ("va", "size")),
+)
+
+FUNCTIONS: Final[Mapping[str, Function]] = {function.name: function for function in _ALL}
+"""By name.  One that a kernel has not is not followed: the release has no such operation, or it is inlined."""
+
+NEEDED: Final = (
+    "kvm_pgtable_stage2_map",
+    "kvm_pgtable_stage2_unmap",
+    "kvm_host_get_page",
+    "kvm_s2_put_page",
+    "stage2_memcache_zalloc_page",
+    "kvm_s2_zalloc_pages_exact",
+)
+"""Without these nothing can be followed."""
+
+INVALIDATING: Final = (
+    "__kvm_tlb_flush_vmid_ipa",
+    "__kvm_tlb_flush_vmid_ipa_nsh",
+    "__kvm_tlb_flush_vmid",
+    "__kvm_tlb_flush_vmid_range",
+)
+"""The functions whose TLBI and barrier instructions are told (kernel.md 15.4), as in VHE."""
+
+WALKERS: Final = (
+    "stage2_",
+    "kvm_pgtable_",
+    "_kvm_pgtable_",
+    "__kvm_pgtable_",
+    "hyp_",
+    "kvm_get_vtcr",
+    "kvm_tlb_flush_vmid_range",
+    "kvm_phys_",
+    "kvm_pte_",
+    "kvm_set_",
+    "kvm_clear_",
+    "kvm_init_",
+    "kvm_granule_",
+    "kvm_block_",
+    "kvm_pgd_",
+)
+"""How the functions of pgtable.c are called: its text is the stretch of these around kvm_pgtable_stage2_map."""

@@ -1,0 +1,188 @@
+"""Where the probe looks in one kernel build, and what its records mean."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from inspector.findings import Untestable
+from inspector.generations import recognise
+from inspector.kernel.traits import traits
+from inspector.symbols.kernel import KernelSymbols
+from inspector.trace.functions import FUNCTIONS, INVALIDATING, NEEDED, WALKERS, Function
+
+EXIT: Final = 1000
+"""Added to a function's number at its return: ``EXIT`` of probe.c."""
+
+_RETURNS: Final = frozenset({0xD65F03C0, 0xD65F0BFF, 0xD65F0FFF})
+"""RET, RETAA and RETAB (DDI 0487 C6.2)."""
+
+_MOST: Final = 1 << 16
+"""Bytes of a function: beyond this the symbols are wrong."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``functions`` by number; ``probes`` are (address, number, registers to tell); ranges are of instruction
+    addresses, ``walkers`` those of pgtable.c and ``invalidating`` those whose TLBI are told too.
+
+    ``linear`` is the range of addresses that stores are told of: the kernel's linear map.  ``release_stores`` are the
+    instructions of `walkers` that store with release, ``compare_and_swaps`` those that do so on a condition.
+    ``members`` are (offset, size) of what is read out of ``struct kvm_pgtable``; ``shared`` is the bit of a walk flag.
+    """
+
+    release: str
+    generation: str
+    build_id: str
+    functions: tuple[str, ...]
+    probes: tuple[tuple[int, int, int], ...]
+    walkers: tuple[int, int]
+    invalidating: tuple[tuple[int, int], ...]
+    linear: tuple[int, int]
+    release_stores: frozenset[int]
+    compare_and_swaps: frozenset[int]
+    members: Mapping[str, tuple[int, int]]
+    shared: int
+    page_shift: int
+    missing: tuple[str, ...] = field(default=())
+
+    def config(self) -> str:
+        """What the probe reads."""
+        lines = [f"p {address:x} {number} {registers}" for address, number, registers in self.probes]
+        lines += [f"s {self.walkers[0]:x} {self.walkers[1]:x}", f"m {self.linear[0]:x} {self.linear[1]:x}"]
+        lines += [f"i {low:x} {high:x}" for low, high in (self.walkers, *self.invalidating)]
+        return "\n".join([*lines, ""])
+
+    def header(self) -> dict[str, Any]:
+        """As JSON: `of_header` reads it back."""
+        return {
+            **self.__dict__,
+            "release_stores": sorted(self.release_stores),
+            "compare_and_swaps": sorted(self.compare_and_swaps),
+            "members": dict(self.members),
+        }
+
+
+def of_header(header: Mapping[str, Any]) -> Plan:
+    """The plan that a trace was made by.  Raises ``KeyError`` or ``TypeError`` when it is none."""
+    return Plan(
+        header["release"],
+        header["generation"],
+        header["build_id"],
+        tuple(header["functions"]),
+        tuple((address, number, registers) for address, number, registers in header["probes"]),
+        (header["walkers"][0], header["walkers"][1]),
+        tuple((low, high) for low, high in header["invalidating"]),
+        (header["linear"][0], header["linear"][1]),
+        frozenset(header["release_stores"]),
+        frozenset(header["compare_and_swaps"]),
+        {name: (at, size) for name, (at, size) in header["members"].items()},
+        header["shared"],
+        header["page_shift"],
+        tuple(header["missing"]),
+    )
+
+
+def make_plan(symbols: KernelSymbols, page_shift: int = 12) -> Plan:
+    """The plan for a kernel that runs where it is linked (no KASLR), in VHE.
+
+    Raises `Untestable` when what has to be followed is not there.
+    """
+    missing = [name for name in NEEDED if symbols.address(name) is None]
+    if missing:
+        raise Untestable(
+            f"{symbols.description} has no symbol {missing[0]}: its operations cannot be followed; give another build"
+        )
+    banner = symbols.banner or ""
+    found = re.search(r"Linux version (\S+)", banner)
+    release = found[1] if found else ""
+    functions = [function for name, function in FUNCTIONS.items() if symbols.address(name) is not None]
+    low, high = _walkers(symbols)
+    text = symbols.text(low, high - low) or b""
+    code = struct.unpack(f"<{len(text) // 4}I", text)
+    return Plan(
+        release,
+        recognise(release, traits(symbols)).label,
+        symbols.build_id or "",
+        tuple(function.name for function in functions),
+        tuple(_probes(symbols, functions)),
+        (low, high),
+        tuple(_extent(symbols, name) for name in INVALIDATING if symbols.address(name) is not None),
+        linear_map(symbols.link_text),
+        frozenset(low + 4 * at for at, word in enumerate(code) if is_release(word)),
+        frozenset(low + 4 * at for at, word in enumerate(code) if is_conditional(word)),
+        {name: _member(symbols, name) for name in ("ia_bits", "start_level")},
+        symbols.enumerator("kvm_pgtable_walk_flags", "KVM_PGTABLE_WALK_SHARED") or 0,
+        page_shift,
+        tuple(name for name in FUNCTIONS if symbols.address(name) is None),
+    )
+
+
+def linear_map(link_text: int) -> tuple[int, int]:
+    """Where the linear map is: below the kernel's image, whatever the bits of virtual addresses are.
+
+    arch/arm64/include/asm/memory.h: PAGE_OFFSET is the lowest address, at most 52 bits; KIMAGE_VADDR begins the upper
+    half of VA_BITS_MIN (47 with 16K pages, 48 with 4K and 64K).
+    """
+    top = 1 << 64
+    return top - (1 << 52), top - (1 << (top - 1 - link_text).bit_length())
+
+
+def is_release(word: int) -> bool:
+    """STLR of 64 bits, or its exclusive forms and CASL (DDI 0487 C4.1.94): ``L`` or ``o0`` of a store is set."""
+    return word & 0xFFFFFC00 == 0xC89FFC00 or (is_conditional(word) and bool(word & 1 << 15))
+
+
+def is_conditional(word: int) -> bool:
+    """CAS in all orders, and STXR: what is stored only if something holds (64 bits)."""
+    return word & 0xFFA07C00 == 0xC8A07C00 or word & 0xFFE00000 == 0xC8000000
+
+
+def _member(symbols: KernelSymbols, name: str) -> tuple[int, int]:
+    member = symbols.member("kvm_pgtable", name)
+    return member.offset, member.type.size
+
+
+def _extent(symbols: KernelSymbols, name: str) -> tuple[int, int]:
+    """Where a function begins, and the next one."""
+    low = symbols.require(name)
+    return low, _end(symbols, low)
+
+
+def _end(symbols: KernelSymbols, low: int) -> int:
+    high = low + 4
+    while high - low < _MOST:
+        nearest = symbols.nearest(high)
+        if nearest is None or nearest[1] == 0:
+            return high
+        high += 4
+    raise Untestable(f"{symbols.description}: the function at {low:#x} has no end")
+
+
+def _probes(symbols: KernelSymbols, functions: list[Function]) -> Iterator[tuple[int, int, int]]:
+    """At the entry of each function, and where it is to be seen, at each of its returns."""
+    for number, function in enumerate(functions):
+        low, high = _extent(symbols, function.name)
+        yield low, number, len(function.arguments)
+        if not function.ends:
+            continue
+        text = symbols.text(low, high - low) or b""
+        words = struct.unpack(f"<{len(text) // 4}I", text)
+        returns = [low + 4 * at for at, word in enumerate(words) if word in _RETURNS]
+        if not returns:
+            raise Untestable(f"{function.name} of {symbols.description} never returns by itself: it cannot be followed")
+        yield from ((address, EXIT + number, 1) for address in returns)
+
+
+def _walkers(symbols: KernelSymbols) -> tuple[int, int]:
+    """The stretch of pgtable.c's text around kvm_pgtable_stage2_map."""
+    low = symbols.require("kvm_pgtable_stage2_map")
+    high = _end(symbols, low)
+    while (before := symbols.nearest(low - 4)) is not None and before[0].startswith(WALKERS):
+        low -= 4 + before[1]
+    while (after := symbols.nearest(high)) is not None and after[0].startswith(WALKERS):
+        high = _end(symbols, high)
+    return low, high

@@ -1,0 +1,57 @@
+"""The probe's records, read while they are written."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+_HEAD: Final = struct.Struct("<BBHI")
+MOST_WORDS: Final = 16
+
+
+class RecordKind(enum.IntEnum):
+    """``RECORD_…`` of probe.c."""
+
+    PROBE = 1
+    STORE = 2
+    INSTRUCTION = 3
+
+
+class Record(NamedTuple):
+    """``number`` is that of a function, with `plan.EXIT` at its return; of a store its size (`SIZES`)."""
+
+    kind: int
+    cpu: int
+    number: int
+    words: tuple[int, ...]
+
+
+SIZES: Final = {0: 1, 1: 2, 2: 4, 3: 8, 4: 16}
+"""``enum qemu_plugin_mem_value_type`` to bytes."""
+
+
+class BadRecord(ValueError):
+    """What the probe never writes."""
+
+
+class Reader:
+    """Takes bytes as they come, and gives the records that are there as a whole."""
+
+    def __init__(self) -> None:
+        self._left = b""
+
+    def take(self, data: bytes) -> Iterator[Record]:
+        """Raises `BadRecord`."""
+        data, at = self._left + data, 0
+        while at + _HEAD.size <= len(data):
+            kind, cpu, words, number = _HEAD.unpack_from(data, at)
+            if kind not in (1, 2, 3) or words > MOST_WORDS:
+                raise BadRecord(f"a record of kind {kind} with {words} words")
+            end = at + _HEAD.size + 8 * words
+            if end > len(data):
+                break
+            yield Record(kind, cpu, number, struct.unpack_from(f"<{words}Q", data, at + _HEAD.size))
+            at = end
+        self._left = data[at:]

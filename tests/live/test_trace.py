@@ -1,0 +1,153 @@
+"""Machines that are traced from their start: nothing missed, no rule broken, and the file gives the same verdict.
+
+How often each function ran is counted by a plugin of the tests, which shares nothing with the probe but its interface.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inspector.protocol.facts import operation_name
+from inspector.symbols import open_symbols
+from inspector.trace.functions import FUNCTIONS, Role
+from inspector.trace.plugin import SOURCES, api_of, version_of
+from tests.conftest import kernel_labels
+from tests.live.machine import Machine
+
+pytestmark = pytest.mark.live
+
+REPO = Path(__file__).resolve().parents[2]
+COUNT = REPO / "tests/trace/c/count.c"
+KERNELS = [None, *(label for label in ("6.12", "6.12-16k", "6.19", "7.3") if label in kernel_labels())]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A machine that has been traced and is gone: what was said while it ran, and after; ``counted`` by function."""
+
+    folder: Path
+    early: dict[str, Any]
+    document: dict[str, Any]
+    trace: Path
+    counted: dict[str, int]
+
+
+def inspect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "inspector", *map(str, arguments)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def qemu() -> Path:
+    cache = os.environ.get("INSPECTOR_CACHE", str(Path.home() / ".cache/kvm-stage2-inspector"))
+    done = subprocess.run(
+        ["python3", "-m", "fixtures.qemu", "--cache", cache], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    return Path(done.stdout.strip())
+
+
+def with_counter(folder: Path, image: Path) -> Path:
+    """A QEMU that also counts the entries of the functions that are operations."""
+    program, counter = qemu(), folder / "count.so"
+    flags = ["-O2", "-shared", "-fPIC", f"-DAPI={api_of(version_of(str(program)))}", f"-I{SOURCES}"]
+    subprocess.run(["gcc", *flags, "-o", str(counter), str(COUNT)], check=True)
+    symbols = open_symbols(image=image)
+    addresses = {name: symbols.address(name) for name, each in FUNCTIONS.items() if each.role in OPERATIONS}
+    lines = [f"{name} {address:x}" for name, address in addresses.items() if address is not None]
+    (folder / "count.conf").write_text("\n".join(lines) + "\n")
+    wrapper = folder / "qemu"
+    options = f"{counter},config={folder / 'count.conf'},out={folder / 'counts'}"
+    wrapper.write_text(f'#!/bin/sh\nexec "{program}" "$@" -plugin "{options}"\n')
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+OPERATIONS = (Role.OPERATION, Role.INIT)
+
+
+@pytest.fixture(scope="module", params=KERNELS, ids=lambda label: label or "default")
+def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    folder = tmp_path_factory.mktemp("trace")
+    label = request.param or os.environ["INSPECTOR_DEFAULT_KERNEL"]
+    wrapper = with_counter(folder, Path(os.environ["INSPECTOR_KERNELS"]) / label / "vmlinuz")
+    # A guest of 52-bit addresses and 16K pages does not run here (docs/reach.md).
+    cpu = "max,lpa2=off" if label.endswith("16k") else "max"
+    with Machine.start(request.param, cpu=cpu, options=["--trace", "--qemu", str(wrapper)]) as machine:
+        early = inspect("trace", "--run-dir", machine.run_dir, "--for", "0.5", "--json")
+        assert early.returncode == 0, early.stdout + early.stderr
+        assert Path(f"/proc/{machine.qemu_pid}").exists(), "it runs on"
+        # Its end is one that plugins are told of.
+        os.kill(machine.qemu_pid, signal.SIGTERM)
+        end = time.monotonic() + 20
+        while not (folder / "counts").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        trace = folder / "run.s2trace"
+        done = inspect("trace", "--run-dir", machine.run_dir, "--for", "0", "-o", trace, "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        counts = (line.split() for line in (folder / "counts").read_text().splitlines())
+        counted = {name: int(count) for name, count in counts}
+        yield Traced(folder, json.loads(early.stdout), json.loads(done.stdout), trace, counted)
+
+
+def test_no_rule_is_broken(traced: Traced) -> None:
+    document = traced.document
+    assert (document["verdict"], document["broken"]) == ("clean", [])
+    assert document["operations"] > 400
+    assert document["tables_made"] >= 12
+    assert document["invalidations"]["ipas2e1is"] > 20
+    assert traced.early["operations"] <= document["operations"]
+
+
+def test_nothing_is_missed(traced: Traced) -> None:
+    """Every operation that ran was followed, whatever it is, and nothing of a table lay outside one."""
+    followed = traced.document["operations_by_name"]
+    counted: dict[str, int] = {}
+    for name, count in traced.counted.items():
+        # kvm_pgtable_stage2_init calls __kvm_pgtable_stage2_init where there are both.
+        counted[operation_name(name)] = max(counted.get(operation_name(name), 0), count)
+    assert {name: count for name, count in counted.items() if count} == followed
+    outside = traced.document["not_followed"]
+    assert not [what for what in outside if not what.startswith("tlbi ")], outside
+
+
+def test_the_file_says_the_same(traced: Traced) -> None:
+    done = inspect("replay", traced.trace, "--json")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    for name in ("operations", "events", "operations_by_name", "returns", "pages_made", "pages_freed", "invalidations"):
+        assert again[name] == traced.document[name], name
+
+
+def test_a_cut_file_is_replayed_up_to_there(traced: Traced, tmp_path: Path) -> None:
+    (tmp_path / "cut").write_bytes(traced.trace.read_bytes()[: traced.trace.stat().st_size // 2])
+    done = inspect("replay", tmp_path / "cut", "--json")
+    assert done.returncode == 0, done.stdout
+    document = json.loads(done.stdout)
+    assert document["cut"]
+    assert 0 < document["operations"] < traced.document["operations"]
+
+
+def test_a_machine_that_is_not_traced_is_said_so(tmp_path: Path) -> None:
+    done = inspect("trace", "--run-dir", tmp_path, "--for", "0")
+    assert done.returncode == 2
+    assert "start --trace" in done.stderr

@@ -1,0 +1,230 @@
+"""From records to events: what is whose, on any CPU, nested, preempted, and outside of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inspector.events import (
+    ALLOC,
+    ALLOC_EXACT,
+    ALLOCFAIL,
+    BARRIER,
+    CACHE,
+    CALL,
+    CASFAIL,
+    DEFER,
+    FREE,
+    FREE_EXACT,
+    GET,
+    PUT,
+    RET,
+    STORE,
+    TLBI,
+    RawEvent,
+)
+from inspector.trace.assemble import Assembler
+from inspector.trace.functions import FUNCTIONS
+from inspector.trace.plan import EXIT, Plan
+from inspector.trace.raw import Record, RecordKind
+
+NAMES = tuple(FUNCTIONS)
+LINEAR = 0xFFFF000000000000 - 0x40000000
+PGT = 0xFFFF000000010000
+STACK, OTHER = 0xFFFF800010003F00, 0xFFFF800010013F00
+PLAIN, RELEASE, CAS = 0x100, 0x104, 0x108
+ROOT, TABLE = 0x48000000, 0x48010000
+TLBI_IPA, DSB_ISH = 0xD50C8021, 0xD5033B9F
+
+
+def plan() -> Plan:
+    members = {"ia_bits": (0, 4), "start_level": (4, 1)}
+    return Plan(
+        "6.12.1",
+        "6.12",
+        "",
+        NAMES,
+        (),
+        (0, 0x1000),
+        (),
+        (0, 0),
+        frozenset((RELEASE,)),
+        frozenset((CAS,)),
+        members,
+        8,
+        12,
+    )
+
+
+def enter(name: str, *words: int, cpu: int = 0, sp: int = STACK) -> Record:
+    arguments = (*words, *(0,) * (len(FUNCTIONS[name].arguments) - len(words)))
+    return Record(RecordKind.PROBE, cpu, NAMES.index(name), (*arguments, 0xDEAD, sp))
+
+
+def leave(name: str, value: int = 0, cpu: int = 0, sp: int = STACK) -> Record:
+    return Record(RecordKind.PROBE, cpu, EXIT + NAMES.index(name), (value, 0xDEAD, sp))
+
+
+def store(
+    pa: int,
+    value: int,
+    at: int = PLAIN,
+    *,
+    cpu: int = 0,
+    sp: int = STACK - 64,
+    size: int = 3,
+    now: int | None = None,
+) -> Record:
+    return Record(RecordKind.STORE, cpu, size, (pa + LINEAR, pa, value, 0, value if now is None else now, at, sp))
+
+
+def instruction(word: int, operand: int = 0, cpu: int = 0, sp: int = STACK - 64) -> Record:
+    return Record(RecordKind.INSTRUCTION, cpu, 0, (word, operand, sp))
+
+
+INIT = (
+    enter("kvm_get_vtcr"),
+    leave("kvm_get_vtcr", 0x802D3558),
+    enter("__kvm_pgtable_stage2_init", PGT),
+    enter("kvm_s2_zalloc_pages_exact", 0x1000, sp=STACK - 32),
+    leave("kvm_s2_zalloc_pages_exact", ROOT + LINEAR, sp=STACK - 32),
+    store(PGT - LINEAR, 40 | 1 << 32),
+    instruction(0xD5033A9F),
+    leave("__kvm_pgtable_stage2_init"),
+)
+
+
+def assembled(records: Sequence[Record]) -> tuple[list[tuple[int, RawEvent]], Assembler]:
+    assembler = Assembler(plan())
+    return [each for record in (*INIT, *records) for each in assembler.take(record)], assembler
+
+
+def test_init_tells_the_tables_shape() -> None:
+    events, assembler = assembled(())
+    call = (CALL, "__kvm_pgtable_stage2_init", f"pgt={PGT:#x},ia_bits=40,start_level=1,vtcr=0x802d3558")
+    assert events == [(0, call), (0, (ALLOC_EXACT, ROOT, 4096)), (0, (BARRIER, "ishst")), (0, (RET, 0))]
+    assert not assembler.outside
+
+
+def test_a_map() -> None:
+    """Arguments, what helpers get and give, kinds of store, and the flag that the walk is shared."""
+    events, assembler = assembled(
+        (
+            enter("kvm_pgtable_stage2_map", PGT, 0x80000000, 0x1000, 0x50000000, 7, 0, 0x18),
+            enter("stage2_memcache_zalloc_page", 0, sp=STACK - 32),
+            leave("stage2_memcache_zalloc_page", TABLE + LINEAR, sp=STACK - 32),
+            store(ROOT + 16, 0x400, CAS),
+            enter("kvm_host_get_page", ROOT + 16 + LINEAR, sp=STACK - 96),
+            store(ROOT + 16, TABLE | 3, RELEASE),
+            store(TABLE, 0x500007FF),
+            enter("clean_dcache_guest_page", 0x50000000 + LINEAR, 4096, sp=STACK - 96),
+            enter("stage2_memcache_zalloc_page", 0, sp=STACK - 32),
+            leave("stage2_memcache_zalloc_page", 0, sp=STACK - 32),
+            store(STACK - LINEAR & (1 << 64) - 1, 1),
+            leave("kvm_pgtable_stage2_map", (1 << 64) - 12),
+        )
+    )
+    flags = "prot=0x7,mc=0x0,flags=0x18,shared"
+    assert [raw for _, raw in events[4:]] == [
+        (CALL, "kvm_pgtable_stage2_map", f"pgt={PGT:#x},addr=0x80000000,size=0x1000,phys=0x50000000,{flags}"),
+        (ALLOC, TABLE),
+        (STORE, ROOT + 16, 0, 0x400, 0, 1),
+        (GET, ROOT),
+        (STORE, ROOT + 16, 0x400, TABLE | 3, 1, 0),
+        (STORE, TABLE, 0, 0x500007FF, 0, 0),
+        (CACHE, "dcache", 0x50000000, 4096),
+        (ALLOCFAIL,),
+        (RET, -12),
+    ]
+    assert assembler.counts == {ROOT: 2, TABLE: 1}
+    assert not assembler.outside
+
+
+def test_the_last_reference_frees() -> None:
+    events, assembler = assembled(
+        (
+            enter("kvm_pgtable_stage2_unmap", PGT, 0, 0x1000),
+            enter("stage2_memcache_zalloc_page", 0, sp=STACK - 32),
+            leave("stage2_memcache_zalloc_page", TABLE + LINEAR, sp=STACK - 32),
+            enter("stage2_free_unlinked_table", TABLE + LINEAR, 0xFFFFFFFF, sp=STACK - 32),
+            enter("kvm_s2_put_page", TABLE + LINEAR, sp=STACK - 32),
+            enter("kvm_s2_free_pages_exact", ROOT + LINEAR, 4096, sp=STACK - 32),
+            leave("kvm_s2_free_pages_exact", 0, sp=STACK - 32),
+            leave("kvm_pgtable_stage2_unmap"),
+        )
+    )
+    wanted = [(ALLOC, TABLE), (DEFER, TABLE, -1), (PUT, TABLE, 0), (FREE, TABLE), (FREE_EXACT, ROOT, 4096)]
+    assert [raw for _, raw in events[5:-1]] == wanted
+    assert not assembler.pages
+
+
+def test_a_cmpxchg_that_finds_another_value_stores_it_back() -> None:
+    """The probe is told what a CAS would have stored; what is there then says that it did not."""
+    events, _ = assembled(
+        (
+            enter("kvm_pgtable_stage2_map", PGT),
+            store(ROOT, 0x400, CAS),
+            store(ROOT, 0x500, CAS, now=0x401),
+            store(ROOT, 0x600, CAS),
+            leave("kvm_pgtable_stage2_map"),
+        )
+    )
+    assert [raw for _, raw in events[5:-1]] == [
+        (STORE, ROOT, 0, 0x400, 0, 1),
+        (CASFAIL, ROOT, 0x400, 0x500),
+        (STORE, ROOT, 0x401, 0x600, 0, 1),
+    ]
+
+
+def test_two_cpus_and_one_that_was_preempted() -> None:
+    """Who runs is told by the stack: an operation goes on on another CPU, and one begins where it was."""
+    events, assembler = assembled(
+        (
+            enter("kvm_pgtable_stage2_unmap", PGT, 0, 0x1000),
+            enter("kvm_pgtable_stage2_map", PGT, cpu=0, sp=OTHER),
+            store(ROOT, 1, cpu=1),
+            store(ROOT, 2, cpu=0, sp=OTHER - 64),
+            instruction(TLBI_IPA, 0x80001, cpu=1),
+            leave("kvm_pgtable_stage2_map", cpu=0, sp=OTHER),
+            leave("kvm_pgtable_stage2_unmap", cpu=1),
+            enter("kvm_pgtable_stage2_map", PGT, cpu=0, sp=OTHER),
+            leave("kvm_pgtable_stage2_map", cpu=0, sp=OTHER),
+        )
+    )
+    kinds = [(lane, raw[0]) for lane, raw in events[4:]]
+    first = [(0, CALL), (64, CALL), (0, STORE), (64, STORE), (0, TLBI), (64, RET), (0, RET)]
+    assert kinds == [*first, (0, CALL), (0, RET)]
+    assert not assembler.outside
+
+
+def test_an_operation_within_another_is_part_of_it() -> None:
+    events, _ = assembled(
+        (
+            enter("kvm_pgtable_stage2_destroy", PGT),
+            enter("kvm_pgtable_stage2_destroy_range", PGT, 0, 1 << 40, sp=STACK - 48),
+            store(ROOT, 0),
+            leave("kvm_pgtable_stage2_destroy_range", 5, sp=STACK - 48),
+            leave("kvm_pgtable_stage2_destroy", 77),
+        )
+    )
+    assert [raw[0] for _, raw in events[4:]] == [CALL, STORE, RET]
+    assert events[-1][1] == (RET, 0), "it returns nothing: x0 means nothing"
+
+
+def test_what_lies_in_no_operation_is_counted() -> None:
+    events, assembler = assembled(
+        (
+            instruction(TLBI_IPA),
+            instruction(DSB_ISH),
+            enter("kvm_s2_put_page", ROOT + LINEAR),
+            store(ROOT, 5),
+            enter("kvm_pgtable_stage2_map", PGT),
+            store(ROOT, 5, size=2),
+        )
+    )
+    assert [raw[0] for _, raw in events[4:]] == [CALL]
+    assert assembler.outside == {
+        "tlbi ipas2e1is": 1,
+        "kvm_s2_put_page": 1,
+        "store to a table": 1,
+        "store of another size to a table": 1,
+    }
