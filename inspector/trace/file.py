@@ -27,14 +27,14 @@ _MOST: Final = 1 << 26
 
 
 class Writer:
-    """Writes a trace; `flush` puts out what there is."""
+    """Writes a trace into an unbuffered ``stream``; `flush` puts out what there is.  Both raise ``OSError``."""
 
     def __init__(self, stream: IO[bytes], header: Mapping[str, Any], source: Source = Source.PLUGIN) -> None:
         self._stream = stream
         self._source = source
         self._lines: list[str] = []
         self.events = 0
-        stream.write(MAGIC)
+        self._put(MAGIC)
         self._block(json.dumps(header, sort_keys=True))
 
     def add(self, lane: int, raw: RawEvent) -> None:
@@ -49,11 +49,16 @@ class Writer:
         if self._lines:
             self._block("\n".join(self._lines))
             self._lines = []
-        self._stream.flush()
 
     def _block(self, text: str) -> None:
         packed = zlib.compress(text.encode(), 6)
-        self._stream.write(_BLOCK.pack(_MARK, len(packed), zlib.crc32(packed)) + packed)
+        self._put(_BLOCK.pack(_MARK, len(packed), zlib.crc32(packed)) + packed)
+
+    def _put(self, data: bytes) -> None:
+        """All of it, in as many writes as it takes."""
+        left = memoryview(data)
+        while left:
+            left = left[self._stream.write(left) :]
 
 
 class Trace:

@@ -49,7 +49,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
 def open_output(path: Path) -> IO[bytes]:
     """Raises `BadInput` when it cannot be written."""
     try:
-        return path.open("wb")
+        return path.open("wb", buffering=0)
     except OSError as error:
         raise BadInput(f"the trace {path} cannot be written: {error.strerror}; name another file with -o") from None
 
@@ -83,9 +83,10 @@ class Following:
         What was taken is in ``out`` whatever ends it.  Raises `BadInput` when the probe's records cannot be read, or
         make no sense.
         """
-        writer = Writer(out, self.header) if out is not None else None
+        writer: Writer | None = None
         reader, began = Reader(), time.monotonic()
         try:
+            writer = Writer(out, self.header) if out is not None else None
             with (self.folder / RECORDS).open("rb") as stream:
                 while True:
                     data = stream.read(_PIECE)
@@ -102,8 +103,7 @@ class Following:
         except BadRecord as error:
             raise BadInput(f"the probe's records make no sense: {error}") from None
         finally:
-            if writer is not None:
-                writer.flush()
+            _flush(writer)
 
     def _take(self, reader: Reader, data: bytes, writer: Writer | None) -> None:
         for record in reader.take(data):
@@ -124,6 +124,15 @@ class Following:
         """What it came to."""
         self._judge.finish()
         return Followed(self.header, self._judge, dict(self._assembler.outside), self.seconds)
+
+
+def _flush(writer: Writer | None) -> None:
+    """Raises `BadInput` when the disk is full, say; what was written stays a trace."""
+    try:
+        if writer is not None:
+            writer.flush()
+    except OSError as error:
+        raise BadInput(f"the trace cannot be written to its end: {error.strerror}") from None
 
 
 def replay(path: Path) -> Followed:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +38,7 @@ KERNELS = [None, *(label for label in ("6.12", "6.12-16k", "6.19", "7.3") if lab
 class Traced:
     """A machine that has been traced and is gone: what was said while it ran, and after; ``counted`` by function."""
 
-    folder: Path
+    run_dir: Path
     early: dict[str, Any]
     document: dict[str, Any]
     trace: Path
@@ -106,7 +108,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         assert done.returncode == 0, done.stdout + done.stderr
         counts = (line.split() for line in (folder / "counts").read_text().splitlines())
         counted = {name: int(count) for name, count in counts}
-        yield Traced(folder, json.loads(early.stdout), json.loads(done.stdout), trace, counted)
+        yield Traced(machine.run_dir, json.loads(early.stdout), json.loads(done.stdout), trace, counted)
 
 
 def test_no_rule_is_broken(traced: Traced) -> None:
@@ -145,6 +147,25 @@ def test_a_cut_file_is_replayed_up_to_there(traced: Traced, tmp_path: Path) -> N
     document = json.loads(done.stdout)
     assert document["cut"]
     assert 0 < document["operations"] < traced.document["operations"]
+
+
+def test_a_full_disk_is_one_sentence(traced: Traced) -> None:
+    done = inspect("trace", "--run-dir", traced.run_dir, "--for", "0", "-o", "/dev/full")
+    assert done.returncode == 2
+    assert re.fullmatch(r"inspector: [^\n]* written[^\n]*: No space left on device\n", done.stderr), done.stderr
+
+
+def test_records_that_make_no_sense_end_it_with_what_was_there(traced: Traced, tmp_path: Path) -> None:
+    """The trace file has what came before them."""
+    for name in ("plan.json", "trace.raw"):
+        shutil.copy(traced.run_dir / name, tmp_path)
+    with (tmp_path / "trace.raw").open("ab") as stream:
+        stream.write(b"\xff" * 64)
+    done = inspect("trace", "--run-dir", tmp_path, "--for", "0", "-o", tmp_path / "kept")
+    assert done.returncode == 2
+    assert "make no sense" in done.stderr
+    again = json.loads(inspect("replay", tmp_path / "kept", "--json").stdout)
+    assert again["operations"] == traced.document["operations"]
 
 
 def test_a_machine_that_is_not_traced_is_said_so(tmp_path: Path) -> None:
