@@ -337,6 +337,21 @@ def test_a_walk_that_does_not_end_is_a_finding(tmp_path: Path, name: str) -> Non
 # --- cut short ---
 
 
+def lingering(group: int) -> str:
+    """What is left of a process group after a moment: multiprocessing's resource tracker ends when it notices that
+    everybody else has."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return ""
+        time.sleep(0.02)
+    return subprocess.run(
+        ["ps", "-o", "pid,args", "-s", str(group)], capture_output=True, text=True, check=False
+    ).stdout
+
+
 def test_ctrl_c_and_sigterm_keep_what_was_found(tmp_path: Path) -> None:
     """Exit code 3 in every phase, a sentence about no machine, no process and no folder left behind."""
     write(tmp_path / "linux")
@@ -369,8 +384,7 @@ def test_ctrl_c_and_sigterm_keep_what_was_found(tmp_path: Path) -> None:
         assert "inspector: interrupted; " in err
         assert "machine" not in err
         assert "cut short after" in out
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)
+        assert not lingering(process.pid), (number, wait_for)
         assert not list(cache.glob(".*"))
         assert not list(left.iterdir())
 
