@@ -1,14 +1,17 @@
-"""The model's session, which goes along for the generator's sake where no model judges a kernel's code."""
+"""A kernel's code by itself, where no model judges, and the session that goes along for the generator's sake."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
 
+from inspector.crosscheck.differ import KernelSide
+from inspector.crosscheck.harness import Fault, FaultKind, Result, StoreFull
+from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.kernels import TableLost
 from inspector.events import RawEvent
 from inspector.model.operations import Operation
-from inspector.model.pages import NoSuchPage
+from inspector.model.pages import NoSuchPage, PageStore
 from inspector.model.session import NoSuchEntry, Session, Setup
 
 
@@ -40,3 +43,46 @@ class Guide:
         self._astray |= not same
         if self._astray and self.tampered:
             raise TableLost
+
+
+class Alone:
+    """One table in a kernel's code, as one half of `differ.Sides`: what judges it is in the classes on top."""
+
+    def __init__(self, setup: Setup, kernel: Kernel, *, sanitize: bool = False) -> None:
+        self._guide = Guide(setup)
+        self.kernel = KernelSide(setup, kernel, sanitize=sanitize)
+        self.events: list[RawEvent] = []
+        self.theirs: list[RawEvent] = []
+        self.ret = 0
+        self.known_faults = 0
+
+    @property
+    def session(self) -> Session:
+        """The model's."""
+        return self._guide.session
+
+    @property
+    def kernels(self) -> tuple[KernelSide, ...]:
+        """The one side."""
+        return (self.kernel,)
+
+    def stores(self) -> tuple[tuple[PageStore, int], tuple[PageStore, int]]:
+        """The kernel's pages, on both sides alike."""
+        mine = self.kernel.store()
+        return mine, mine
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.kernel.close()
+        self.session.store.pages.clear()
+
+    def _run(self, operation: Operation) -> tuple[Result, list[Fault]]:
+        """The operation on the kernel's code; its faults.  Raises as `Pair.apply` does."""
+        result, raws = self.kernel.apply(operation)
+        faults = self.kernel.harness.faults() if result.faults else []
+        if any(fault.kind is FaultKind.STORE_FULL for fault in faults):
+            raise StoreFull
+        self.events = self.theirs = raws
+        self.ret = result.ret
+        self._guide.note(operation)
+        return result, faults

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inspector.crosscheck.differ import Difference, KernelSide, What, uses_known_fault
-from inspector.crosscheck.guide import Guide
-from inspector.crosscheck.harness import FaultKind, StoreFull
+from inspector.crosscheck.differ import Difference, What, uses_known_fault
+from inspector.crosscheck.guide import Alone
 from inspector.crosscheck.kernel import Kernel
 from inspector.events import ALLOC, ALLOC_EXACT, STORE, RawEvent
 from inspector.model.operations import Operation, format_operation
-from inspector.model.pages import PageStore
-from inspector.model.session import NoSuchEntry, Session, Setup
+from inspector.model.session import NoSuchEntry, Setup
 from inspector.model.state import LAST_LEVEL
 
 _ENDS = frozenset({"destroy", "destroy_pgd", "hyp_destroy"})
@@ -23,56 +21,23 @@ _SHOWN = 4
 """Leaked pages that are named."""
 
 
-class Sanitized:
-    """One table in a kernel's code that is checked access by access (see `differ.Sides`).
-
-    The model's session only goes along for the generator's sake (`Guide`).
-    """
+class Sanitized(Alone):
+    """One table in a kernel's code that is checked access by access (see `differ.Sides`)."""
 
     def __init__(self, setup: Setup, kernel: Kernel) -> None:
-        self._guide = Guide(setup)
-        self.kernel = KernelSide(setup, kernel, sanitize=True)
-        self.events: list[RawEvent] = []
-        self.theirs: list[RawEvent] = []
-        self.ret = 0
-        self.known_faults = 0
+        super().__init__(setup, kernel, sanitize=True)
         self._odd = False
         self._unlinked: dict[int, int] = {}
         self._born: dict[int, str] = {}
         self._gone = False
-
-    @property
-    def session(self) -> Session:
-        """The model's."""
-        return self._guide.session
-
-    @property
-    def kernels(self) -> tuple[KernelSide, ...]:
-        """The one side."""
-        return (self.kernel,)
-
-    def stores(self) -> tuple[tuple[PageStore, int], tuple[PageStore, int]]:
-        """The kernel's pages, on both sides alike."""
-        mine = self.kernel.store()
-        return mine, mine
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self.kernel.close()
-        self.session.store.pages.clear()
 
     def apply(self, operation: Operation) -> Difference | None:
         """Run it; the first thing that is wrong by itself.  Raises as `Pair.apply` does."""
         last_page = self.kernel.last_page
         if operation.name == "free_unlinked" and self._unlinked.get(last_page) != operation.level + 1:
             raise NoSuchEntry(format_operation(operation))
-        result, raws = self.kernel.apply(operation)
-        faults = self.kernel.harness.faults() if result.faults else []
-        if any(fault.kind is FaultKind.STORE_FULL for fault in faults):
-            raise StoreFull
-        self.events = self.theirs = raws
-        self.ret = result.ret
-        self._guide.note(operation)
+        result, faults = self._run(operation)
+        raws = self.theirs
         self._keep_account(operation, result.ret, raws, last_page)
         text = format_operation(operation)
         if faults:

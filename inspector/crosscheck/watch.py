@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from inspector.codec import GRANULES
-from inspector.crosscheck.differ import Difference, KernelSide, Pair, What
-from inspector.crosscheck.guide import Guide
-from inspector.crosscheck.harness import FaultKind, StoreFull
+from inspector.crosscheck.differ import Difference, Pair, What
+from inspector.crosscheck.guide import Alone
 from inspector.crosscheck.kernel import Kernel
 from inspector.events import RawEvent
 from inspector.generations import WalkFlags
 from inspector.model.operations import Operation, format_operation
-from inspector.model.pages import PageStore
-from inspector.model.session import Session, Setup
+from inspector.model.session import Setup
 from inspector.model.state import SHARED, SKIP_BBM_TLBI, SKIP_CMO
 from inspector.protocol.automaton import Protocol
 from inspector.protocol.facts import Call, Facts, facts_of
@@ -103,54 +101,23 @@ class Judged(Pair):
         return Difference(format_operation(operation), What.PROTOCOL, "", str(broken), broken=broken)
 
 
-class Watched:
+class Watched(Alone):
     """A kernel's code under the automaton alone (see `differ.Sides`): a difference is a broken rule.
 
-    The model's session only goes along for the generator's sake (`Guide`); it judges nothing, so that this works for a
-    kernel that the model does not know, and for a fault that model and kernel share.
+    This works for a kernel that the model does not know, and for a fault that model and kernel share.
     """
 
     def __init__(self, setup: Setup, kernel: Kernel) -> None:
-        self._guide = Guide(setup)
-        self.kernel = KernelSide(setup, kernel)
+        super().__init__(setup, kernel)
         self.watch = Watch(setup)
-        self.events: list[RawEvent] = []
-        self.theirs: list[RawEvent] = []
-        self.ret = 0
-        self.known_faults = 0
         self.violation: Violation | None = None
-
-    @property
-    def session(self) -> Session:
-        """The model's."""
-        return self._guide.session
-
-    @property
-    def kernels(self) -> tuple[KernelSide, ...]:
-        """The one side."""
-        return (self.kernel,)
-
-    def stores(self) -> tuple[tuple[PageStore, int], tuple[PageStore, int]]:
-        """The kernel's pages, on both sides alike."""
-        mine = self.kernel.store()
-        return mine, mine
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self.kernel.close()
-        self.session.store.pages.clear()
 
     def apply(self, operation: Operation) -> Difference | None:
         """Run it; the first rule that it breaks.  Raises as `Pair.apply` does."""
-        result, raws = self.kernel.apply(operation)
-        if any(fault.kind is FaultKind.STORE_FULL for fault in self.kernel.harness.faults()):
-            raise StoreFull
-        self.events = self.theirs = raws
-        self.ret = result.ret
-        self._guide.note(operation)
-        self.violation = self.watch.take(operation, result.ret, raws)
+        result, _ = self._run(operation)
+        self.violation = self.watch.take(operation, result.ret, self.theirs)
         if self.violation is None:
-            self._guide.follow(operation, raws)
+            self._guide.follow(operation, self.theirs)
             return None
         return Difference(format_operation(operation), What.PROTOCOL, "", str(self.violation), broken=self.violation)
 

@@ -69,7 +69,6 @@ class Counts:
 class _Table:
     number: int
     protocol: Protocol
-    shift: int
 
 
 @dataclass
@@ -81,7 +80,6 @@ class _Lane:
     text: str
     call: Call
     table: _Table | None = None
-    held: list[RawEvent] = field(default_factory=list)
 
 
 class Judge:
@@ -161,7 +159,7 @@ class Judge:
         resolved = stride * (4 - start_level) + self._page_shift
         geometry = Geometry(self._page_shift, ia_bits, start_level, 1 << max(0, ia_bits - resolved), 48, lpa2)
         facts = facts_of(self._generation, geometry, xnx=self._generation.two_bit_xn)
-        return _Table(self.counts.tables_made, Protocol(facts), self._page_shift)
+        return _Table(self.counts.tables_made, Protocol(facts))
 
     def _find(self, lane: int, operation: _Lane, raw: RawEvent) -> bool:
         """The table of the RCU callback's operation, by the first page it touches."""
