@@ -123,6 +123,12 @@ class Assembler:
 
     def _enter(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
         calls = self._running.setdefault(stack, [])
+        # The stack grows down: what was entered no higher than this has ended, by a way that was not looked at.
+        while calls and calls[-1].stack <= record.words[-1]:
+            ended = calls.pop()
+            self.outside[f"return of {ended.function.name}"] += 1
+            if not calls:
+                self._lanes.discard(ended.lane)
         call = _Call(function, record.words[: len(function.arguments)], record.words[-1])
         if function.role in (Role.OPERATION, Role.INIT):
             if calls:

@@ -137,6 +137,7 @@ class Judge:
         )
         call = Call(name, shared=shared and self._generation.shared_walks, waited=function == _CALLBACK)
         operation = _Lane(self.counts.operations, name, format_raw(raw), call)
+        self.counts.unfinished += lane in self._lanes
         self._lanes[lane] = operation
         if function == _CALLBACK:
             return
@@ -199,4 +200,4 @@ class Judge:
 
     def finish(self) -> None:
         """No more events: what was begun and not ended is counted."""
-        self.counts.unfinished = len(self._lanes)
+        self.counts.unfinished += len(self._lanes)

@@ -210,6 +210,24 @@ def test_an_operation_within_another_is_part_of_it() -> None:
     assert events[-1][1] == (RET, 0), "it returns nothing: x0 means nothing"
 
 
+def test_a_return_that_was_not_seen_loses_no_later_operation() -> None:
+    """A function may leave by a jump to another one: the next one at its height on the stack tells that it has."""
+    events, assembler = assembled(
+        (
+            enter("kvm_pgtable_stage2_unmap", PGT),
+            enter("stage2_memcache_zalloc_page", 0, sp=STACK - 32),
+            enter("kvm_pgtable_stage2_map", PGT),
+            store(ROOT, 1),
+            leave("kvm_pgtable_stage2_map"),
+        )
+    )
+    assert [(lane, raw[0]) for lane, raw in events[4:]] == [(0, CALL), (0, CALL), (0, STORE), (0, RET)]
+    assert assembler.outside == {
+        "return of stage2_memcache_zalloc_page": 1,
+        "return of kvm_pgtable_stage2_unmap": 1,
+    }
+
+
 def test_what_lies_in_no_operation_is_counted() -> None:
     events, assembler = assembled(
         (

@@ -159,6 +159,9 @@ def test_each_rcu_callback_frees_its_own_table() -> None:
 
 def test_an_operation_that_does_not_end_is_counted() -> None:
     assert judged(traced()[:-1]).counts.unfinished == 1
+    events = traced()
+    ret = next(at for at, (_, raw) in enumerate(events) if raw[0] == RET)
+    assert judged(events[:ret] + events[ret + 1 :]).counts.unfinished == 1
 
 
 @pytest.mark.parametrize("header", [{}, {"generation": "1.0", "page_shift": 12}, {"generation": LABEL}])
