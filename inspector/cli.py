@@ -510,7 +510,8 @@ def crosscheck(
     machine=False,
     epilog="Examples: inspector trace --run-dir DIR --for 10 -o run.s2trace | ./run_qemu.sh trace | "
     "./run_qemu.sh start --trace && ./run_qemu.sh run -- inspector trace --for 10 --json. "
-    "Exit code 1: a rule is broken; 125: nothing was followed, or the machine was not started to be traced.",
+    "Exit code 1: a rule is broken; 2: the machine was not started to be traced; 125: nothing could be followed, or "
+    "the host runs in nVHE.",
 )
 @click.option("-o", "--output", metavar="FILE", type=click.Path(), help="Keep the trace, for `inspector replay`.")
 @click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(0), help="Until then. Default: Ctrl-C.")
