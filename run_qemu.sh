@@ -17,6 +17,8 @@ source "$REPO/fixtures/setup/kernel.sh"
 source "$REPO/fixtures/setup/python.sh"
 # shellcheck source=fixtures/setup/guest.sh
 source "$REPO/fixtures/setup/guest.sh"
+# shellcheck source=fixtures/setup/workload.sh
+source "$REPO/fixtures/setup/workload.sh"
 # shellcheck source=fixtures/setup/trace.sh
 source "$REPO/fixtures/setup/trace.sh"
 # shellcheck source=fixtures/setup/machine.sh
@@ -33,7 +35,8 @@ Boots an arm64 KVM host with guests under QEMU and inspects it.  Installs, fetch
 Commands
   (none)            the tour: boot, show the host, its VMs, memslots and stage-2 tables, check them, clean up
   trace             boot a machine that is traced from its start, hold every stage-2 operation against the
-                    invalidation protocol, clean up
+                    invalidation protocol, clean up; what ends (a workload, a guest, --scenario random) is followed to
+                    its end
   start             boot and leave the machine running
   stop              end a machine that was started
   status            tell whether a machine is running, and how to reach it
@@ -56,15 +59,24 @@ Machine
   --gic-version N   2 or 3 (default: 3)
   --append TEXT     more kernel command line
   --scenario NAME   what the exerciser does (default: default)
+                    random: random actions from a seed (random,seed=7,actions=20000)
   --initramfs FILE  use this in place of the exerciser's
   --ready TEXT      what the console prints once the guests run (default: the exerciser's line; "" does not wait)
   --gdb-port N      gdb's stub on 127.0.0.1:N (default: a unix socket)
   --qemu PATH       this qemu-system-aarch64
   --trace           start it so that `inspector trace` can follow it (QEMU 10.0 or newer, which is fetched where the
                     machine's own is older; no KASLR)
+  -o FILE           of trace: keep it, for `inspector replay`
   --boot-timeout S  seconds until the guests must run (default: 180)
   --name NAME       which machine: several can run side by side (default: default)
   --run-dir DIR     where its sockets and console log are (default: one for NAME in the temporary folder)
+
+Workload
+  --workload PROG   run this static arm64 program in the host in place of a scenario; words after -- are its arguments
+                    (not of `run`, whose own they are)
+  --guest linux     have the host run Debian's QEMU with KVM, and in it a Linux of the same kernel, which boots, works a
+                    little and powers off (fetches Debian's arm64 packages; --memory 2560 unless given)
+  --workload-timeout S  seconds that it may take (default: 900)
 
 Set-up
   --cache DIR       kernels, builds, Python packages (default: ${XDG_CACHE_HOME:-~/.cache}/kvm-stage2-inspector)
@@ -73,7 +85,8 @@ Set-up
 
 Exit codes
   0 clean, 1 findings, 2 usage or bad input, 3 the target could not be reached or was lost,
-  125 could not be tested (nothing could be installed or fetched, or the kernel did not boot);
+  125 could not be tested (nothing could be installed or fetched, the kernel did not boot, or nothing was found but
+  the workload failed or did not end in time);
   `run` and `test` return what CMD and pytest return.
 
 Examples
@@ -83,6 +96,9 @@ Examples
   ./run_qemu.sh run -- inspector walk 0x40001000
   ./run_qemu.sh stop
   ./run_qemu.sh trace --kernel 6.12
+  ./run_qemu.sh trace --scenario random,seed=7,actions=20000 -o random.s2trace
+  ./run_qemu.sh trace --workload ./memslot_perf_test -- -n 5
+  ./run_qemu.sh trace --guest linux
   ./run_qemu.sh --kernel 6.12 run -- inspector check --json
   ./run_qemu.sh test tests/live -k boot
 END
@@ -109,15 +125,19 @@ while (($#)); do
         --vmlinux) VMLINUX=$(value "$@"); shift ;;
         --cpu) CPU=$(value "$@"); shift ;;
         --smp) SMP=$(number "$@"); shift ;;
-        --memory) MEMORY=$(number "$@"); shift ;;
+        --memory) MEMORY=$(number "$@"); MEMORY_GIVEN=yes; shift ;;
         --gic-version) GIC=$(number "$@"); shift ;;
         --append) APPEND=$(value "$@"); shift ;;
         --scenario) SCENARIO=$(value "$@"); shift ;;
         --initramfs) INITRAMFS=$(value "$@"); shift ;;
-        --ready) READY=$(value "$@"); shift ;;
+        --ready) READY_GIVEN=yes; READY=$(value "$@"); shift ;;
         --gdb-port) GDB_PORT=$(number "$@"); shift ;;
         --qemu) QEMU=$(value "$@"); shift ;;
         --trace) TRACE=yes ;;
+        -o | --output) OUTPUT=$(value "$@"); shift ;;
+        --workload) WORKLOAD=$(value "$@"); shift ;;
+        --guest) GUEST=$(value "$@"); shift ;;
+        --workload-timeout) WORKLOAD_TIMEOUT=$(number "$@"); shift ;;
         --boot-timeout) BOOT_TIMEOUT=$(number "$@"); shift ;;
         --name) NAME=$(value "$@"); shift ;;
         --run-dir) RUN_DIR=$(value "$@"); shift ;;
