@@ -7,13 +7,14 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from inspector.protocol.facts import operation_name
-from tests.live.machine import RUN_QEMU, Machine, common_options
+from tests.live.machine import RUN_QEMU, Machine, common_options, process_alive
 from tests.live.test_trace import inspect, with_counter
 
 pytestmark = pytest.mark.live
@@ -108,23 +109,62 @@ def test_random_actions_are_followed_one_and_all(tmp_path: Path) -> None:
     assert document["operations"] > 600
 
 
-def actions_done(seed: int) -> dict[str, int]:
-    with Machine.start(scenario=f"random,seed={seed},actions=150,merge=0,age=0,collapse=0") as machine:
-        machine.wait_for("workload_ended")
-        done: dict[str, int] = machine.named("random")[0]["done"]
-        return done
+def test_a_seed_gives_the_same_actions_and_a_weight_of_nothing_none() -> None:
+    quick = "actions=150,merge=0,age=0,collapse=0"
+    runs = (
+        f"random,seed=5,{quick}",
+        f"random,seed=5,{quick}",
+        f"random,seed=6,{quick}",
+        f"random,{quick},drop=0,race=0",
+    )
+    with Machine.start(scenario=",".join(runs)) as machine:
+        machine.wait_for("workload_ended", count=len(runs))
+        first, again, other, without = (each["done"] for each in machine.named("random"))
+        seeds = [each["seed"] for each in machine.named("workload_started")]
+        assert not machine.named("error")
+    assert first == again != other
+    assert seeds[:3] == [5, 5, 6]
+    assert without["drop"] == without["race"] == 0
+    assert without["touch"] > 50
 
 
-def test_a_seed_gives_the_same_actions() -> None:
-    assert actions_done(5) == actions_done(5) != actions_done(6)
+@pytest.mark.parametrize(
+    ("to", "what", "code", "said"),
+    [
+        ("machine", signal.SIGKILL, 3, "the machine ended before its workload did"),
+        ("driver", signal.SIGINT, 130, None),
+    ],
+)
+def test_one_that_is_cut_short_leaves_nothing(to: str, what: signal.Signals, code: int, said: str | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [str(RUN_QEMU), *common_options(), "trace", "--scenario", "random,seconds=300"],
+            env={**os.environ, "TMPDIR": folder},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        console = wait_for_console(Path(folder), "workload_started")
+        qemu = int((console.parent / "pid").read_text())
+        os.kill(qemu if to == "machine" else process.pid, what)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code, errors
+        assert said is None or errors.rstrip("\n").endswith(said), errors
+        assert not process_alive(qemu)
+        assert not list(Path(folder).glob("s2-machine.*")), "no run folder stays"
 
 
-def test_a_weight_of_nothing_leaves_an_action_out() -> None:
-    with Machine.start(scenario="random,seed=5,actions=150,drop=0,race=0,touch=900") as machine:
-        assert machine.wait_for("workload_ended")["code"] == 0
-        done = machine.named("random")[0]["done"]
-    assert done["drop"] == done["race"] == 0
-    assert done["touch"] > 75
+def wait_for_console(folder: Path, text: str) -> Path:
+    """The console log of the temporary machine of a run_qemu.sh, once it has the text."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        for log in folder.glob("*/console.log"):
+            if text in log.read_text():
+                return log
+        time.sleep(0.1)
+    raise TimeoutError(text)
 
 
 # --- a program of the user's ---------------------------------------------------------------------------------------
