@@ -66,7 +66,7 @@ Machine
   --qemu PATH       this qemu-system-aarch64
   --trace           start it so that `inspector trace` can follow it (QEMU 10.0 or newer, which is fetched where the
                     machine's own is older; no KASLR)
-  -o FILE           of trace: keep it, for `inspector replay`
+  -o, --output FILE of trace: keep it, for `inspector replay`
   --boot-timeout S  seconds until the guests must run (default: 180)
   --name NAME       which machine: several can run side by side (default: default)
   --run-dir DIR     where its sockets and console log are (default: one for NAME in the temporary folder)
