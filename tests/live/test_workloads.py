@@ -156,6 +156,24 @@ def test_one_that_is_cut_short_leaves_nothing(to: str, what: signal.Signals, cod
         assert not list(Path(folder).glob("s2-machine.*")), "no run folder stays"
 
 
+def test_another_machine_that_begins_leaves_an_ended_one_to_be_judged(tmp_path: Path) -> None:
+    """A temporary machine's folder goes when its run_qemu.sh has, not when its QEMU has."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "TMPDIR": folder}
+        command = [str(RUN_QEMU), *common_options(), "run", "--", "sh", "-c", "echo up; read line"]
+        with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            (mine,) = Path(folder).glob("s2-machine.*")
+            os.kill(int((mine / "pid").read_text()), signal.SIGKILL)
+            other = [str(RUN_QEMU), *common_options(), "run", "--", "true"]
+            subprocess.run(other, env=environment, check=True, capture_output=True)
+            assert (mine / "console.log").exists()
+            process.stdin.close()
+        assert not list(Path(folder).glob("s2-machine.*"))
+
+
 def wait_for_console(folder: Path, text: str) -> Path:
     """The console log of the temporary machine of a run_qemu.sh, once it has the text."""
     end = time.monotonic() + 120
