@@ -12,7 +12,7 @@ from inspector.printable import printable
 from inspector.report.document import Document, Record
 from inspector.report.format import Lines, Painter
 from inspector.trace.follow import Followed
-from inspector.trace.replay import Broken
+from inspector.trace.replay import Broken, Differing
 
 _MOST = 20
 """Findings that are shown as text."""
@@ -29,6 +29,17 @@ class BrokenRule(Record, frozen=True):
     where: str
     state: str
     history: Sequence[str]
+
+
+class DifferentOperation(Record, frozen=True):
+    """An operation that the model performs otherwise."""
+
+    what: str
+    operation: Annotated[int, Meta(description="Its number in the trace, from 1.")]
+    table: Annotated[int, Meta(description="The table's number, in the order in which they were made, from 1.")]
+    call: str
+    model: Annotated[Sequence[str], Meta(description="Events of the model around the first that differs.")]
+    kernel: Sequence[str]
 
 
 class TraceDocument(Document, frozen=True, kw_only=True):
@@ -54,6 +65,11 @@ class TraceDocument(Document, frozen=True, kw_only=True):
         Mapping[str, int], Meta(description="What lay in no operation, or in one on a table that was not seen made.")
     ]
     broken: Sequence[BrokenRule]
+    held_against_model: Annotated[int, Meta(description="Operations that the model performs as the kernel did.")]
+    raced: Annotated[
+        int, Meta(description="Operations whose walks overlapped on one table: judged by the protocol alone.")
+    ]
+    differing: Sequence[DifferentOperation]
     reason: Annotated[str, Meta(description="Why it was not tested; empty when it was.")]
 
 
@@ -61,7 +77,7 @@ def code_of(followed: Followed) -> ExitCode:
     """Findings, or that it could not be judged, or clean."""
     if why_not(followed):
         return ExitCode.UNTESTABLE
-    return ExitCode.FINDINGS if followed.judge.broken else ExitCode.CLEAN
+    return ExitCode.FINDINGS if followed.judge.broken or followed.judge.differing else ExitCode.CLEAN
 
 
 def why_not(followed: Followed) -> str:
@@ -74,6 +90,15 @@ def why_not(followed: Followed) -> str:
 
 def _judged(followed: Followed) -> Sequence[Broken]:
     return () if why_not(followed) else followed.judge.broken
+
+
+def _differing(followed: Followed) -> Sequence[Differing]:
+    return () if why_not(followed) else followed.judge.differing
+
+
+def _different(found: Differing) -> DifferentOperation:
+    told = found.difference
+    return DifferentOperation(told.what, found.operation, found.table, found.call, told.model, told.kernel)
 
 
 def _not_followed(followed: Followed) -> dict[str, int]:
@@ -127,6 +152,9 @@ def document(followed: Followed, command: Literal["trace", "replay"]) -> TraceDo
         invalidations=dict(sorted(counts.invalidations.items())),
         not_followed=_not_followed(followed),
         broken=[_broken(each) for each in _judged(followed)],
+        held_against_model=followed.judge.verdicts.held,
+        raced=followed.judge.verdicts.raced,
+        differing=[_different(each) for each in _differing(followed)],
         reason=why_not(followed),
     )
 
@@ -144,6 +172,7 @@ def lines(paint: Painter, followed: Followed, command: Literal["trace", "replay"
     yield f"tables: {told.tables_made} made, {told.tables_freed} given up"
     yield f"table pages: {told.pages_made:,} allocated, {told.pages_freed:,} freed"
     yield f"invalidations: {_listed(told.invalidations)}"
+    yield f"held against the model: {_modelled(told)}"
     yield f"not followed: {_listed(told.not_followed)}"
     if told.cut:
         yield paint("the file was cut: this is what was there", "yellow")
@@ -152,13 +181,37 @@ def lines(paint: Painter, followed: Followed, command: Literal["trace", "replay"
         yield from _finding(paint, broken)
     if len(told.broken) > _MOST:
         yield f"... and {len(told.broken) - _MOST} more"
+    for differing in _differing(followed)[:_MOST]:
+        yield ""
+        yield from _difference(paint, differing)
+    if len(told.differing) > _MOST:
+        yield f"... and {len(told.differing) - _MOST} more"
     yield ""
     colour = {"clean": "green", "findings": "red", "not tested": "yellow"}[told.verdict]
-    yield paint(told.verdict.upper(), colour) + f": {told.reason or f'{len(told.broken)} rules broken'}"
+    yield paint(told.verdict.upper(), colour) + f": {told.reason or _counted(told)}"
+
+
+def _counted(told: TraceDocument) -> str:
+    return f"{len(told.broken)} rules broken, {len(told.differing)} operations differ from the model"
+
+
+def _modelled(told: TraceDocument) -> str:
+    if not told.held_against_model and not told.differing:
+        return "none: what the CPU can do was not told"
+    raced = f", {told.raced:,} raced with another on their table: judged by the protocol alone" if told.raced else ""
+    return f"{told.held_against_model:,} operations{raced}"
 
 
 def _listed(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {number:,}" for name, number in numbers.items()) or "nothing"
+
+
+def _difference(paint: Painter, found: Differing) -> Iterator[str]:
+    yield paint(f"table {found.table}, operation {found.operation}: {printable(found.call)}", "red")
+    yield f"  {printable(found.difference.what)}"
+    for side, told in (("model", found.difference.model), ("kernel", found.difference.kernel)):
+        yield f"  {side}:"
+        yield from (f"    {printable(line)}" for line in told)
 
 
 def _finding(paint: Painter, broken: Broken) -> Iterator[str]:

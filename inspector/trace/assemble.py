@@ -7,8 +7,9 @@ address is that of its place in the linear map, whose distance the first store t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from inspector.events import (
     ALLOC,
@@ -29,7 +30,7 @@ from inspector.events import (
 )
 from inspector.trace.functions import FUNCTIONS, Function, Role
 from inspector.trace.instructions import event_of
-from inspector.trace.plan import EXIT, Plan
+from inspector.trace.plan import EXIT, REGISTERS, Plan
 from inspector.trace.raw import SIZES, Record, RecordKind
 
 _STACK_SHIFT = 14
@@ -37,12 +38,19 @@ _STACK_SHIFT = 14
 _DS = 32
 """VTCR_EL2.DS: descriptors of 52-bit addresses, and ranges of TLBI in units of 64K (DDI 0487)."""
 _U64 = (1 << 64) - 1
+_FEATURES: Final = {
+    # What the kernel's capabilities are decided by (arch/arm64/kernel/cpufeature.c): register, lowest bit, least value.
+    "fwb": ("ID_AA64MMFR2_EL1", 40, 1),
+    "ttl": ("ID_AA64MMFR2_EL1", 48, 1),
+    "xnx": ("ID_AA64MMFR1_EL1", 28, 1),
+    "tlb_range": ("ID_AA64ISAR0_EL1", 56, 2),
+}
 
 
-def _signed(value: int) -> int:
-    """An int that a function returned in w0."""
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value >> 31 else value
+def features_of(values: Sequence[int]) -> dict[str, int]:
+    """ARM64_HAS_STAGE2_FWB and so on, 0 or 1, by the ID registers of `plan.REGISTERS`."""
+    registers = dict(zip(REGISTERS, values, strict=True))
+    return {name: int(registers[of] >> low & 15 >= least) for name, (of, low, least) in _FEATURES.items()}
 
 
 @dataclass
@@ -71,6 +79,7 @@ class Assembler:
     _structs: dict[int, int] = field(default_factory=dict)
     _vtcr: dict[int, int] = field(default_factory=dict)
     _lpa2: bool = False
+    _features: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._functions = [FUNCTIONS[name] for name in self.plan.functions]
@@ -80,6 +89,9 @@ class Assembler:
 
     def take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
         """What a record adds: (lane, event), an operation's events under one lane from its ``call`` to its ``ret``."""
+        if record.kind == RecordKind.REGISTERS:
+            self._features = features_of(record.words[: len(REGISTERS)])
+            return
         if self._distance is None:
             self._waiting.append(record)
             if record.kind != RecordKind.STORE:
@@ -184,9 +196,10 @@ class Assembler:
         elif function.role in (Role.OPERATION, Role.INIT):
             if function.role is Role.INIT:
                 shape = f"{self._shape(call.words[0])},vtcr={self._vtcr.pop(stack, 0):#x}"
+                shape += "".join(f",{name}={value}" for name, value in self._features.items())
                 yield call.lane, (CALL, function.name, f"{self._arguments(call)},{shape}")
                 yield from ((call.lane, event) for event in call.events)
-            yield call.lane, (RET, 0 if function.is_void else _signed(value))
+            yield call.lane, (RET, function.result(value))
             self._lanes.discard(call.lane)
         elif calls:
             yield from self._tell_all(calls[0], self._result(function, call.words, value))
@@ -244,7 +257,7 @@ class Assembler:
         yield (ALLOC, page) if function.role is Role.ALLOC else (ALLOC_EXACT, page, size)
 
     def _stored(self, record: Record, calls: list[_Call] | None) -> Iterator[tuple[int, RawEvent]]:
-        va, pa, low, high, now, at, _ = record.words
+        va, pa, low, high, now, at, compared, _ = record.words
         size = SIZES.get(record.number, 8)
         entries = self.pages.get(pa & ~self._mask)
         if entries is None:
@@ -264,5 +277,8 @@ class Assembler:
             entries[pa] = now
             yield from self._tell(calls[0], (CASFAIL, pa, old, low))
             return
+        if cas and compared != _U64:
+            # The hardware sets the access flag without a store that is told (VTCR_EL2.HA).
+            old = compared
         entries[pa] = low
         yield from self._tell(calls[0], (STORE, pa, old, low, int(at in self.plan.release_stores and not cas), cas))

@@ -37,6 +37,17 @@ class Function:
         """Nothing is returned: what is in x0 then means nothing."""
         return self.role is Role.OPERATION and ("destroy" in self.name or self.name.endswith("_cb"))
 
+    def result(self, value: int) -> int:
+        """What it returned, of what x0 held: an entry, a bool, or an int (AAPCS64: no more of x0 is said to be)."""
+        if self.is_void:
+            return 0
+        if self.name.endswith(("_mkyoung", "_mkold")):
+            return value
+        if self.name.endswith("_young"):
+            return value & 0xFF
+        value &= 0xFFFFFFFF
+        return value - (1 << 32) if value >> 31 else value
+
     @property
     def ends(self) -> bool:
         """Its return is looked at too."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from inspector.findings import Untestable
+from inspector.findings import InspectorError, Untestable
 from inspector.generations import recognise
 from inspector.kernel.traits import traits
 from inspector.symbols.kernel import KernelSymbols
@@ -16,6 +16,9 @@ from inspector.trace.functions import FUNCTIONS, INVALIDATING, NEEDED, WALKERS, 
 
 EXIT: Final = 1000
 """Added to a function's number at its return: ``EXIT`` of probe.c."""
+
+REGISTERS: Final = ("ID_AA64ISAR0_EL1", "ID_AA64MMFR1_EL1", "ID_AA64MMFR2_EL1")
+"""What the CPU can do, in the order of the probe's record."""
 
 _RETURNS: Final = frozenset({0xD65F03C0, 0xD65F0BFF, 0xD65F0FFF})
 """RET, RETAA and RETAB (DDI 0487 C6.2)."""
@@ -31,7 +34,8 @@ class Plan:
 
     ``linear`` is the range of addresses that stores are told of: the kernel's linear map.  ``release_stores`` are the
     instructions of `walkers` that store with release, ``compare_and_swaps`` those that do so on a condition.
-    ``members`` are (offset, size) of what is read out of ``struct kvm_pgtable``; ``shared`` is the bit of a walk flag.
+    ``members`` are (offset, size) of what is read out of ``struct kvm_pgtable``; ``shared`` is the bit of a walk flag,
+    ``walk_flags`` are all that the model knows, by their names without KVM_PGTABLE_WALK_.
     """
 
     release: str
@@ -48,12 +52,14 @@ class Plan:
     shared: int
     page_shift: int
     missing: tuple[str, ...] = field(default=())
+    walk_flags: Mapping[str, int] = field(default_factory=dict)
 
     def config(self) -> str:
         """What the probe reads."""
         lines = [f"p {address:x} {number} {registers}" for address, number, registers in self.probes]
         lines += [f"s {self.walkers[0]:x} {self.walkers[1]:x}", f"m {self.linear[0]:x} {self.linear[1]:x}"]
         lines += [f"i {low:x} {high:x}" for low, high in (self.walkers, *self.invalidating)]
+        lines += [f"r {name}" for name in REGISTERS]
         return "\n".join([*lines, ""])
 
     def header(self) -> dict[str, Any]:
@@ -63,6 +69,7 @@ class Plan:
             "release_stores": sorted(self.release_stores),
             "compare_and_swaps": sorted(self.compare_and_swaps),
             "members": dict(self.members),
+            "walk_flags": dict(self.walk_flags),
         }
 
 
@@ -83,6 +90,7 @@ def of_header(header: Mapping[str, Any]) -> Plan:
         header["shared"],
         header["page_shift"],
         tuple(header["missing"]),
+        dict(header["walk_flags"]),
     )
 
 
@@ -114,10 +122,11 @@ def make_plan(symbols: KernelSymbols, page_shift: int = 12) -> Plan:
         linear_map(symbols.link_text),
         frozenset(low + 4 * at for at, word in enumerate(code) if is_release(word)),
         frozenset(low + 4 * at for at, word in enumerate(code) if is_conditional(word)),
-        {name: _member(symbols, name) for name in ("ia_bits", "start_level")},
+        _members(symbols),
         symbols.enumerator("kvm_pgtable_walk_flags", "KVM_PGTABLE_WALK_SHARED") or 0,
         page_shift,
         tuple(name for name in FUNCTIONS if symbols.address(name) is None),
+        _walk_flags(symbols),
     )
 
 
@@ -141,9 +150,24 @@ def is_conditional(word: int) -> bool:
     return word & 0xFFA07C00 == 0xC8A07C00 or word & 0xFFE00000 == 0xC8000000
 
 
-def _member(symbols: KernelSymbols, name: str) -> tuple[int, int]:
-    member = symbols.member("kvm_pgtable", name)
-    return member.offset, member.type.size
+def _members(symbols: KernelSymbols) -> dict[str, tuple[int, int]]:
+    """What init writes into ``struct kvm_pgtable`` and is told of; 5.10 has no flags."""
+    found = {}
+    for name in ("ia_bits", "start_level", "flags"):
+        try:
+            member = symbols.member("kvm_pgtable", name)
+        except InspectorError:
+            if name != "flags":
+                raise
+            continue
+        found[name] = member.offset, member.type.size
+    return found
+
+
+def _walk_flags(symbols: KernelSymbols) -> dict[str, int]:
+    names = ("SHARED", "HANDLE_FAULT", "IGNORE_EAGAIN", "SKIP_BBM_TLBI", "SKIP_CMO")
+    found = {name: symbols.enumerator("kvm_pgtable_walk_flags", f"KVM_PGTABLE_WALK_{name}") for name in names}
+    return {name: bit for name, bit in found.items() if bit}
 
 
 def _extent(symbols: KernelSymbols, name: str) -> tuple[int, int]:

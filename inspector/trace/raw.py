@@ -17,10 +17,16 @@ class RecordKind(enum.IntEnum):
     PROBE = 1
     STORE = 2
     INSTRUCTION = 3
+    REGISTERS = 4
 
 
 class Record(NamedTuple):
-    """``number`` is that of a function, with `plan.EXIT` at its return; of a store its size (`SIZES`)."""
+    """``number`` is that of a function, with `plan.EXIT` at its return; of a store its size (`SIZES`).
+
+    ``words`` of a store: its virtual and physical address, what was to be stored (128 bits), what is there after it,
+    the address of the instruction, what a CAS found (all ones of any other), SP; of registers: the values of
+    `plan.REGISTERS`, SP.
+    """
 
     kind: int
     cpu: int
@@ -47,7 +53,7 @@ class Reader:
         data, at = self._left + data, 0
         while at + _HEAD.size <= len(data):
             kind, cpu, words, number = _HEAD.unpack_from(data, at)
-            if kind not in (1, 2, 3) or words > MOST_WORDS:
+            if kind not in (1, 2, 3, 4) or words > MOST_WORDS:
                 raise BadRecord(f"a record of kind {kind} with {words} words")
             end = at + _HEAD.size + 8 * words
             if end > len(data):

@@ -29,10 +29,15 @@ from inspector.generations import GENERATIONS, WalkFlags
 from inspector.protocol.automaton import Protocol
 from inspector.protocol.facts import Call, facts_of, operation_name
 from inspector.protocol.rules import Violation
+from inspector.trace.lockstep import Difference, Shadow, Verdicts
+from inspector.trace.performed import Performed
 
 _CALLBACK = "stage2_free_unlinked_table_rcu_cb"
 _ON_PAGE = frozenset({GET, PUT, ALLOC, FREE, DEFER, ALLOC_EXACT, FREE_EXACT})
 _ENDS = frozenset({"destroy", "destroy_pgd"})
+_ENTRIES = frozenset({"mkyoung", "mkold"})
+_DS = 32
+"""VTCR_EL2.DS: descriptors of 52-bit addresses."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,16 @@ class Broken:
     table: int
     call: str
     violation: Violation
+
+
+@dataclass(frozen=True)
+class Differing:
+    """An operation that the model performs otherwise: its number in the trace, the table's, the call as it stands."""
+
+    operation: int
+    table: int
+    call: str
+    difference: Difference
 
 
 @dataclass
@@ -67,19 +82,24 @@ class Counts:
 
 @dataclass
 class _Table:
+    """``shadow`` is the table in the model, ``None`` where the CPU's features are not known."""
+
     number: int
     protocol: Protocol
+    shadow: Shadow | None
 
 
 @dataclass
 class _Lane:
     """The operation that a lane is in; ``table`` is not known yet, or never will be, when ``None``."""
 
-    number: int
-    name: str
-    text: str
+    performed: Performed
     call: Call
     table: _Table | None = None
+
+    @property
+    def name(self) -> str:
+        return self.performed.name
 
 
 class Judge:
@@ -96,6 +116,9 @@ class Judge:
         self._page_shift: int = header["page_shift"]
         self.counts = Counts()
         self.broken: list[Broken] = []
+        self.differing: list[Differing] = []
+        self.verdicts = Verdicts()
+        self._walk_flags: Mapping[str, int] = header.get("walk_flags", {})
         self._tables: dict[int, _Table] = {}
         self._owners: dict[int, _Table] = {}
         self._lanes: dict[int, _Lane] = {}
@@ -136,31 +159,39 @@ class Judge:
             name in ("relax_perms", "mkyoung") and self._generation.attr_walk_flags is WalkFlags.FAULT_SHARED
         )
         call = Call(name, shared=shared and self._generation.shared_walks, waited=function == _CALLBACK)
-        operation = _Lane(self.counts.operations, name, format_raw(raw), call)
+        numbers = {key: int(value, 0) for key, value in words.items() if value}
+        operation = _Lane(Performed(self.counts.operations, name, format_raw(raw), numbers), call)
         self.counts.unfinished += lane in self._lanes
         self._lanes[lane] = operation
         if function == _CALLBACK:
             return
         pgt = int(words.get("pgt", "0"), 16)
         if "ia_bits" in words:
-            lpa2 = bool(int(words.get("vtcr", "0"), 16) >> 32 & 1)
-            self._tables[pgt] = self._made(int(words["ia_bits"]), int(words["start_level"]), lpa2)
+            self._tables[pgt] = self._made(numbers)
         operation.table = self._tables.get(pgt)
         if operation.table is None:
             self.counts.unknown += 1
         else:
-            operation.table.protocol.begin(lane, call)
+            self._start(lane, operation, operation.table)
         if name in _ENDS:
             self._tables.pop(pgt, None)
 
-    def _made(self, ia_bits: int, start_level: int, lpa2: bool) -> _Table:
+    def _start(self, lane: int, operation: _Lane, table: _Table) -> None:
+        table.protocol.begin(lane, operation.call)
+        if table.shadow is not None:
+            table.shadow.begin()
+
+    def _made(self, words: Mapping[str, int]) -> _Table:
         """A new table.  Root tables beyond the first are concatenated (DDI 0487 D8.2.2)."""
         self.counts.tables_made += 1
+        ia_bits, start_level = words["ia_bits"], words["start_level"]
+        lpa2 = bool(words.get("vtcr", 0) >> _DS & 1)
         stride = self._page_shift - 3
         resolved = stride * (4 - start_level) + self._page_shift
         geometry = Geometry(self._page_shift, ia_bits, start_level, 1 << max(0, ia_bits - resolved), 48, lpa2)
         facts = facts_of(self._generation, geometry, xnx=self._generation.two_bit_xn)
-        return _Table(self.counts.tables_made, Protocol(facts))
+        shadow = Shadow(self._generation, geometry, words, self._walk_flags) if "fwb" in words else None
+        return _Table(self.counts.tables_made, Protocol(facts), shadow)
 
     def _find(self, lane: int, operation: _Lane, raw: RawEvent) -> bool:
         """The table of the RCU callback's operation, by the first page it touches."""
@@ -170,7 +201,7 @@ class Judge:
         operation.table = self._owners.get(page)
         if operation.table is None:
             return False
-        operation.table.protocol.begin(lane, operation.call)
+        self._start(lane, operation, operation.table)
         return True
 
     def _feed(self, lane: int, operation: _Lane, raw: RawEvent) -> None:
@@ -181,6 +212,9 @@ class Judge:
         elif raw[0] == FREE:
             self._owners.pop(raw[1] >> self._page_shift, None)
         table.protocol.feed(lane, raw)
+        if table.shadow is not None:
+            operation.performed.events.append(raw)
+            operation.performed.places.append(self.counts.events)
         self._gather(operation)
 
     def _gather(self, operation: _Lane) -> None:
@@ -188,15 +222,35 @@ class Judge:
         if table is None or not table.protocol.violations:
             return
         found, table.protocol.violations = table.protocol.violations, []
-        self.broken += [Broken(operation.number, table.number, operation.text, each) for each in found]
+        done = operation.performed
+        self.broken += [Broken(done.number, table.number, done.text, each) for each in found]
 
     def _end(self, lane: int, operation: _Lane, raw: RawEvent) -> None:
         del self._lanes[lane]
-        self.counts.returns[operation.name, raw[1]] += 1
-        if operation.table is not None:
-            operation.table.protocol.end(lane, raw[1])
-            self._gather(operation)
-            self.counts.tables_freed += operation.name in _ENDS
+        ret = raw[1]
+        if operation.name in _ENTRIES:
+            # One entry or none; later kernels' mkyoung returns nothing.
+            self.counts.returns[operation.name, int(bool(ret and self._generation.mkyoung_returns_pte))] += 1
+        else:
+            self.counts.returns[operation.name, ret] += 1
+        table = operation.table
+        if table is None:
+            return
+        table.protocol.end(lane, ret)
+        self._gather(operation)
+        self.counts.tables_freed += operation.name in _ENDS
+        if table.shadow is not None:
+            operation.performed.ret = ret
+            self._compare(table, table.shadow, operation.performed)
+
+    def _compare(self, table: _Table, shadow: Shadow, performed: Performed) -> None:
+        """With what the model does."""
+        before = len(self.verdicts.found)
+        shadow.end(performed, self.verdicts)
+        self.differing += [
+            Differing(done.number, table.number, done.text, difference)
+            for done, difference in self.verdicts.found[before:]
+        ]
 
     def finish(self) -> None:
         """No more events: what was begun and not ended is counted."""

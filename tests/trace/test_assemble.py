@@ -33,6 +33,7 @@ PGT = 0xFFFF000000010000
 STACK, OTHER = 0xFFFF800010003F00, 0xFFFF800010013F00
 PLAIN, RELEASE, CAS = 0x100, 0x104, 0x108
 ROOT, TABLE = 0x48000000, 0x48010000
+NO_CAS = (1 << 64) - 1
 TLBI_IPA, DSB_ISH = 0xD50C8021, 0xD5033B9F
 
 
@@ -73,8 +74,10 @@ def store(
     sp: int = STACK - 64,
     size: int = 3,
     now: int | None = None,
+    found: int = NO_CAS,
 ) -> Record:
-    return Record(RecordKind.STORE, cpu, size, (pa + LINEAR, pa, value, 0, value if now is None else now, at, sp))
+    words = (pa + LINEAR, pa, value, 0, value if now is None else now, at, found, sp)
+    return Record(RecordKind.STORE, cpu, size, words)
 
 
 def instruction(word: int, operand: int = 0, cpu: int = 0, sp: int = STACK - 64) -> Record:

@@ -40,7 +40,7 @@ def test_however_it_is_cut(records: list[Record], data: st.DataObject) -> None:
     assert found == records
 
 
-@pytest.mark.parametrize("data", [b"\x00" * 8, b"\x04" + b"\x00" * 7, b"\x01\x00\xff\xff" + b"\x00" * 4])
+@pytest.mark.parametrize("data", [b"\x00" * 8, b"\x05" + b"\x00" * 7, b"\x01\x00\xff\xff" + b"\x00" * 4])
 def test_what_is_no_record(data: bytes) -> None:
     with pytest.raises(BadRecord):
         list(Reader().take(data))

@@ -8,6 +8,7 @@
  *	s LOW HIGH			stores by instructions of this range
  *	m LOW HIGH			... to these addresses alone
  *	i LOW HIGH			TLBI, IC, DC, barriers, HVC and writes of system registers in this range
+ *	r NAME				a register whose value is told once, before everything else, in the order of these lines
  * out=FILE gets the records: kind, CPU, number of words (8, 8, 16 bits), number (32 bits), the words (64 bits each).
  *
  * Each record is written under a lock: what one CPU does is in its order, and what several do in the order in which they
@@ -23,9 +24,10 @@
 #define MOST_CPUS	64
 #define MOST_RANGES	16
 #define MOST_REGISTERS	8
+#define MOST_TOLD	8
 #define EXIT		1000
 
-enum { RECORD_PROBE = 1, RECORD_STORE, RECORD_INSTRUCTION };
+enum { RECORD_PROBE = 1, RECORD_STORE, RECORD_INSTRUCTION, RECORD_REGISTERS };
 
 struct probe {
 	uint64_t address;
@@ -52,6 +54,10 @@ static size_t probe_count;
 static struct ranges stores, memory, instructions;
 static struct qemu_plugin_register *registers[32];	/* x0 to x30, sp */
 static GByteArray *buffers[MOST_CPUS];
+static char told_names[MOST_TOLD][64];
+static struct qemu_plugin_register *told[MOST_TOLD];
+static size_t told_count;
+static bool has_told;
 static FILE *out;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -76,16 +82,34 @@ static void record(unsigned int kind, unsigned int cpu, uint32_t number, const u
 	pthread_mutex_unlock(&lock);
 }
 
-static uint64_t value_of(unsigned int cpu, unsigned int number)
+static uint64_t read_register(unsigned int cpu, struct qemu_plugin_register *handle)
 {
 	uint64_t value = 0;
 
-	if (!registers[number])
+	if (!handle)
 		return 0;
 	g_byte_array_set_size(buffers[cpu], 0);
-	if (qemu_plugin_read_register(registers[number], buffers[cpu]) >= (int)sizeof(value))
+	if (qemu_plugin_read_register(handle, buffers[cpu]) >= (int)sizeof(value))
 		memcpy(&value, buffers[cpu]->data, sizeof(value));
 	return value;
+}
+
+static uint64_t value_of(unsigned int cpu, unsigned int number)
+{
+	return read_register(cpu, registers[number]);
+}
+
+/* ID registers are the same on every CPU of QEMU's, at any time: whoever comes first tells them. */
+static void tell_registers(unsigned int cpu)
+{
+	uint64_t words[MOST_TOLD + 1];
+
+	if (__atomic_test_and_set(&has_told, __ATOMIC_RELAXED))
+		return;
+	for (size_t i = 0; i < told_count; i++)
+		words[i] = read_register(cpu, told[i]);
+	words[told_count] = value_of(cpu, 31);
+	record(RECORD_REGISTERS, cpu, 0, words, told_count + 1);
 }
 
 static void on_probe(unsigned int cpu, void *data)
@@ -94,6 +118,7 @@ static void on_probe(unsigned int cpu, void *data)
 	uint64_t words[MOST_REGISTERS + 2];
 	unsigned int count = probe->registers;
 
+	tell_registers(cpu);
 	for (unsigned int i = 0; i < count; i++)
 		words[i] = value_of(cpu, i);
 	words[count] = value_of(cpu, 30);
@@ -101,8 +126,25 @@ static void on_probe(unsigned int cpu, void *data)
 	record(RECORD_PROBE, cpu, probe->number, words, count + 2);
 }
 
+/* An instruction that stores, and the register that a CAS compares with; NO_CAS of any other. */
+#define NO_CAS	32
+
+struct store {
+	uint64_t address;
+	uint8_t compared;
+};
+
+/* All ones where nothing was compared. */
+static uint64_t found_by(unsigned int cpu, const struct store *store)
+{
+	if (store->compared == NO_CAS)
+		return ~0ull;
+	return store->compared == 31 ? 0 : value_of(cpu, store->compared);
+}
+
 static void on_store(unsigned int cpu, uint32_t info, uint64_t address, void *data)
 {
+	const struct store *store = data;
 	struct qemu_plugin_hwaddr *place;
 	struct mem_value value;
 	uint64_t now;
@@ -117,10 +159,10 @@ static void on_store(unsigned int cpu, uint32_t info, uint64_t address, void *da
 		memcpy(&now, buffers[cpu]->data, sizeof(now));
 	else
 		now = value.data.u64;
-	/* A pair of registers is two words next to each other. */
+	/* A pair of registers is two words next to each other.  What a CAS compares with holds what it found by now. */
 	const uint64_t words[] = {
 		address, place ? qemu_plugin_hwaddr_phys_addr(place) : 0, value.data.u128.low, value.data.u128.high,
-		now, (uintptr_t)data, value_of(cpu, 31),
+		now, store->address, found_by(cpu, store), value_of(cpu, 31),
 	};
 
 	record(RECORD_STORE, cpu, value.type, words, sizeof(words) / sizeof(*words));
@@ -148,6 +190,31 @@ static bool is_told(uint32_t code)
 	       (code & 0xfff00000) == 0xd5100000 || (code & 0xffe0001f) == 0xd4000002;
 }
 
+/* One for each instruction, however often it is translated; DDI 0487 C4.1: CAS of 64 bits. */
+static struct store *store_at(uint64_t address, struct qemu_plugin_insn *insn)
+{
+	static struct store **known;
+	static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
+	size_t at = (address - stores.at[0].low) / 4;
+	struct store *store;
+	uint32_t code = 0;
+
+	pthread_mutex_lock(&guard);
+	if (!known)
+		known = calloc((stores.at[0].high - stores.at[0].low) / 4, sizeof(*known));
+	store = known[at];
+	if (!store) {
+		store = calloc(1, sizeof(*store));
+		store->address = address;
+		store->compared = NO_CAS;
+		if (qemu_plugin_insn_data(insn, &code, sizeof(code)) == sizeof(code) && (code & 0xffa07c00) == 0xc8a07c00)
+			store->compared = code >> 16 & 31;
+		known[at] = store;
+	}
+	pthread_mutex_unlock(&guard);
+	return store;
+}
+
 CALLBACK_TB(on_translation, tb)
 {
 	size_t count = qemu_plugin_tb_n_insns(tb);
@@ -164,8 +231,7 @@ CALLBACK_TB(on_translation, tb)
 		if (probe)
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_probe, CB_R_REGS, probe);
 		if (within(&stores, key.address))
-			qemu_plugin_register_vcpu_mem_cb(insn, on_store, CB_R_REGS, MEM_W,
-							 (void *)(uintptr_t)key.address);
+			qemu_plugin_register_vcpu_mem_cb(insn, on_store, CB_R_REGS, MEM_W, store_at(key.address, insn));
 		if (within(&instructions, key.address) &&
 		    qemu_plugin_insn_data(insn, &code, sizeof(code)) == sizeof(code) && is_told(code))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_instruction, CB_R_REGS,
@@ -188,6 +254,9 @@ CALLBACK_CPU(on_cpu, cpu)
 
 		if (!strcmp(one->name, "sp"))
 			registers[31] = one->handle;
+		for (size_t k = 0; k < told_count; k++)
+			if (!strcmp(one->name, told_names[k]))
+				told[k] = one->handle;
 		if (one->name[0] != 'x')
 			continue;
 		number = strtol(one->name + 1, &end, 10);
@@ -223,9 +292,14 @@ static bool read_line(const char *line)
 		probes[probe_count++] = (struct probe){ .address = a, .number = number, .registers = count };
 		return true;
 	}
+	if (told_count < MOST_TOLD && sscanf(line, "r %63s", told_names[told_count]) == 1) {
+		told_count++;
+		return true;
+	}
 	if (sscanf(line, "%c %llx %llx", &what, &a, &b) != 3)
 		return false;
-	return what == 's' ? add_range(&stores, a, b) : what == 'm' ? add_range(&memory, a, b) :
+	/* Of stores there is one range: store_at() counts on it. */
+	return what == 's' ? !stores.count && b > a && add_range(&stores, a, b) : what == 'm' ? add_range(&memory, a, b) :
 	       what == 'i' && add_range(&instructions, a, b);
 }
 
