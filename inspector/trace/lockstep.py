@@ -60,7 +60,6 @@ _HA: Final = 1 << 21
 _ELSEWHERE: Final = 1 << 46
 """Where a page is put that the model allocates and the kernel did not: no RAM is there."""
 _PLENTY: Final = 1 << 20
-_MOST_GUESSES: Final = 4
 _AROUND: Final = 4
 _INVALIDATION: Final = -1
 """In place of TLBI in what is compared: (…, "ipa"|"ipa_nsh"|"range"|"vmid", start, end, level)."""
@@ -155,7 +154,6 @@ class Shadow:
         self._open = 0
         self._ended: list[Performed] = []
         self._mask = -(1 << geometry.granule_shift)
-        self._guessed: set[tuple[int, int]] = set()
 
     def begin(self) -> None:
         """An operation on the table begins."""
@@ -176,9 +174,9 @@ class Shadow:
     # --- operations
 
     def _alone(self, performed: Performed, verdicts: Verdicts) -> None:
-        difference = self._taken_for_granted(performed)
-        if difference is None:
-            difference = self._with_guesses(performed)
+        difference = self._perform(performed)
+        if difference is not None and self._hardware_af and self._with_guesses(performed):
+            difference = None
         self._advance(performed.events)
         if difference is None:
             verdicts.held += 1
@@ -186,28 +184,35 @@ class Shadow:
         verdicts.found.append((performed, difference))
         self._bring_back()
 
-    def _with_guesses(self, performed: Performed) -> Difference | None:
-        """The difference that is left whatever the hardware may have done."""
-        first: Difference | None = None
-        guessed: list[tuple[int, int]] = []
-        for _ in range(_MOST_GUESSES):
-            difference = self._perform(performed)
-            if difference is None:
-                self._guessed.update(guessed)
-                return None
-            first = first or difference
+    def _with_guesses(self, performed: Performed) -> bool:
+        """The model does the same if the hardware set access flags before: of leaves that kept one, of all that were
+        stored to, or of all in the range.
+        """
+        first: dict[tuple[int, int], int] = {}
+        for raw in performed.events:
+            if raw[0] == STORE:
+                first.setdefault(self._place(raw[1]), raw[3])
+        self._bring_back()
+        unset = self._flags_that_may_be_set(performed)
+        stored = [place for place in unset if place in first]
+        kept = [place for place in stored if first[place] & 1 and first[place] & AF]
+        for places in (kept, stored, unset):
             self._bring_back()
-            places = self._flags_that_may_be_set(performed) if self._hardware_af else []
             if not places:
-                break
-            self._set_af(places)
-            guessed += places
-        self._clear_af(guessed)
-        return first
+                continue
+            for page, index in places:
+                self._store.pages[page][index] |= AF
+            if self._perform(performed) is None:
+                # What it is now is not known: what was not stored to is taken to be unset until something tells.
+                for page, index in places:
+                    if (page, index) not in first and page in self._store.pages:
+                        self._store.pages[page][index] &= ~AF
+                return True
+        return False
 
     def _together(self, group: list[Performed], verdicts: Verdicts) -> None:
         for order in (group, sorted(group, key=lambda each: each.number)):
-            if all(self._taken_for_granted(each) is None and self._step(each) for each in order):
+            if all(self._perform(each) is None for each in order):
                 verdicts.held += len(group)
                 self._catch_up(group)
                 return
@@ -215,9 +220,6 @@ class Shadow:
         verdicts.raced += len(group)
         self._catch_up(group)
         self._bring_back()
-
-    def _step(self, performed: Performed) -> bool:
-        return self._perform(performed) is None
 
     def _catch_up(self, group: list[Performed]) -> None:
         """The truth after all of them: what was seen, in the order in which it was."""
@@ -227,6 +229,9 @@ class Shadow:
     def _perform(self, performed: Performed) -> Difference | None:
         """The model's turn."""
         store = self._store
+        unseen = self._changed_unseen(performed)
+        if unseen is not None:
+            return unseen
         store.given = [
             0 if raw[0] == ALLOCFAIL else raw[1]
             for raw in reversed(performed.events)
@@ -320,27 +325,21 @@ class Shadow:
 
     # --- what was seen
 
-    def _taken_for_granted(self, performed: Performed) -> Difference | None:
+    def _changed_unseen(self, performed: Performed) -> Difference | None:
         """What a CAS found that nobody was seen to store: an access flag that the hardware set, or a difference."""
         seen: set[int] = set()
         for raw in performed.events:
-            if raw[0] != STORE or raw[1] in seen:
+            if raw[0] != STORE or not raw[5] or raw[1] in seen:
                 continue
             seen.add(raw[1])
             page, index = self._place(raw[1])
-            entries = self._truth.pages.get(page)
+            entries = self._store.pages.get(page)
             if entries is None or entries[index] == raw[2]:
                 continue
             known = entries[index]
-            if self._hardware_af and known & 1 and raw[2] | AF == known | AF:
-                if not known & AF:
-                    self._set_af([(page, index)])
-                    continue
-                if not raw[5]:
-                    continue  # What a plain store found is not told, only what was known of before.
-                if (page, index) in self._guessed:
-                    self._clear_af([(page, index)])
-                    continue
+            if self._hardware_af and known & 1 and raw[2] == known | AF:
+                entries[index] = raw[2]
+                continue
             return Difference(
                 "the entry as it was before: it changed with no store that was seen",
                 (f"{raw[1]:#x} {known:#x}",),
@@ -353,25 +352,18 @@ class Shadow:
         pgt = self._pgt
         start = performed.words.get("addr", 0) & self._mask
         end = start + max(performed.words.get("size", 0), 1)
-        found = []
-        for page, level, base, _, _ in pgt.tables():
-            shift = pgt.shifts[level]
-            for index, pte in enumerate(self._truth.pages[page]):
-                at = base + (index << shift)
-                if pte & 1 and not pte & AF and not pgt.is_table(pte, level) and at < end and at + (1 << shift) > start:
-                    found.append((page, index))
+        found: list[tuple[int, int]] = []
+        try:
+            for page, level, base, _, _ in pgt.tables():
+                shift = pgt.shifts[level]
+                for index, pte in enumerate(self._truth.pages[page]):
+                    at = base + (index << shift)
+                    young = pte & AF or not pte & 1 or pgt.is_table(pte, level)
+                    if not young and at < end and at + (1 << shift) > start:
+                        found.append((page, index))
+        except NoSuchPage:
+            return []  # The table itself is broken: nothing is excused.
         return found
-
-    def _set_af(self, places: Sequence[tuple[int, int]]) -> None:
-        for page, index in places:
-            self._truth.pages[page][index] |= AF
-            self._store.pages[page][index] |= AF
-
-    def _clear_af(self, places: Sequence[tuple[int, int]]) -> None:
-        for page, index in places:
-            self._truth.pages[page][index] &= ~AF
-            self._store.pages[page][index] &= ~AF
-        self._guessed.difference_update(places)
 
     def _place(self, pa: int) -> tuple[int, int]:
         return pa & self._mask, (pa & ~self._mask) >> 3
