@@ -545,12 +545,38 @@ def trace(options: Options, output: str | None, seconds: float | None, run_dir: 
     return report.trace.code_of(followed)
 
 
-@_command("replay", machine=False, epilog="Example: inspector replay run.s2trace --json")
+@_command(
+    "replay",
+    machine=False,
+    epilog="Examples: inspector replay run.s2trace --json | inspector replay run.s2trace --explain 18 | "
+    "inspector replay run.s2trace --entry 0x40001000 --table 3 | inspector replay run.s2trace --until 200",
+)
 @click.argument("file", metavar="FILE", type=click.Path())
-def replay(options: Options, file: str) -> int:
-    """The verdict on a trace again, without the machine."""
+@click.option("--explain", metavar="N", type=click.IntRange(1), help="Operation N, event by event.")
+@click.option("--entry", metavar="IPA", help="All that happened to the translation of this address.")
+@click.option("--table", metavar="N", type=click.IntRange(1), help="With --entry: of this table alone.")
+@click.option("--until", metavar="N", type=click.IntRange(1), help="The tables as they were when operation N returned.")
+def replay(
+    options: Options, file: str, explain: int | None, entry: str | None, table: int | None, until: int | None
+) -> int:
+    """The verdict on a trace again, without the machine; or one operation, one entry's life, the tables at one time."""
+    from inspector.trace import story
     from inspector.trace.follow import replay as replay_file
 
+    if sum(each is not None for each in (explain, entry, until)) > 1:
+        raise BadInput("--explain, --entry and --until are three questions: ask one at a time")
+    if table is not None and entry is None:
+        raise BadInput("--table is of --entry: give the address too")
+    if explain is not None:
+        options.emit(report.story.explained, report.story.explained_lines, story.explain(Path(file), explain))
+        return ExitCode.CLEAN
+    if entry is not None:
+        ipa = parse_number(entry, "IPA")
+        options.emit(report.story.life, report.story.life_lines, ipa, story.life(Path(file), ipa, table))
+        return ExitCode.CLEAN
+    if until is not None:
+        options.emit(report.story.then, report.story.then_lines, until, story.state(Path(file), until))
+        return ExitCode.CLEAN
     followed = replay_file(Path(file))
     options.emit(report.trace.document, report.trace.lines, followed, "replay")
     if followed.cut:

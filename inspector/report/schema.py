@@ -36,6 +36,9 @@ DOCUMENTS: tuple[type[Document], ...] = (
     report.model.Model,
     report.crosscheck.Crosscheck,
     report.trace.TraceDocument,
+    report.story.OperationDocument,
+    report.story.LifeOfEntry,
+    report.story.TablesThen,
 )
 """Every document, in the order of the commands."""
 

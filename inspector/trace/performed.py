@@ -1,11 +1,44 @@
-"""One operation that has been followed from its call to its return."""
+"""One operation that has been followed from its call to its return, and what its call says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Final
 
+from inspector.codec import Geometry
 from inspector.events import RawEvent
+from inspector.findings import BadInput
+from inspector.generations import GENERATIONS, Generation
+
+CALLBACK: Final = "stage2_free_unlinked_table_rcu_cb"
+"""Its pages say of which table it is."""
+ENDS: Final = frozenset({"destroy", "destroy_pgd"})
+"""After these there is no table."""
+_DS: Final = 32
+"""VTCR_EL2.DS: descriptors of 52-bit addresses."""
+
+
+def generation_of(header: Mapping[str, Any]) -> Generation:
+    """Raises `BadInput` for a header of no kernel that is known."""
+    label = header.get("generation")
+    if label not in GENERATIONS or header.get("page_shift") not in (12, 14, 16):
+        raise BadInput(f"the trace is of a kernel that is not known here: generation {label!r}")
+    return GENERATIONS[label]
+
+
+def words_of(arguments: str) -> dict[str, int]:
+    """The numbers of a ``call``'s arguments; a word without one is left out."""
+    words = (word.partition("=") for word in arguments.split(","))
+    return {name: int(value, 0) for name, _, value in words if value}
+
+
+def geometry_of(words: Mapping[str, int], page_shift: int) -> Geometry:
+    """The shape that a call of init tells.  Root tables beyond the first are concatenated (DDI 0487 D8.2.2)."""
+    ia_bits, start_level = words["ia_bits"], words["start_level"]
+    resolved = (page_shift - 3) * (4 - start_level) + page_shift
+    lpa2 = bool(words.get("vtcr", 0) >> _DS & 1)
+    return Geometry(page_shift, ia_bits, start_level, 1 << max(0, ia_bits - resolved), 48, lpa2)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from inspector.codec import Geometry
 from inspector.events import (
     ALLOC,
     ALLOC_EXACT,
@@ -24,20 +23,15 @@ from inspector.events import (
     RawEvent,
     format_raw,
 )
-from inspector.findings import BadInput
-from inspector.generations import GENERATIONS, WalkFlags
+from inspector.generations import WalkFlags
 from inspector.protocol.automaton import Protocol
 from inspector.protocol.facts import Call, facts_of, operation_name
 from inspector.protocol.rules import Violation
 from inspector.trace.lockstep import Difference, Shadow, Verdicts
-from inspector.trace.performed import Performed
+from inspector.trace.performed import CALLBACK, ENDS, Performed, generation_of, geometry_of, words_of
 
-_CALLBACK = "stage2_free_unlinked_table_rcu_cb"
 _ON_PAGE = frozenset({GET, PUT, ALLOC, FREE, DEFER, ALLOC_EXACT, FREE_EXACT})
-_ENDS = frozenset({"destroy", "destroy_pgd"})
 _ENTRIES = frozenset({"mkyoung", "mkold"})
-_DS = 32
-"""VTCR_EL2.DS: descriptors of 52-bit addresses."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +103,7 @@ class Judge:
     """
 
     def __init__(self, header: Mapping[str, Any]) -> None:
-        label = header.get("generation")
-        if label not in GENERATIONS or header.get("page_shift") not in (12, 14, 16):
-            raise BadInput(f"the trace is of a kernel that is not known here: generation {label!r}")
-        self._generation = GENERATIONS[label]
+        self._generation = generation_of(header)
         self._page_shift: int = header["page_shift"]
         self.counts = Counts()
         self.broken: list[Broken] = []
@@ -151,29 +142,28 @@ class Judge:
 
     def _begin(self, lane: int, raw: RawEvent) -> None:
         _, function, arguments = raw
-        words = dict(word.partition("=")[::2] for word in str(arguments).split(","))
+        numbers = words_of(str(arguments))
         name = operation_name(function)
         self.counts.operations += 1
         self.counts.by_name[name] += 1
-        shared = "shared" in words or (
+        shared = "shared" in str(arguments).split(",") or (
             name in ("relax_perms", "mkyoung") and self._generation.attr_walk_flags is WalkFlags.FAULT_SHARED
         )
-        call = Call(name, shared=shared and self._generation.shared_walks, waited=function == _CALLBACK)
-        numbers = {key: int(value, 0) for key, value in words.items() if value}
+        call = Call(name, shared=shared and self._generation.shared_walks, waited=function == CALLBACK)
         operation = _Lane(Performed(self.counts.operations, name, format_raw(raw), numbers), call)
         self.counts.unfinished += lane in self._lanes
         self._lanes[lane] = operation
-        if function == _CALLBACK:
+        if function == CALLBACK:
             return
-        pgt = int(words.get("pgt", "0"), 16)
-        if "ia_bits" in words:
+        pgt = numbers.get("pgt", 0)
+        if "ia_bits" in numbers:
             self._tables[pgt] = self._made(numbers)
         operation.table = self._tables.get(pgt)
         if operation.table is None:
             self.counts.unknown += 1
         else:
             self._start(lane, operation, operation.table)
-        if name in _ENDS:
+        if name in ENDS:
             self._tables.pop(pgt, None)
 
     def _start(self, lane: int, operation: _Lane, table: _Table) -> None:
@@ -182,13 +172,9 @@ class Judge:
             table.shadow.begin()
 
     def _made(self, words: Mapping[str, int]) -> _Table:
-        """A new table.  Root tables beyond the first are concatenated (DDI 0487 D8.2.2)."""
+        """A new table."""
         self.counts.tables_made += 1
-        ia_bits, start_level = words["ia_bits"], words["start_level"]
-        lpa2 = bool(words.get("vtcr", 0) >> _DS & 1)
-        stride = self._page_shift - 3
-        resolved = stride * (4 - start_level) + self._page_shift
-        geometry = Geometry(self._page_shift, ia_bits, start_level, 1 << max(0, ia_bits - resolved), 48, lpa2)
+        geometry = geometry_of(words, self._page_shift)
         facts = facts_of(self._generation, geometry, xnx=self._generation.two_bit_xn)
         shadow = Shadow(self._generation, geometry, words, self._walk_flags) if "fwb" in words else None
         return _Table(self.counts.tables_made, Protocol(facts), shadow)
@@ -238,7 +224,7 @@ class Judge:
             return
         table.protocol.end(lane, ret)
         self._gather(operation)
-        self.counts.tables_freed += operation.name in _ENDS
+        self.counts.tables_freed += operation.name in ENDS
         if table.shadow is not None:
             operation.performed.ret = ret
             self._compare(table, table.shadow, operation.performed)

@@ -114,6 +114,8 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_no_rule_is_broken(traced: Traced) -> None:
     document = traced.document
     assert (document["verdict"], document["broken"]) == ("clean", [])
+    assert document["differing"] == []
+    assert document["held_against_model"] == document["operations"] - document["raced"]
     assert document["operations"] > 400
     assert document["tables_made"] >= 12
     assert document["invalidations"]["ipas2e1is"] > 20
@@ -136,7 +138,16 @@ def test_the_file_says_the_same(traced: Traced) -> None:
     done = inspect("replay", traced.trace, "--json")
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)
-    for name in ("operations", "events", "operations_by_name", "returns", "pages_made", "pages_freed", "invalidations"):
+    for name in (
+        "operations",
+        "events",
+        "operations_by_name",
+        "returns",
+        "pages_made",
+        "pages_freed",
+        "invalidations",
+        "held_against_model",
+    ):
         assert again[name] == traced.document[name], name
 
 
