@@ -61,6 +61,7 @@ _ELSEWHERE: Final = 1 << 46
 """Where a page is put that the model allocates and the kernel did not: no RAM is there."""
 _PLENTY: Final = 1 << 20
 _AROUND: Final = 4
+_ISH: Final[RawEvent] = (BARRIER, "ish")
 _INVALIDATION: Final = -1
 """In place of TLBI in what is compared: (…, "ipa"|"ipa_nsh"|"range"|"vmid", start, end, level)."""
 
@@ -276,14 +277,22 @@ class Shadow:
         return found
 
     def _live(self, events: Sequence[RawEvent]) -> list[RawEvent]:
-        """The instructions as the calls they are of: one group of IPAS2E1IS ends with the VMALLE1IS after it."""
+        """The instructions as the calls they are of: one group of IPAS2E1IS ends with the VMALLE1IS after it.
+
+        For some errata (ARM64_WORKAROUND_REPEAT_TLBI) a kernel repeats a TLBI after a DSB ISH, or makes one of EL2 that
+        means nothing (``__tlbi_sync_s1ish_hyp``, ``vale2is`` of 0): neither is a call.
+        """
         found: list[RawEvent] = []
         group: list[RawEvent] = []
+        last: tuple[RawEvent, ...] = ()
         for raw in events:
+            before, last = last, (*last[-1:], raw)
             if raw[0] == BARRIER:
                 continue
             if raw[0] != TLBI:
                 found.append(raw)
+            elif before == (raw, _ISH) or raw[1].startswith(("va", "alle2")):
+                continue
             elif raw[1] in ("vmalls12e1is", "vmalls12e1"):
                 found.append((_INVALIDATION, "vmid", 0, 0, None))
             elif raw[1] in ("vmalle1is", "vmalle1"):

@@ -12,7 +12,7 @@ import pytest
 
 from fixtures.kernels import COMPILED
 from inspector.crosscheck.differ import KernelSide
-from inspector.events import CACHE, CALL, GET, PUT, RET, STORE, TLBI, TTL_UNKNOWN, RawEvent
+from inspector.events import BARRIER, CACHE, CALL, GET, PUT, RET, STORE, TLBI, TTL_UNKNOWN, RawEvent
 from inspector.generations import GENERATIONS
 from inspector.model.attributes import AF
 from inspector.model.machine import Machine
@@ -167,6 +167,16 @@ def test_what_the_kernel_does_otherwise_is_told(
     judge = judged(changed(events, kind, change), "6.12")
     assert judge.differing
     assert judge.differing[0].difference.what
+
+
+def test_a_repeated_tlbi_is_the_same_call(events: Events) -> None:
+    """ARM64_WORKAROUND_REPEAT_TLBI: the same again after a DSB, or a TLBI of EL2 by address 0."""
+    ish = (0, (BARRIER, "ish"))
+    twice = [each for told in events for each in ((told, ish, told) if told[1][0] == TLBI else (told,))]
+    assert judged(twice, "6.12").differing == []
+    nothing = (0, (TLBI, "vale2is", 0, None, None))
+    after = [each for told in events for each in ((told, ish, nothing) if told[1][0] == TLBI else (told,))]
+    assert judged(after, "6.12").differing == []
 
 
 def test_a_wrong_level_hint_is_told(events: Events) -> None:
