@@ -510,7 +510,8 @@ def crosscheck(
     machine=False,
     epilog="Examples: inspector trace --run-dir DIR --for 10 -o run.s2trace | ./run_qemu.sh trace | "
     "./run_qemu.sh start --trace && ./run_qemu.sh run -- inspector trace --for 10 --json. "
-    "Exit code 1: a rule is broken; 2: the machine was not started to be traced; 125: nothing could be followed, or "
+    "Exit code 1: a rule is broken, or an operation does other than the model; 2: the machine was not started to be "
+    "traced; 125: nothing could be followed, or "
     "the host runs in nVHE.",
 )
 @click.option("-o", "--output", metavar="FILE", type=click.Path(), help="Keep the trace, for `inspector replay`.")
@@ -519,7 +520,7 @@ def crosscheck(
     "--run-dir", metavar="DIR", type=click.Path(), envvar="INSPECTOR_RUN_DIR", help="The machine's run folder."
 )
 def trace(options: Options, output: str | None, seconds: float | None, run_dir: str | None) -> int:
-    """Follow every stage-2 operation since a machine's start, and hold each to the invalidation protocol.
+    """Follow every stage-2 operation since a machine's start; hold each to the invalidation protocol and the model.
 
     The machine must have been started by `./run_qemu.sh start --trace`.  Nothing is written to it.
     """
