@@ -65,7 +65,7 @@ Machine
   --gdb-port N      gdb's stub on 127.0.0.1:N (default: a unix socket)
   --qemu PATH       this qemu-system-aarch64
   --trace           start it so that `inspector trace` can follow it (QEMU 10.0 or newer, which is fetched where the
-                    machine's own is older; no KASLR)
+                    machine's own is older)
   -o, --output FILE of trace: keep it, for `inspector replay`
   --boot-timeout S  seconds until the guests must run (default: 180)
   --name NAME       which machine: several can run side by side (default: default)

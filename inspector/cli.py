@@ -511,8 +511,7 @@ def crosscheck(
     epilog="Examples: inspector trace --run-dir DIR --for 10 -o run.s2trace | ./run_qemu.sh trace | "
     "./run_qemu.sh start --trace && ./run_qemu.sh run -- inspector trace --for 10 --json. "
     "Exit code 1: a rule is broken, or an operation does other than the model; 2: the machine was not started to be "
-    "traced; 125: nothing could be followed, or "
-    "the host runs in nVHE.",
+    "traced; 125: nothing could be followed.",
 )
 @click.option("-o", "--output", metavar="FILE", type=click.Path(), help="Keep the trace, for `inspector replay`.")
 @click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(0), help="Until then. Default: Ctrl-C.")

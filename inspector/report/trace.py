@@ -84,7 +84,7 @@ def why_not(followed: Followed) -> str:
     """Why nothing is judged; empty when it is."""
     counts = followed.judge.counts
     if counts.hypercalls:
-        return "the host runs in nVHE: what its TLB functions do at EL2 is not followed yet; take a CPU with VHE"
+        return "the host called its hypervisor, and what that did was not seen: TLB invalidations cannot be judged"
     return "" if counts.operations > counts.unknown else "no operation was followed"
 
 

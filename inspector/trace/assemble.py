@@ -38,6 +38,7 @@ _STACK_SHIFT = 14
 _DS = 32
 """VTCR_EL2.DS: descriptors of 52-bit addresses, and ranges of TLBI in units of 64K (DDI 0487)."""
 _U64 = (1 << 64) - 1
+_HVC: Final[RawEvent] = (BARRIER, "hvc")
 _FEATURES: Final = {
     # What the kernel's capabilities are decided by (arch/arm64/kernel/cpufeature.c): register, lowest bit, least value.
     "fwb": ("ID_AA64MMFR2_EL1", 40, 1),
@@ -80,6 +81,8 @@ class Assembler:
     _vtcr: dict[int, int] = field(default_factory=dict)
     _lpa2: bool = False
     _features: Mapping[str, int] = field(default_factory=dict)
+    _calling: dict[int, _Call] = field(default_factory=dict)
+    _flushing: dict[int, _Call | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._functions = [FUNCTIONS[name] for name in self.plan.functions]
@@ -104,6 +107,17 @@ class Assembler:
         yield from self._take(record)
 
     def _take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
+        calling = self._calling.pop(record.cpu, None)
+        if record.kind == RecordKind.PROBE and self._functions[record.number % EXIT].role is Role.HYP_FLUSH:
+            # EL2 runs on a stack of its own, and to its end: what comes before that on this CPU is its.
+            if record.number < EXIT:
+                self._flushing[record.cpu] = calling
+            else:
+                self._flushing.pop(record.cpu, None)
+            return
+        if calling is not None:
+            # A hypercall of which nothing is seen.
+            yield from self._tell(calling, _HVC)
         stack = record.words[-1] & self._stack_mask
         if record.kind == RecordKind.PROBE:
             if record.number >= EXIT:
@@ -117,6 +131,15 @@ class Assembler:
             return
         event = event_of(record.words[0], record.words[1], self._lpa2)
         if event is None:
+            return
+        if record.cpu in self._flushing:
+            flushing = self._flushing[record.cpu]
+            calls = [flushing] if flushing is not None else None
+        elif event == _HVC and self.plan.hyp:
+            if calls:
+                self._calling[record.cpu] = calls[0]
+            return
+        if calls and calls[0].function.role is Role.HYP:
             return
         if calls:
             yield from self._tell(calls[0], event)
@@ -153,6 +176,12 @@ class Assembler:
         if function.role is Role.VTCR:
             calls.append(call)
             return
+        if function.role is Role.HYP:
+            self.outside["operation on hyp stage-1"] += not calls
+            calls.append(call)
+            return
+        if calls and calls[0].function.role is Role.HYP:
+            return
         if not calls:
             del self._running[stack]
             self.outside[function.name] += 1
@@ -183,12 +212,16 @@ class Assembler:
 
     def _leave(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
         calls = self._running.get(stack, [])
+        if calls and calls[0].function.role is Role.HYP and function.role is not Role.HYP:
+            return
         if not calls or calls[-1].function is not function or calls[-1].stack != record.words[-1]:
             return
         call = calls.pop()
         if not calls:
             del self._running[stack]
         value = record.words[0]
+        if function.role is Role.HYP:
+            return
         if function.role is Role.VTCR:
             # kvm_init_stage2_mmu makes the table next (arch/arm64/kvm/mmu.c).
             self._vtcr[stack] = value

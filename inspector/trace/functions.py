@@ -22,6 +22,8 @@ class Role(enum.Enum):
     DEFER = enum.auto()
     DCACHE = enum.auto()
     ICACHE = enum.auto()
+    HYP = enum.auto()
+    HYP_FLUSH = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,17 @@ def _operation(name: str, *arguments: str) -> Function:
     return Function(name, Role.OPERATION, ("pgt", *arguments))
 
 
+INVALIDATING: Final = (
+    "__kvm_tlb_flush_vmid_ipa",
+    "__kvm_tlb_flush_vmid_ipa_nsh",
+    "__kvm_tlb_flush_vmid",
+    "__kvm_tlb_flush_vmid_range",
+)
+"""The functions whose TLBI and barrier instructions are told (kernel.md 15.4), as in VHE."""
+
+HYP_HELPERS: Final = ("__tlb_switch_to_guest", "__tlb_switch_to_host", "enter_vmid_context", "exit_vmid_context")
+"""What they call in nVHE, with barriers of their own."""
+
 _ALL: Final = (
     _operation("kvm_pgtable_stage2_map", "addr", "size", "phys", "prot", "mc", "flags"),
     _operation("kvm_pgtable_stage2_unmap", "addr", "size"),
@@ -86,6 +99,10 @@ _ALL: Final = (
     Function("kvm_s2_zalloc_pages_exact", Role.ALLOC_EXACT, ("size",)),
     Function("kvm_s2_free_pages_exact", Role.FREE_EXACT, ("va", "size")),
     Function("stage2_free_unlinked_table", Role.DEFER, ("va", "level")),
+    # Hyp stage-1 by the kernel at EL1 (nVHE, hVHE): the same pages' callbacks, other tables.
+    *(Function(f"kvm_pgtable_hyp_{name}", Role.HYP, ()) for name in ("init", "map", "unmap", "destroy")),
+    # What EL2 does at a hypercall there (arch/arm64/kvm/hyp/nvhe/tlb.c).
+    *(Function(f"__kvm_nvhe_{name}", Role.HYP_FLUSH, ()) for name in INVALIDATING),
     Function("clean_dcache_guest_page", Role.DCACHE, ("va", "size")),
     Function("invalidate_icache_guest_page", Role.ICACHE, ("va", "size")),
 )
@@ -102,14 +119,6 @@ NEEDED: Final = (
     "kvm_s2_zalloc_pages_exact",
 )
 """Without these nothing can be followed."""
-
-INVALIDATING: Final = (
-    "__kvm_tlb_flush_vmid_ipa",
-    "__kvm_tlb_flush_vmid_ipa_nsh",
-    "__kvm_tlb_flush_vmid",
-    "__kvm_tlb_flush_vmid_range",
-)
-"""The functions whose TLBI and barrier instructions are told (kernel.md 15.4), as in VHE."""
 
 WALKERS: Final = (
     "stage2_",

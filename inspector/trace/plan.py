@@ -12,7 +12,7 @@ from inspector.findings import InspectorError, Untestable
 from inspector.generations import recognise
 from inspector.kernel.traits import traits
 from inspector.symbols.kernel import KernelSymbols
-from inspector.trace.functions import FUNCTIONS, INVALIDATING, NEEDED, WALKERS, Function
+from inspector.trace.functions import FUNCTIONS, HYP_HELPERS, INVALIDATING, NEEDED, WALKERS, Function
 
 EXIT: Final = 1000
 """Added to a function's number at its return: ``EXIT`` of probe.c."""
@@ -23,6 +23,7 @@ REGISTERS: Final = ("ID_AA64ISAR0_EL1", "ID_AA64MMFR1_EL1", "ID_AA64MMFR2_EL1")
 _RETURNS: Final = frozenset({0xD65F03C0, 0xD65F0BFF, 0xD65F0FFF})
 """RET, RETAA and RETAB (DDI 0487 C6.2)."""
 
+_HYP_VECTORS: Final = "__kvm_nvhe___kvm_hyp_host_vector"
 _MOST: Final = 1 << 16
 """Bytes of a function: beyond this the symbols are wrong."""
 
@@ -35,6 +36,8 @@ class Plan:
     ``linear`` is the range of addresses that stores are told of: the kernel's linear map.  ``release_stores`` are the
     instructions of `walkers` that store with release, ``compare_and_swaps`` those that do so on a condition.
     ``members`` are (offset, size) of what is read out of ``struct kvm_pgtable``; ``shared`` is the bit of a walk flag,
+    ``hyp`` is the code that invalidates at EL2 in nVHE, whose vectors are ``vectors`` (0: none is there);
+    ``anchor`` is the address of a function that every boot runs, and its first three instructions.
     ``walk_flags`` are all that the model knows, by their names without KVM_PGTABLE_WALK_.
     """
 
@@ -53,6 +56,9 @@ class Plan:
     page_shift: int
     missing: tuple[str, ...] = field(default=())
     walk_flags: Mapping[str, int] = field(default_factory=dict)
+    hyp: tuple[tuple[int, int], ...] = ()
+    vectors: int = 0
+    anchor: tuple[int, ...] = ()
 
     def config(self) -> str:
         """What the probe reads."""
@@ -60,6 +66,11 @@ class Plan:
         lines += [f"s {self.walkers[0]:x} {self.walkers[1]:x}", f"m {self.linear[0]:x} {self.linear[1]:x}"]
         lines += [f"i {low:x} {high:x}" for low, high in (self.walkers, *self.invalidating)]
         lines += [f"r {name}" for name in REGISTERS]
+        lines += [f"h {low:x} {high:x}\ni {low:x} {high:x}" for low, high in self.hyp]
+        if self.hyp:
+            lines.append(f"v {self.vectors:x}")
+        if self.anchor:
+            lines.append("a " + " ".join(f"{each:x}" for each in self.anchor))
         return "\n".join([*lines, ""])
 
     def header(self) -> dict[str, Any]:
@@ -91,11 +102,14 @@ def of_header(header: Mapping[str, Any]) -> Plan:
         header["page_shift"],
         tuple(header["missing"]),
         dict(header["walk_flags"]),
+        tuple((low, high) for low, high in header["hyp"]),
+        header["vectors"],
+        tuple(header["anchor"]),
     )
 
 
 def make_plan(symbols: KernelSymbols, page_shift: int = 12) -> Plan:
-    """The plan for a kernel that runs where it is linked (no KASLR), in VHE.
+    """The plan for a kernel, by the addresses where it is linked.
 
     Raises `Untestable` when what has to be followed is not there.
     """
@@ -127,6 +141,9 @@ def make_plan(symbols: KernelSymbols, page_shift: int = 12) -> Plan:
         page_shift,
         tuple(name for name in FUNCTIONS if symbols.address(name) is None),
         _walk_flags(symbols),
+        _hyp(symbols),
+        symbols.address(_HYP_VECTORS) or 0,
+        _anchor(symbols),
     )
 
 
@@ -148,6 +165,22 @@ def is_release(word: int) -> bool:
 def is_conditional(word: int) -> bool:
     """CAS in all orders, and STXR: what is stored only if something holds (64 bits)."""
     return word & 0xFFA07C00 == 0xC8A07C00 or word & 0xFFE00000 == 0xC8000000
+
+
+def _hyp(symbols: KernelSymbols) -> tuple[tuple[int, int], ...]:
+    names = [f"__kvm_nvhe_{name}" for name in (*INVALIDATING, *HYP_HELPERS)]
+    if symbols.address(_HYP_VECTORS) is None:
+        return ()
+    return tuple(_extent(symbols, name) for name in names if symbols.address(name) is not None)
+
+
+def _anchor(symbols: KernelSymbols) -> tuple[int, ...]:
+    """``__primary_switched`` of arch/arm64/kernel/head.S, run once the kernel is where KASLR put it: its ADRP is
+    relative, so its code is what it was linked as.
+    """
+    address = symbols.address("__primary_switched")
+    text = symbols.text(address, 12) if address is not None else None
+    return () if address is None or text is None else (address, *struct.unpack("<3I", text))
 
 
 def _members(symbols: KernelSymbols) -> dict[str, tuple[int, int]]:

@@ -31,7 +31,16 @@ pytestmark = pytest.mark.live
 
 REPO = Path(__file__).resolve().parents[2]
 COUNT = REPO / "tests/trace/c/count.c"
-KERNELS = [None, *(label for label in ("6.12", "6.12-16k", "6.19", "7.3") if label in kernel_labels())]
+OTHERS = ("6.12", "6.12-16k", "6.19", "7.3")
+CASES = [
+    (None, "max", ""),
+    # A guest of 52-bit addresses and 16K pages does not run here (docs/reach.md).
+    *((label, "max,lpa2=off" if label.endswith("16k") else "max", "") for label in OTHERS if label in kernel_labels()),
+    # nVHE, by choice and by nature, and hVHE: the TLB functions run at EL2.
+    (None, "cortex-a57", ""),
+    *((label, "max", "kvm-arm.mode=nvhe") for label in ("7.3",) if label in kernel_labels()),
+    *((label, "max", "arm64_sw.hvhe=1") for label in ("6.12",) if label in kernel_labels()),
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Traced:
     document: dict[str, Any]
     trace: Path
     counted: dict[str, int]
+    at_el2: bool
 
 
 def inspect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -86,14 +96,15 @@ def with_counter(folder: Path, image: Path) -> Path:
 OPERATIONS = (Role.OPERATION, Role.INIT)
 
 
-@pytest.fixture(scope="module", params=KERNELS, ids=lambda label: label or "default")
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(each or "default" for each in case))
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     folder = tmp_path_factory.mktemp("trace")
-    label = request.param or os.environ["INSPECTOR_DEFAULT_KERNEL"]
+    kernel, cpu, append = request.param
+    label = kernel or os.environ["INSPECTOR_DEFAULT_KERNEL"]
     wrapper = with_counter(folder, Path(os.environ["INSPECTOR_KERNELS"]) / label / "vmlinuz")
-    # A guest of 52-bit addresses and 16K pages does not run here (docs/reach.md).
-    cpu = "max,lpa2=off" if label.endswith("16k") else "max"
-    with Machine.start(request.param, cpu=cpu, options=["--trace", "--qemu", str(wrapper)]) as machine:
+    options = ["--trace", "--qemu", str(wrapper)]
+    # The counter knows link addresses alone.
+    with Machine.start(kernel, cpu=cpu, append=f"nokaslr {append}".strip(), options=options) as machine:
         early = inspect("trace", "--run-dir", machine.run_dir, "--for", "0.5", "--json")
         assert early.returncode == 0, early.stdout + early.stderr
         assert Path(f"/proc/{machine.qemu_pid}").exists(), "it runs on"
@@ -108,7 +119,14 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         assert done.returncode == 0, done.stdout + done.stderr
         counts = (line.split() for line in (folder / "counts").read_text().splitlines())
         counted = {name: int(count) for name, count in counts}
-        yield Traced(machine.run_dir, json.loads(early.stdout), json.loads(done.stdout), trace, counted)
+        yield Traced(
+            machine.run_dir,
+            json.loads(early.stdout),
+            json.loads(done.stdout),
+            trace,
+            counted,
+            "a57" in cpu or bool(append),
+        )
 
 
 def test_no_rule_is_broken(traced: Traced) -> None:
@@ -130,8 +148,30 @@ def test_nothing_is_missed(traced: Traced) -> None:
         # kvm_pgtable_stage2_init calls __kvm_pgtable_stage2_init where there are both.
         counted[operation_name(name)] = max(counted.get(operation_name(name), 0), count)
     assert {name: count for name, count in counted.items() if count} == followed
-    outside = traced.document["not_followed"]
+    outside = dict(traced.document["not_followed"])
+    # nVHE and hVHE: the hypervisor's own tables.
+    assert bool(outside.pop("operation on hyp stage-1", 0)) is traced.at_el2
     assert not [what for what in outside if not what.startswith("tlbi ")], outside
+
+
+@pytest.mark.parametrize("append", ["", "kvm-arm.mode=nvhe"])
+def test_a_kernel_that_has_moved(append: str) -> None:
+    """KASLR, as kernels are started: the same is followed, wherever the kernel is and wherever EL2 has it."""
+    with Machine.start(append=append, options=["--trace"]) as machine:
+        info = subprocess.run(
+            [sys.executable, "-m", "inspector", "info", "--json"],
+            cwd=REPO,
+            env={**os.environ, **machine.environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        done = inspect("trace", "--run-dir", machine.run_dir, "--for", "0", "--json")
+    assert int(json.loads(info.stdout)["host"]["kaslr_slide"], 16)
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["broken"], document["differing"]) == (0, [], [])
+    assert document["held_against_model"] > 400
+    assert document["invalidations"]["ipas2e1is"] > 20
 
 
 def test_the_file_says_the_same(traced: Traced) -> None:

@@ -37,6 +37,10 @@ NO_CAS = (1 << 64) - 1
 TLBI_IPA, DSB_ISH = 0xD50C8021, 0xD5033B9F
 
 
+HVC = 0xD4000002
+HYP_SP = 0x7C0012343F00
+
+
 def plan() -> Plan:
     members = {"ia_bits": (0, 4), "start_level": (4, 1)}
     return Plan(
@@ -53,6 +57,7 @@ def plan() -> Plan:
         members,
         8,
         12,
+        hyp=((0x2000, 0x3000),),
     )
 
 
@@ -249,3 +254,59 @@ def test_what_lies_in_no_operation_is_counted() -> None:
         "store to a table": 1,
         "store of another size to a table": 1,
     }
+
+
+def flush(cpu: int = 0) -> tuple[Record, ...]:
+    """What EL2 does at a hypercall, on its own stack."""
+    name = "__kvm_nvhe___kvm_tlb_flush_vmid_ipa"
+    return (
+        enter(name, cpu=cpu, sp=HYP_SP),
+        instruction(TLBI_IPA, 0x80000, cpu=cpu, sp=HYP_SP),
+        instruction(DSB_ISH, cpu=cpu, sp=HYP_SP),
+        leave(name, cpu=cpu, sp=HYP_SP),
+    )
+
+
+UNMAP = enter("kvm_pgtable_stage2_unmap", PGT, 0x80000000, 0x1000)
+
+
+def test_what_el2_does_at_an_operations_hypercall_is_the_operations() -> None:
+    """nVHE: the TLB functions run there, on a stack of EL2's own."""
+    events, assembler = assembled((UNMAP, instruction(HVC), *flush(), leave("kvm_pgtable_stage2_unmap")))
+    assert [raw[:2] for _, raw in events[4:]] == [
+        (CALL, "kvm_pgtable_stage2_unmap"),
+        (TLBI, "ipas2e1is"),
+        (BARRIER, "ish"),
+        (RET, 0),
+    ]
+    assert not assembler.outside
+
+
+def test_a_hypercall_of_which_nothing_is_seen_is_told() -> None:
+    events, _ = assembled((UNMAP, instruction(HVC), leave("kvm_pgtable_stage2_unmap")))
+    assert (0, (BARRIER, "hvc")) in events
+
+
+def test_what_el2_does_for_somebody_else_is_not_the_operations() -> None:
+    """A flush by another task that ran in between, and one on another CPU."""
+    events, assembler = assembled(
+        (UNMAP, instruction(HVC), *flush(), *flush(), *flush(cpu=1), leave("kvm_pgtable_stage2_unmap"))
+    )
+    assert sum(raw[0] == TLBI for _, raw in events) == 1
+    assert assembler.outside == {"tlbi ipas2e1is": 2}
+
+
+def test_hyp_stage_1_is_counted_and_not_followed() -> None:
+    """Its tables are not guests', though the callbacks are the same functions."""
+    sp = STACK - 64
+    events, assembler = assembled(
+        (
+            enter("kvm_pgtable_hyp_map"),
+            enter("kvm_host_get_page", 0x50000000 + LINEAR, sp=sp),
+            store(0x50000000, 0x403, RELEASE),
+            instruction(0xD50C87A0, 0, sp=sp),
+            leave("kvm_pgtable_hyp_map"),
+        )
+    )
+    assert len(events) == 4
+    assert assembler.outside == {"operation on hyp stage-1": 1}

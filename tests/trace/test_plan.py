@@ -55,6 +55,18 @@ def test_stores_with_release_are_there(symbols: KernelSymbols) -> None:
         assert plan.compare_and_swaps
 
 
+def test_what_invalidates_at_el2_is_there_and_where_a_boot_begins(symbols: KernelSymbols) -> None:
+    plan = make_plan(symbols)
+    flush = symbols.require("__kvm_nvhe___kvm_tlb_flush_vmid_ipa")
+    assert any(low <= flush < high for low, high in plan.hyp)
+    assert not any(low <= flush < high for low, high in plan.invalidating)
+    assert plan.vectors & 0x7FF == 0, "VBAR_EL2[10:0] are RES0"
+    assert plan.anchor[0] == symbols.require("__primary_switched")
+    assert any(word & 0x9F000000 == 0x90000000 for word in plan.anchor[1:]), (
+        "an ADRP, which tells one place from others"
+    )
+
+
 @pytest.mark.parametrize(
     ("link_text", "high"),
     [

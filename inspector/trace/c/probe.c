@@ -8,6 +8,10 @@
  *	s LOW HIGH			stores by instructions of this range
  *	m LOW HIGH			... to these addresses alone
  *	i LOW HIGH			TLBI, IC, DC, barriers, HVC and writes of system registers in this range
+ *	a ADDRESS WORD WORD WORD	instructions at the entry of a function that runs once, where the kernel was
+ *					moved to: by how much all of these addresses are off (KASLR)
+ *	v ADDRESS			the vectors that EL2 has where it is not the kernel's own level (nVHE)
+ *	h LOW HIGH			code that EL2 runs then, elsewhere in its own map: p and i within it are looked for there
  *	r NAME				a register whose value is told once, before everything else, in the order of these lines
  * out=FILE gets the records: kind, CPU, number of words (8, 8, 16 bits), number (32 bits), the words (64 bits each).
  *
@@ -51,7 +55,15 @@ __attribute__((visibility("default"))) int qemu_plugin_version = API;
 
 static struct probe *probes;
 static size_t probe_count;
-static struct ranges stores, memory, instructions;
+static struct ranges stores, memory, instructions, hyp;
+static struct {
+	uint64_t address;
+	uint32_t words[3];
+} anchor;
+static uint64_t vectors, hyp_offset;
+static bool hyp_known;
+static struct qemu_plugin_register *vbar;
+static uint64_t slide;
 static struct qemu_plugin_register *registers[32];	/* x0 to x30, sp */
 static GByteArray *buffers[MOST_CPUS];
 static char told_names[MOST_TOLD][64];
@@ -99,6 +111,26 @@ static uint64_t value_of(unsigned int cpu, unsigned int number)
 	return read_register(cpu, registers[number]);
 }
 
+/* Low bits of addresses that are the same in every map: images are aligned to 64K at least. */
+#define IN_IMAGE	0xffff
+
+/* Before the first operation EL2 has its vectors, and has invalidated nothing of a guest's. */
+static void find_hyp(unsigned int cpu)
+{
+	uint64_t value;
+
+	if (hyp_known || !vectors)
+		return;
+	value = read_register(cpu, vbar);
+	/* VHE: EL2 is the kernel's own level, from its start. */
+	if (value >> 63)
+		vectors = 0;
+	if (!vectors || (value & IN_IMAGE) != (vectors & IN_IMAGE))
+		return;
+	hyp_offset = value - vectors;
+	hyp_known = true;
+}
+
 /* ID registers are the same on every CPU of QEMU's, at any time: whoever comes first tells them. */
 static void tell_registers(unsigned int cpu)
 {
@@ -119,6 +151,7 @@ static void on_probe(unsigned int cpu, void *data)
 	unsigned int count = probe->registers;
 
 	tell_registers(cpu);
+	find_hyp(cpu);
 	for (unsigned int i = 0; i < count; i++)
 		words[i] = value_of(cpu, i);
 	words[count] = value_of(cpu, 30);
@@ -215,17 +248,51 @@ static struct store *store_at(uint64_t address, struct qemu_plugin_insn *insn)
 	return store;
 }
 
+static uint32_t code_of(struct qemu_plugin_insn *insn)
+{
+	uint32_t code = 0;
+
+	qemu_plugin_insn_data(insn, &code, sizeof(code));
+	return code;
+}
+
+/* 6.1 and older run it where they are linked first, and again where they moved to. */
+static void find_slide(struct qemu_plugin_tb *tb, size_t count)
+{
+	uint64_t address = qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, 0));
+
+	if (!anchor.address || count < 3 || !(address >> 63) || (address & IN_IMAGE) != (anchor.address & IN_IMAGE))
+		return;
+	for (size_t i = 0; i < 3; i++)
+		if (code_of(qemu_plugin_tb_get_insn(tb, i)) != anchor.words[i])
+			return;
+	slide = address - anchor.address;
+}
+
+/* Where the instruction is linked; 0 of what is not the kernel's. */
+static uint64_t linked_at(struct qemu_plugin_insn *insn)
+{
+	uint64_t address = qemu_plugin_insn_vaddr(insn);
+
+	if (address >> 63)
+		return address - slide;
+	if (hyp_known && within(&hyp, address - hyp_offset))
+		return address - hyp_offset;
+	return 0;
+}
+
 CALLBACK_TB(on_translation, tb)
 {
 	size_t count = qemu_plugin_tb_n_insns(tb);
 
+	find_slide(tb, count);
 	for (size_t i = 0; i < count; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
-		const struct probe key = { .address = qemu_plugin_insn_vaddr(insn) };
+		const struct probe key = { .address = linked_at(insn) };
 		struct probe *probe;
 		uint32_t code = 0;
 
-		if (!(key.address >> 63))
+		if (!key.address)
 			continue;
 		probe = bsearch(&key, probes, probe_count, sizeof(key), by_address);
 		if (probe)
@@ -254,6 +321,8 @@ CALLBACK_CPU(on_cpu, cpu)
 
 		if (!strcmp(one->name, "sp"))
 			registers[31] = one->handle;
+		if (!strcmp(one->name, "VBAR_EL2"))
+			vbar = one->handle;
 		for (size_t k = 0; k < told_count; k++)
 			if (!strcmp(one->name, told_names[k]))
 				told[k] = one->handle;
@@ -292,6 +361,14 @@ static bool read_line(const char *line)
 		probes[probe_count++] = (struct probe){ .address = a, .number = number, .registers = count };
 		return true;
 	}
+	if (sscanf(line, "a %llx %x %x %x", &a, &anchor.words[0], &anchor.words[1], &anchor.words[2]) == 4) {
+		anchor.address = a;
+		return true;
+	}
+	if (sscanf(line, "v %llx", &a) == 1) {
+		vectors = a;
+		return true;
+	}
 	if (told_count < MOST_TOLD && sscanf(line, "r %63s", told_names[told_count]) == 1) {
 		told_count++;
 		return true;
@@ -300,7 +377,7 @@ static bool read_line(const char *line)
 		return false;
 	/* Of stores there is one range: store_at() counts on it. */
 	return what == 's' ? !stores.count && b > a && add_range(&stores, a, b) : what == 'm' ? add_range(&memory, a, b) :
-	       what == 'i' && add_range(&instructions, a, b);
+	       what == 'h' ? add_range(&hyp, a, b) : what == 'i' && add_range(&instructions, a, b);
 }
 
 static bool read_config(const char *name)
