@@ -584,6 +584,66 @@ def replay(
     return report.trace.code_of(followed)
 
 
+@_command(
+    "inject",
+    epilog="Examples: inspector inject --list | inspector inject --matrix no-tlbi --kernel 6.12 -o cells.jsonl | "
+    "./run_qemu.sh start --trace && ./run_qemu.sh run -- inspector inject no-tlbi --json. "
+    "Exit code 1: a fault of the matrix was found by no rule that owns it; 125: none could be injected.",
+)
+@click.argument("faults", metavar="[FAULT]...", nargs=-1)
+@click.option("--list", "wanted", flag_value="list", help="The faults, and what finds each.")
+@click.option(
+    "--matrix", "wanted", flag_value="matrix", help="Each fault in a traced machine of its own, and its rules."
+)
+@click.option(
+    "--kernel", "kernels", metavar="WHAT", multiple=True, help="With --matrix: as of run_qemu.sh. Repeatable."
+)
+@click.option("-o", "--output", metavar="FILE", type=click.Path(), help="With --matrix: cells that are done, kept.")
+@click.option(
+    "--for", "seconds", metavar="SECONDS", type=click.FloatRange(0), default=60, help="Wait so long. Default: 60."
+)
+def inject(
+    options: Options,
+    faults: tuple[str, ...],
+    wanted: str | None,
+    kernels: tuple[str, ...],
+    output: str | None,
+    seconds: float,
+) -> int:
+    """Break something in a running host kernel, once, to see that it is found. This writes to the target.
+
+    gdb stops the kernel where the fault is, changes registers, takes its breakpoint away and lets go. The machine is of
+    no use for anything else afterwards.
+    """
+    from inspector.inject.catalogue import FAULTS
+    from inspector.inject.matrix import run_matrix
+    from inspector.inject.perform import inject as perform
+
+    for name in faults:
+        if name not in FAULTS:
+            raise BadInput(f"there is no fault '{name}': inspector inject --list names them")
+    if wanted == "list":
+        options.emit(report.inject.listed, report.inject.listed_lines)
+        return ExitCode.CLEAN
+    if wanted == "matrix":
+        path = Path(output) if output is not None else None
+        with progress(options.debug) as tell:
+            cells = list(run_matrix(faults or tuple(FAULTS), kernels or ("",), path, tell))
+        options.emit(report.inject.matrix, report.inject.matrix_lines, cells)
+        return report.inject.code_of(cells)
+    if len(faults) != 1:
+        raise BadInput("which fault? One at a time, or --matrix; inspector inject --list names them")
+    connect = options.connect or (options.environment or {}).get("connect")
+    if not connect:
+        raise BadInput("into which machine? Give the gdbstub of a running QEMU with --connect HOST:PORT")
+    vmlinux, image = options.kernel_files
+    say(f"this writes to the target: {FAULTS[faults[0]].what}; its kernel is broken from then on")
+    with progress(options.debug) as tell:
+        done = perform(FAULTS[faults[0]], connect, image, vmlinux, seconds, tell, gdb=options.gdb)
+    options.emit(report.inject.injected, report.inject.injected_lines, done)
+    return ExitCode.CLEAN if done.done else ExitCode.UNTESTABLE
+
+
 # --- the way in and out ---
 
 

@@ -39,6 +39,9 @@ DOCUMENTS: tuple[type[Document], ...] = (
     report.story.OperationDocument,
     report.story.LifeOfEntry,
     report.story.TablesThen,
+    report.inject.FaultList,
+    report.inject.InjectedFault,
+    report.inject.FaultMatrix,
 )
 """Every document, in the order of the commands."""
 

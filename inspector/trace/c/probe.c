@@ -101,7 +101,9 @@ static uint64_t read_register(unsigned int cpu, struct qemu_plugin_register *han
 	if (!handle)
 		return 0;
 	g_byte_array_set_size(buffers[cpu], 0);
-	if (qemu_plugin_read_register(handle, buffers[cpu]) >= (int)sizeof(value))
+	/* What it returns is the number of bytes in 10.0, and not in 11.1. */
+	qemu_plugin_read_register(handle, buffers[cpu]);
+	if (buffers[cpu]->len >= sizeof(value))
 		memcpy(&value, buffers[cpu]->data, sizeof(value));
 	return value;
 }

@@ -1,0 +1,127 @@
+"""Every fault in a machine of its own, and which rules its trace breaks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from inspector.findings import BadInput, Untestable
+from inspector.inject.catalogue import FAULTS, Fault
+from inspector.inject.perform import inject
+from inspector.inject.results import Cell
+from inspector.trace.follow import Following, read_plan
+
+RUN_QEMU: Final = Path(__file__).resolve().parents[2] / "run_qemu.sh"
+_WAIT: Final = 30.0
+"""Seconds for a fault to be reached, once its workload runs."""
+_AFTER: Final = 0.5
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """Those that are done, of a file with one a line.  Raises `BadInput` for another file."""
+    if not path.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [Cell(**{**row, "found": tuple(row["found"])}) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise BadInput(f"{path} is not a file of this command's: name another with -o") from None
+
+
+def run_matrix(
+    names: Iterable[str], kernels: Iterable[str], path: Path | None, tell: Callable[[str], None]
+) -> Iterator[Cell]:
+    """Each cell, when it is done; one that ``path`` has is not run again.  Raises `BadInput`, `Untestable`."""
+    if not RUN_QEMU.is_file():
+        raise BadInput("the machines are started by run_qemu.sh: run this from a checkout of the project")
+    known = {(cell.fault, cell.kernel): cell for cell in (read_cells(path) if path is not None else [])}
+    for kernel in kernels:
+        for name in names:
+            cell = known.get((name, kernel))
+            if cell is None:
+                tell(f"{name} in {kernel}")
+                cell = _run(FAULTS[name], kernel, tell)
+                if path is not None:
+                    with path.open("a") as stream:
+                        stream.write(json.dumps(asdict(cell)) + "\n")
+            yield cell
+
+
+def _run(fault: Fault, kernel: str, tell: Callable[[str], None]) -> Cell:
+    began = time.monotonic()
+    machine = _Machine(kernel)
+    try:
+        machine.start()
+        found, reason = _break(fault, machine, tell)
+    except Untestable as error:
+        found, reason = (), str(error)
+    finally:
+        machine.stop()
+    verdict = "not injected" if reason else "found" if set(found) & set(fault.owners) else "missed"
+    return Cell(fault.name, kernel, verdict, found, round(time.monotonic() - began, 1), reason)
+
+
+def _break(fault: Fault, machine: _Machine, tell: Callable[[str], None]) -> tuple[tuple[str, ...], str]:
+    """What the trace says, and why nothing was injected (empty: it was)."""
+    state = machine.state()
+    vmlinux = Path(state["vmlinux"]) if state.get("vmlinux") else None
+    work = threading.Thread(target=machine.send, args=(f"run {fault.workload}",))
+    done = inject(fault, state["connect"], Path(state["image"]), vmlinux, _WAIT, tell, work.start)
+    work.join(_WAIT)
+    if not done.done:
+        return (), f"{fault.function} was not reached in that way"
+    folder = machine.folder
+    following = Following(folder, read_plan(folder))
+    following.go(None, _AFTER, machine.alive, tell)
+    judge = following.end().judge
+    rules = sorted({broken.violation.rule for broken in judge.broken})
+    return (*rules, *(["model"] if judge.differing else [])), ""
+
+
+class _Machine:
+    """A traced machine of run_qemu.sh's, without guests until something is sent."""
+
+    def __init__(self, kernel: str) -> None:
+        self._options = ["--name", "inject-matrix", "--trace", "--scenario", "none", "--memory", "1536"]
+        self._options += ["--kernel", kernel] if kernel else []
+        self.folder = Path()
+
+    def _command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(RUN_QEMU), *self._options, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def start(self) -> None:
+        """Raises `Untestable` with what run_qemu.sh says."""
+        done = self._command("start")
+        if done.returncode:
+            raise Untestable(done.stderr.strip().rpartition("\n")[2].removeprefix("run_qemu.sh: "))
+        line = next(line for line in done.stdout.splitlines() if line.strip().startswith("log "))
+        self.folder = Path(line.split(maxsplit=1)[1]).parent
+
+    def state(self) -> dict[str, str]:
+        """What run_qemu.sh wrote down of it."""
+        lines = (self.folder / "state").read_text().splitlines()
+        return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+    def send(self, line: str) -> None:
+        """To its exerciser; until it is done, or the machine is."""
+        self._command("send", line)
+
+    def alive(self) -> bool:
+        """It runs."""
+        return (self.folder / "pid").exists()
+
+    def stop(self) -> None:
+        """Whatever became of it."""
+        self._command("stop")
