@@ -83,6 +83,8 @@ def code_of(followed: Followed) -> ExitCode:
 def why_not(followed: Followed) -> str:
     """Why nothing is judged; empty when it is."""
     counts = followed.judge.counts
+    if counts.protected:
+        return "the host is in protected mode: its hypervisor owns tables, its own and guests', that are not followed"
     if counts.hypercalls:
         return "the host called its hypervisor, and what that did was not seen: TLB invalidations cannot be judged"
     return "" if counts.operations > counts.unknown else "no operation was followed"

@@ -28,7 +28,7 @@ from inspector.events import (
     STORE,
     RawEvent,
 )
-from inspector.trace.functions import FUNCTIONS, Function, Role
+from inspector.trace.functions import FUNCTIONS, PROTECTING, Function, Role
 from inspector.trace.instructions import event_of
 from inspector.trace.plan import EXIT, REGISTERS, Plan
 from inspector.trace.raw import SIZES, Record, RecordKind
@@ -118,6 +118,9 @@ class Assembler:
         if calling is not None:
             # A hypercall of which nothing is seen.
             yield from self._tell(calling, _HVC)
+        if record.kind == RecordKind.PROBE and self._functions[record.number % EXIT].role is Role.PROTECTED:
+            yield record.cpu, (CALL, PROTECTING, "")
+            return
         stack = record.words[-1] & self._stack_mask
         if record.kind == RecordKind.PROBE:
             if record.number >= EXIT:

@@ -24,6 +24,7 @@ class Role(enum.Enum):
     ICACHE = enum.auto()
     HYP = enum.auto()
     HYP_FLUSH = enum.auto()
+    PROTECTED = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Function:
     @property
     def ends(self) -> bool:
         """Its return is looked at too."""
-        return self.role not in (Role.GET, Role.PUT, Role.DEFER, Role.DCACHE, Role.ICACHE)
+        return self.role not in (Role.GET, Role.PUT, Role.DEFER, Role.DCACHE, Role.ICACHE, Role.PROTECTED)
 
 
 def _operation(name: str, *arguments: str) -> Function:
@@ -70,6 +71,8 @@ INVALIDATING: Final = (
 
 HYP_HELPERS: Final = ("__tlb_switch_to_guest", "__tlb_switch_to_host", "enter_vmid_context", "exit_vmid_context")
 """What they call in nVHE, with barriers of their own."""
+
+PROTECTING: Final = "_kvm_host_prot_finalize"
 
 _ALL: Final = (
     _operation("kvm_pgtable_stage2_map", "addr", "size", "phys", "prot", "mc", "flags"),
@@ -103,6 +106,8 @@ _ALL: Final = (
     *(Function(f"kvm_pgtable_hyp_{name}", Role.HYP, ()) for name in ("init", "map", "unmap", "destroy")),
     # What EL2 does at a hypercall there (arch/arm64/kvm/hyp/nvhe/tlb.c).
     *(Function(f"__kvm_nvhe_{name}", Role.HYP_FLUSH, ()) for name in INVALIDATING),
+    # Each CPU of a host in protected mode runs it, and no other (arch/arm64/kvm/pkvm.c; 6.1: arm.c).
+    Function(PROTECTING, Role.PROTECTED, ()),
     Function("clean_dcache_guest_page", Role.DCACHE, ("va", "size")),
     Function("invalidate_icache_guest_page", Role.ICACHE, ("va", "size")),
 )

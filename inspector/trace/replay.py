@@ -27,6 +27,7 @@ from inspector.generations import WalkFlags
 from inspector.protocol.automaton import Protocol
 from inspector.protocol.facts import Call, facts_of, operation_name
 from inspector.protocol.rules import Violation
+from inspector.trace.functions import PROTECTING
 from inspector.trace.lockstep import Difference, Shadow, Verdicts
 from inspector.trace.performed import CALLBACK, ENDS, Performed, generation_of, geometry_of, words_of
 
@@ -56,15 +57,16 @@ class Differing:
 
 @dataclass
 class Counts:
-    """What a trace holds.  ``unknown`` are operations on tables that were made before it began; ``hypercalls`` calls of
-    the hypervisor, which does what is not seen; ``returns`` counts return values by operation, ``invalidations`` by
-    instruction."""
+    """What a trace holds.  ``unknown`` are operations on tables that were made before it began; ``protected``: the host
+    is in protected mode; ``hypercalls`` calls of the hypervisor of which nothing is seen; ``returns`` counts return
+    values by operation, ``invalidations`` by instruction."""
 
     operations: int = 0
     events: int = 0
     unknown: int = 0
     unfinished: int = 0
     hypercalls: int = 0
+    protected: bool = False
     tables_made: int = 0
     tables_freed: int = 0
     pages_made: int = 0
@@ -142,6 +144,9 @@ class Judge:
 
     def _begin(self, lane: int, raw: RawEvent) -> None:
         _, function, arguments = raw
+        if function == PROTECTING:
+            self.counts.protected = True
+            return
         numbers = words_of(str(arguments))
         name = operation_name(function)
         self.counts.operations += 1

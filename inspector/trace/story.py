@@ -15,6 +15,7 @@ from inspector.generations import Generation
 from inspector.tables.shapes import Tree
 from inspector.tables.walk import reader_of, walk_tree
 from inspector.trace.file import Trace
+from inspector.trace.functions import PROTECTING
 from inspector.trace.performed import CALLBACK, ENDS, generation_of, geometry_of, words_of
 
 _LAST: Final = 3
@@ -87,6 +88,8 @@ class Story:
         """In order.  Raises `BadInput`."""
         for lane, raw in self._trace.events():
             if raw[0] == CALL:
+                if raw[1] == PROTECTING:
+                    continue
                 self._begin(lane, raw)
             running = self._lanes.get(lane)
             if running is None:

@@ -68,10 +68,14 @@ def inspect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def qemu() -> Path:
+def qemu(*options: str) -> Path:
     cache = os.environ.get("INSPECTOR_CACHE", str(Path.home() / ".cache/kvm-stage2-inspector"))
     done = subprocess.run(
-        ["python3", "-m", "fixtures.qemu", "--cache", cache], cwd=REPO, capture_output=True, text=True, check=False
+        ["python3", "-m", "fixtures.qemu", "--cache", cache, *options],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
     return Path(done.stdout.strip())
@@ -152,6 +156,24 @@ def test_nothing_is_missed(traced: Traced) -> None:
     # nVHE and hVHE: the hypervisor's own tables.
     assert bool(outside.pop("operation on hyp stage-1", 0)) is traced.at_el2
     assert not [what for what in outside if not what.startswith("tlbi ")], outside
+
+
+def test_a_protected_host_is_not_judged() -> None:
+    with Machine.start(append="kvm-arm.mode=protected", options=["--trace"]) as machine:
+        done = inspect("trace", "--run-dir", machine.run_dir, "--for", "0", "--json")
+    assert done.returncode == 125
+    assert "protected mode" in json.loads(done.stdout)["reason"]
+
+
+def test_the_newest_qemu() -> None:
+    """Plugin API 7, with its own libraries; the same of one kernel."""
+    program = qemu("--newest")
+    assert api_of(version_of(str(program))) == 7
+    with Machine.start(options=["--trace", "--qemu", str(program)]) as machine:
+        done = inspect("trace", "--run-dir", machine.run_dir, "--for", "0", "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["broken"], document["differing"]) == (0, [], [])
+    assert document["held_against_model"] > 400
 
 
 @pytest.mark.parametrize("append", ["", "kvm-arm.mode=nvhe"])

@@ -296,6 +296,11 @@ def test_what_el2_does_for_somebody_else_is_not_the_operations() -> None:
     assert assembler.outside == {"tlbi ipas2e1is": 2}
 
 
+def test_a_protected_host_is_told() -> None:
+    events, _ = assembled((enter("_kvm_host_prot_finalize"),))
+    assert events[4:] == [(0, (CALL, "_kvm_host_prot_finalize", ""))]
+
+
 def test_hyp_stage_1_is_counted_and_not_followed() -> None:
     """Its tables are not guests', though the callbacks are the same functions."""
     sp = STACK - 64

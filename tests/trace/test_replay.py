@@ -149,6 +149,14 @@ def test_a_hypervisor_that_was_not_seen_is_not_judged() -> None:
     assert "hypervisor" in document.reason
 
 
+def test_a_protected_host_is_not_judged() -> None:
+    judge = judged([(0, (CALL, "_kvm_host_prot_finalize", "")), *traced()])
+    followed = Followed({"release": "", "generation": LABEL}, judge, {}, 0.0)
+    assert report.trace.code_of(followed) is ExitCode.UNTESTABLE
+    assert "protected" in report.trace.why_not(followed)
+    assert judge.counts.operations == len(OPERATIONS)
+
+
 def test_each_rcu_callback_frees_its_own_table() -> None:
     """Two tables wait; the first callback leaves the second alone, and rightly."""
     judge = judged(traced(TWO_TABLES))
