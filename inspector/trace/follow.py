@@ -12,6 +12,7 @@ from typing import IO, Any, Final
 from inspector.findings import BadInput
 from inspector.trace.assemble import Assembler
 from inspector.trace.file import Trace, Writer
+from inspector.trace.performed import NONSENSE
 from inspector.trace.plan import of_header
 from inspector.trace.raw import BadRecord, Reader
 from inspector.trace.replay import Judge
@@ -140,7 +141,10 @@ def replay(path: Path) -> Followed:
     trace = Trace(path)
     judge = Judge(trace.header)
     began = time.monotonic()
-    for lane, raw in trace.events():
-        judge.take(lane, raw)
+    try:
+        for lane, raw in trace.events():
+            judge.take(lane, raw)
+    except NONSENSE as error:
+        raise BadInput(f"{path}: its event {judge.counts.events} makes no sense: {error}") from None
     judge.finish()
     return Followed(trace.header, judge, {}, time.monotonic() - began, trace.cut)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from inspector.codec import Geometry
-from inspector.events import RawEvent
+from inspector.events import ALLOC_EXACT, FREE_EXACT, RawEvent
 from inspector.findings import BadInput
 from inspector.generations import GENERATIONS, Generation
+from inspector.model.pages import NoSuchPage
 
 CALLBACK: Final = "stage2_free_unlinked_table_rcu_cb"
 """Its pages say of which table it is."""
@@ -27,6 +28,18 @@ def generation_of(header: Mapping[str, Any]) -> Generation:
     return GENERATIONS[label]
 
 
+NONSENSE: Final = (ArithmeticError, AssertionError, LookupError, NoSuchPage, TypeError, ValueError)
+"""What comes of events that no kernel performs, when they are followed: a trace may come from anywhere."""
+_MOST_ROOTS: Final = 16 << 16
+"""Bytes: sixteen tables of 64K (DDI 0487 D8.2.2)."""
+
+
+def bounded(raw: RawEvent) -> None:
+    """Raises ``ValueError`` for an allocation that no table makes."""
+    if raw[0] in (ALLOC_EXACT, FREE_EXACT) and not 0 <= raw[2] <= _MOST_ROOTS:
+        raise ValueError(f"root pages of {raw[2]} bytes")
+
+
 def words_of(arguments: str) -> dict[str, int]:
     """The numbers of a ``call``'s arguments; a word without one is left out."""
     words = (word.partition("=") for word in arguments.split(","))
@@ -34,9 +47,14 @@ def words_of(arguments: str) -> dict[str, int]:
 
 
 def geometry_of(words: Mapping[str, int], page_shift: int) -> Geometry:
-    """The shape that a call of init tells.  Root tables beyond the first are concatenated (DDI 0487 D8.2.2)."""
+    """The shape that a call of init tells.  Root tables beyond the first are concatenated (DDI 0487 D8.2.2).
+
+    Raises ``ValueError`` for what no table has.
+    """
     ia_bits, start_level = words["ia_bits"], words["start_level"]
     resolved = (page_shift - 3) * (4 - start_level) + page_shift
+    if not (16 <= ia_bits <= 56 and -1 <= start_level <= 3 and ia_bits - resolved <= 4):
+        raise ValueError(f"no table has {ia_bits} bits of IPA and starts at level {start_level}")
     lpa2 = bool(words.get("vtcr", 0) >> _DS & 1)
     return Geometry(page_shift, ia_bits, start_level, 1 << max(0, ia_bits - resolved), 48, lpa2)
 

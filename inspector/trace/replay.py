@@ -29,7 +29,7 @@ from inspector.protocol.facts import Call, facts_of, operation_name
 from inspector.protocol.rules import Violation
 from inspector.trace.functions import PROTECTING
 from inspector.trace.lockstep import Difference, Shadow, Verdicts
-from inspector.trace.performed import CALLBACK, ENDS, Performed, generation_of, geometry_of, words_of
+from inspector.trace.performed import CALLBACK, ENDS, Performed, bounded, generation_of, geometry_of, words_of
 
 _ON_PAGE = frozenset({GET, PUT, ALLOC, FREE, DEFER, ALLOC_EXACT, FREE_EXACT})
 _ENTRIES = frozenset({"mkyoung", "mkold"})
@@ -117,9 +117,10 @@ class Judge:
         self._lanes: dict[int, _Lane] = {}
 
     def take(self, lane: int, raw: RawEvent) -> None:
-        """One event."""
+        """One event.  Raises one of `performed.NONSENSE` for what no kernel does."""
         counts = self.counts
         counts.events += 1
+        bounded(raw)
         kind = raw[0]
         if kind == CALL:
             self._begin(lane, raw)

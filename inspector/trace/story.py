@@ -16,7 +16,7 @@ from inspector.tables.shapes import Tree
 from inspector.tables.walk import reader_of, walk_tree
 from inspector.trace.file import Trace
 from inspector.trace.functions import PROTECTING
-from inspector.trace.performed import CALLBACK, ENDS, generation_of, geometry_of, words_of
+from inspector.trace.performed import CALLBACK, ENDS, NONSENSE, bounded, generation_of, geometry_of, words_of
 
 _LAST: Final = 3
 _OWNED: Final = frozenset({GET, PUT, FREE, DEFER, STORE})
@@ -86,7 +86,16 @@ class Story:
 
     def events(self) -> Iterator[Told]:
         """In order.  Raises `BadInput`."""
+        try:
+            yield from self._events()
+        except NONSENSE as error:
+            raise BadInput(
+                f"{self._trace.path}: after operation {self.operations} it makes no sense: {error}"
+            ) from None
+
+    def _events(self) -> Iterator[Told]:
         for lane, raw in self._trace.events():
+            bounded(raw)
             if raw[0] == CALL:
                 if raw[1] == PROTECTING:
                     continue

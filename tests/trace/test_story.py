@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from click.testing import CliRunner
 from inspector import cli
 from inspector.codec import Kind
 from inspector.crosscheck.differ import KernelSide
-from inspector.events import CALL, FREE, RET, STORE, TLBI
+from inspector.events import CALL, FREE, RET, STORE, TLBI, BadEvent, format_raw, parse_raw
 from inspector.findings import BadInput
 from inspector.model.machine import Machine
 from inspector.model.session import Setup
@@ -113,3 +115,30 @@ def test_the_command(path: Path, options: list[str]) -> None:
 def test_questions_that_cannot_be_asked(path: Path, options: list[str]) -> None:
     done = CliRunner().invoke(cli.main_group, ["replay", str(path), *options])
     assert done.exit_code == 2
+
+
+@pytest.mark.parametrize("questions", [[], ["--until", "3"], ["--entry", hex(IPA)]])
+def test_a_trace_that_makes_no_sense_is_one_sentence(events: Events, questions: list[str], tmp_path: Path) -> None:
+    """Any word of it may be any other: it comes from somebody else."""
+    dice = random.Random(5)
+    lines = [format_raw(raw) for _, raw in events]
+    for number in range(60):
+        at = dice.randrange(len(lines))
+        word = dice.choice(("0x0", "0xffffffffffffffffff", "-1", "9" * 30, "0x80000000", "pgt=", "x"))
+        pieces = re.split(r"(=[^= ,]+)", lines[at])
+        changed = "".join("=" + word if each[:1] == "=" and dice.random() < 0.4 else each for each in pieces)
+        try:
+            raw = parse_raw(changed)
+        except BadEvent:
+            continue
+        path = tmp_path / f"{number}.s2trace"
+        with path.open("wb", buffering=0) as stream:
+            writer = Writer(stream, {"generation": LABEL, "page_shift": 12, "release": "6.12.1", "walk_flags": {}})
+            for lane, each in (*events[:at], (0, raw), *events[at + 1 :]):
+                writer.add(lane, each)
+            writer.flush()
+        done = CliRunner().invoke(cli.main_group, ["replay", str(path), *questions])
+        assert done.exit_code in (0, 1, 2, 125), (changed, done.output)
+        assert "internal error" not in done.output, (changed, done.output)
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        path.unlink()
