@@ -507,40 +507,68 @@ def crosscheck(
 
 @_command(
     "trace",
-    machine=False,
     epilog="Examples: inspector trace --run-dir DIR --for 10 -o run.s2trace | ./run_qemu.sh trace | "
-    "./run_qemu.sh start --trace && ./run_qemu.sh run -- inspector trace --for 10 --json. "
-    "Exit code 1: a rule is broken, or an operation does other than the model; 2: the machine was not started to be "
-    "traced; 125: nothing could be followed.",
+    "inspector trace --connect :1234 --for 30 -o run.s2trace | inspector trace --connect :1234 -- ./workload.sh. "
+    "Exit code 1: a rule is broken, or an operation does other than the model; 2: no machine is named, or it was not "
+    "started to be traced; 3: interrupted, or the target was lost; 125: nothing could be followed.",
 )
+@_vm_option("Only operations on this VM's tables")
 @click.option("-o", "--output", metavar="FILE", type=click.Path(), help="Keep the trace, for `inspector replay`.")
 @click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(0), help="Until then. Default: Ctrl-C.")
+@click.option("--until-exit", is_flag=True, help="Until the machine is gone.")
+@click.option(
+    "--source",
+    "events",
+    type=click.Choice(["plugin", "gdb"]),
+    help="Where events come from: the probe of a machine that was started to be traced, or any QEMU's gdbstub. "
+    "Default: gdb with --connect, else what the machine offers.",
+)
 @click.option(
     "--run-dir", metavar="DIR", type=click.Path(), envvar="INSPECTOR_RUN_DIR", help="The machine's run folder."
 )
-def trace(options: Options, output: str | None, seconds: float | None, run_dir: str | None) -> int:
-    """Follow every stage-2 operation since a machine's start; hold each to the invalidation protocol and the model.
+@click.argument("command", metavar="[-- CMD...]", nargs=-1, type=click.UNPROCESSED)
+def trace(
+    options: Options,
+    vm: str | None,
+    output: str | None,
+    seconds: float | None,
+    until_exit: bool,
+    events: str | None,
+    run_dir: str | None,
+    command: tuple[str, ...],
+) -> int:
+    """Follow every stage-2 operation, and hold each to protocol and model; with CMD, as long as that runs.
 
-    The machine must have been started by `./run_qemu.sh start --trace`.  Nothing is written to it.
+    By the probe since the machine's start, with every store to a table (./run_qemu.sh start --trace); by gdb from now
+    on, each operation's arguments, return and invalidations.  Nothing is written to the machine but breakpoints.
     """
-    from inspector.target.signals import Interrupted, signals_raise
-    from inspector.trace.follow import Following, is_alive, open_output, read_plan
+    from inspector.trace.command import Wanted, traced
 
-    if run_dir is None:
-        raise BadInput("which machine? ./run_qemu.sh run -- inspector trace says so, or give its --run-dir")
-    folder = Path(run_dir)
-    following = Following(folder, read_plan(folder))
-    with signals_raise(), contextlib.ExitStack() as stack:
-        stream = stack.enter_context(open_output(Path(output))) if output is not None else None
-        tell = stack.enter_context(progress(options.debug))
-        try:
-            following.go(stream, seconds, lambda: is_alive(folder), tell)
-        except (KeyboardInterrupt, Interrupted):
-            following.interrupted = seconds is not None
-    followed = following.end()
+    if options.source is not None:
+        raise BadInput("--from is a capture, one instant: a trace is of a machine (--connect), or a file for 'replay'")
+    if until_exit and (seconds is not None or command):
+        raise BadInput("--until-exit, --for and CMD exclude each other: one of them ends the trace")
+    if seconds is not None and command:
+        raise BadInput("--for and CMD exclude each other: one of them ends the trace")
+    known = options.environment or {}
+    wanted = Wanted(
+        source=events,
+        folder=Path(run_dir) if run_dir is not None else None,
+        connect=options.connect,
+        connect_by_default=known.get("connect"),
+        kernel_files=options.kernel_files,
+        memory=options.memory,
+        gdb=options.gdb,
+        most=options.most,
+        seconds=seconds,
+        command=command,
+        vm=vm,
+    )
+    with progress(options.debug) as tell:
+        followed, interrupted = traced(wanted, Path(output) if output is not None else None, tell)
     options.emit(report.trace.document, report.trace.lines, followed, "trace")
-    if following.interrupted:
-        say("interrupted; the verdict is on what was followed so far")
+    if interrupted:
+        say(interrupted)
         return ExitCode.TARGET_LOST
     return report.trace.code_of(followed)
 

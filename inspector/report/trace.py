@@ -199,7 +199,7 @@ def _counted(told: TraceDocument) -> str:
 
 def _modelled(told: TraceDocument) -> str:
     if not told.held_against_model and not told.differing:
-        return "none: what the CPU can do was not told"
+        return "none: stores were not seen, or what the CPU can do was not told"
     raced = f", {told.raced:,} raced with another on their table: judged by the protocol alone" if told.raced else ""
     return f"{told.held_against_model:,} operations{raced}"
 

@@ -12,6 +12,8 @@ from typing import IO, Any, Final
 from inspector.findings import BadInput
 from inspector.trace.assemble import Assembler
 from inspector.trace.file import Trace, Writer
+from inspector.trace.gdb_rules import OperationJudge, is_by_gdb
+from inspector.trace.only import Only
 from inspector.trace.performed import NONSENSE
 from inspector.trace.plan import of_header
 from inspector.trace.raw import BadRecord, Reader
@@ -22,13 +24,16 @@ RECORDS: Final = "trace.raw"
 _PIECE: Final = 1 << 20
 _PAUSE: Final = 0.05
 
+Judging = Judge | OperationJudge
+"""What judges a trace, by what its source saw."""
+
 
 @dataclass
 class Followed:
     """What was followed: ``outside`` are things that lay in no operation, by what they were."""
 
     header: dict[str, Any]
-    judge: Judge
+    judge: Judging
     outside: dict[str, int]
     seconds: float
     cut: bool = False
@@ -69,6 +74,7 @@ class Following:
 
     folder: Path
     header: dict[str, Any]
+    only: Only | None = None
     interrupted: bool = False
     seconds: float = 0.0
 
@@ -93,7 +99,7 @@ class Following:
                     data = stream.read(_PIECE)
                     self._take(reader, data, writer)
                     self.seconds = time.monotonic() - began
-                    self._tell(tell)
+                    tell(progress_line(self._judge, self.seconds))
                     if len(data) == _PIECE:
                         continue
                     if not alive() or (seconds is not None and self.seconds >= seconds):
@@ -104,22 +110,16 @@ class Following:
         except BadRecord as error:
             raise BadInput(f"the probe's records make no sense: {error}") from None
         finally:
-            _flush(writer)
+            flush(writer)
 
     def _take(self, reader: Reader, data: bytes, writer: Writer | None) -> None:
         for record in reader.take(data):
             for lane, raw in self._assembler.take(record):
+                if self.only is not None and not self.only.passes(lane, raw):
+                    continue
                 self._judge.take(lane, raw)
                 if writer is not None:
                     writer.add(lane, raw)
-
-    def _tell(self, tell: Callable[[str], None]) -> None:
-        counts = self._judge.counts
-        rate = counts.operations / self.seconds if self.seconds else 0
-        tell(
-            f"{counts.operations} operations ({rate:.0f} a second), {counts.events} events, "
-            f"{len(self._judge.broken)} findings"
-        )
 
     def end(self) -> Followed:
         """What it came to."""
@@ -127,7 +127,14 @@ class Following:
         return Followed(self.header, self._judge, dict(self._assembler.outside), self.seconds)
 
 
-def _flush(writer: Writer | None) -> None:
+def progress_line(judge: Judging, seconds: float) -> str:
+    """How far it has come."""
+    counts = judge.counts
+    rate = counts.operations / seconds if seconds else 0
+    return f"{counts.operations} operations ({rate:.0f} a second), {counts.events} events, {len(judge.broken)} findings"
+
+
+def flush(writer: Writer | None) -> None:
     """Raises `BadInput` when the disk is full, say; what was written stays a trace."""
     try:
         if writer is not None:
@@ -139,7 +146,7 @@ def _flush(writer: Writer | None) -> None:
 def replay(path: Path) -> Followed:
     """The same verdict, from a file.  Raises `BadInput`."""
     trace = Trace(path)
-    judge = Judge(trace.header)
+    judge: Judging = OperationJudge(trace.header) if is_by_gdb(trace.header) else Judge(trace.header)
     began = time.monotonic()
     try:
         for lane, raw in trace.events():
