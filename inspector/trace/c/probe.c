@@ -64,12 +64,12 @@ static uint64_t vectors, hyp_offset;
 static bool hyp_known;
 static struct qemu_plugin_register *vbar;
 static uint64_t slide;
+static bool has_told;
 static struct qemu_plugin_register *registers[32];	/* x0 to x30, sp */
 static GByteArray *buffers[MOST_CPUS];
 static char told_names[MOST_TOLD][64];
 static struct qemu_plugin_register *told[MOST_TOLD];
 static size_t told_count;
-static bool has_told;
 static FILE *out;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -263,7 +263,8 @@ static void find_slide(struct qemu_plugin_tb *tb, size_t count)
 {
 	uint64_t address = qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, 0));
 
-	if (!anchor.address || count < 3 || !(address >> 63) || (address & IN_IMAGE) != (anchor.address & IN_IMAGE))
+	/* A guest may run the same kernel, elsewhere: the host has made VMs by then, and probes have been met. */
+	if (has_told || !anchor.address || count < 3 || !(address >> 63) || (address & IN_IMAGE) != (anchor.address & IN_IMAGE))
 		return;
 	for (size_t i = 0; i < 3; i++)
 		if (code_of(qemu_plugin_tb_get_insn(tb, i)) != anchor.words[i])
