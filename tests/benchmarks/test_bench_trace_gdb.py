@@ -106,7 +106,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def places(machine: Machine) -> Places:
-    with open_target(machine.gdb_socket) as target:
+    with open_target(machine.gdb_socket, leave="running") as target:
         return places_of(target, open_symbols(image=machine.image), lambda _: None)
 
 
@@ -135,7 +135,7 @@ def raw_loop(machine: Machine, places: Places) -> Iterator[RawLoop]:
 @contextmanager
 def by_gdb(machine: Machine, places: Places) -> Iterator[GdbFollowing]:
     ended, begun = threading.Event(), threading.Event()
-    with open_target(machine.gdb_socket) as target:
+    with open_target(machine.gdb_socket, leave="running") as target:
         following = GdbFollowing(target, places)
         arguments = (None, None, lambda: not ended.is_set(), lambda _: None, begun.set)
         thread = threading.Thread(target=following.go, args=arguments)
