@@ -14,10 +14,6 @@ class At(enum.Enum):
     ENTRY = (0, 0)
     DSB = (0xD503309F, 0xFFFFF0FF)
     TLBI = (0xD5088000, 0xFFF8F000)
-    STORE = (0xF9000000, 0xFFC00000)
-    """STR of 64 bits, unsigned offset."""
-    STORE_RELEASE = (0xC89FFC00, 0xFFFFFC00)
-    """STLR of 64 bits."""
 
     def matches(self, word: int) -> bool:
         """Is an instruction of this kind."""

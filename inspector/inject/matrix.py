@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from inspector.findings import BadInput, Untestable
+from inspector.findings import BadInput, TargetLost, Untestable
 from inspector.inject.catalogue import FAULTS, Fault
 from inspector.inject.perform import inject
 from inspector.inject.results import Cell
@@ -28,7 +28,9 @@ def read_cells(path: Path) -> list[Cell]:
     if not path.exists():
         return []
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        # A last line that was cut is a cell that is not done.
+        whole = path.read_text().rpartition("\n")[0]
+        rows = [json.loads(line) for line in whole.splitlines()]
         return [Cell(**{**row, "found": tuple(row["found"])}) for row in rows]
     except (OSError, ValueError, TypeError, KeyError):
         raise BadInput(f"{path} is not a file of this command's: name another with -o") from None
@@ -47,7 +49,7 @@ def run_matrix(
             if cell is None:
                 tell(f"{name} in {kernel}")
                 cell = _run(FAULTS[name], kernel, tell)
-                if path is not None:
+                if path is not None and cell.verdict != "not injected":
                     with path.open("a") as stream:
                         stream.write(json.dumps(asdict(cell)) + "\n")
             yield cell
@@ -59,7 +61,8 @@ def _run(fault: Fault, kernel: str, tell: Callable[[str], None]) -> Cell:
     try:
         machine.start()
         found, reason = _break(fault, machine, tell)
-    except Untestable as error:
+    except (Untestable, TargetLost) as error:
+        # A fault may be the end of a kernel: the others have machines of their own.
         found, reason = (), str(error)
     finally:
         machine.stop()

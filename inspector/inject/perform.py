@@ -72,6 +72,8 @@ def inject(
             while not done and passed < _MOST_HITS and (left := seconds - (time.monotonic() - began)) > 0:
                 if not _reached(session, left):
                     break
+                if _value(session, "(unsigned long)$pc") != at:
+                    raise TargetLost("the machine stopped elsewhere than at the fault: nothing was changed there")
                 if not _is_meant(session, symbols, fault, register, kernel.space.slide):
                     passed += 1
                     session.command("-exec-continue --all")

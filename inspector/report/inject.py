@@ -119,9 +119,8 @@ def matrix_lines(paint: Painter, cells: Sequence[Cell]) -> Lines:
     missed = sum(each.verdict == "missed" for each in cells)
     found = sum(each.verdict == "found" for each in cells)
     yield ""
-    yield paint(f"{found} of {len(cells)} found", "green" if not missed else "red") + (
-        f", {missed} missed" if missed else ""
-    )
+    said = f"{found} of {len(cells)} found, {missed} missed, {len(cells) - found - missed} not injected"
+    yield paint(said, "red" if missed else "green")
 
 
 def code_of(cells: Sequence[Cell]) -> ExitCode:
