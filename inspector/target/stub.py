@@ -22,8 +22,8 @@ from inspector.target.rsp import Closed, NoAnswer, NotAStub, RspClient, put_back
 
 # A debugger that has just left is still seen as QEMU's client for some milliseconds.
 _CLOSING = 1.0
-# A machine whose CPUs sleep this long stands still.
-_QUIET = 1.5
+# A machine whose CPUs sleep this long stands still: an idle one was seen to sleep 2.02 s (host_process.stirs).
+_QUIET = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Found:
     8.1 on ("gdbstub: only send stop-reply packets when allowed to"; measured on 10.0) it never does.  There a run
     state other than ``paused`` (``prelaunch`` of ``-S``, ``debug``, ``shutdown`` …) shows that it stood; ``paused``
     is what every connection makes of a running machine too, and then it counts as stopped only when QEMU runs on
-    this host and none of its CPU threads stirred for 1.5 s before we connected.  From afar it counts as running.
+    this host and none of its CPU threads stirred for 5 s before we connected.  From afar it counts as running.
     ``physical_mode``: ``qqemu.PhyMemMode`` (0 or 1), which outlives connections.  ``pid``: the process behind
     the socket, when it is on this host and visible.
     """

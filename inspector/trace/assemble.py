@@ -6,7 +6,7 @@ address is that of its place in the linear map, whose distance the first store t
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -28,6 +28,7 @@ from inspector.events import (
     STORE,
     RawEvent,
 )
+from inspector.protocol.facts import AF
 from inspector.trace.functions import FUNCTIONS, PROTECTING, Function, Role
 from inspector.trace.instructions import event_of
 from inspector.trace.plan import EXIT, REGISTERS, Plan
@@ -38,6 +39,8 @@ _STACK_SHIFT = 14
 _DS = 32
 """VTCR_EL2.DS: descriptors of 52-bit addresses, and ranges of TLBI in units of 64K (DDI 0487)."""
 _U64 = (1 << 64) - 1
+MOST_EARLY = 100_000
+"""Records that wait for a store; then there is none."""
 _HVC: Final[RawEvent] = (BARRIER, "hvc")
 _FEATURES: Final = {
     # What the kernel's capabilities are decided by (arch/arm64/kernel/cpufeature.c): register, lowest bit, least value.
@@ -76,6 +79,7 @@ class Assembler:
     _running: dict[int, list[_Call]] = field(default_factory=dict)
     _lanes: set[int] = field(default_factory=set)
     _waiting: list[Record] = field(default_factory=list)
+    _early: dict[int, deque[Record]] = field(default_factory=dict)
     _distance: int | None = None
     _structs: dict[int, int] = field(default_factory=dict)
     _vtcr: dict[int, int] = field(default_factory=dict)
@@ -102,9 +106,47 @@ class Assembler:
             self._distance = record.words[0] - record.words[1]
             waiting, self._waiting = self._waiting, []
             for each in waiting:
-                yield from self._take(each)
+                yield from self._in_order(each)
+            return
+        yield from self._in_order(record)
+
+    def _in_order(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
+        """A store is written down after it was made: another CPU may have seen it, and told so, before that.
+
+        What such a CPU tells waits until the store comes.
+        """
+        if record.cpu in self._early:
+            self._early[record.cpu].append(record)
+            if sum(map(len, self._early.values())) > MOST_EARLY:
+                for cpu in list(self._early):
+                    for each in self._early.pop(cpu):
+                        yield from self._take(each)
+            return
+        if self._is_early(record):
+            self._early[record.cpu] = deque((record,))
             return
         yield from self._take(record)
+        while ready := [cpu for cpu, queue in self._early.items() if not self._is_early(queue[0])]:
+            for cpu in ready:
+                queue = self._early[cpu]
+                while queue and not self._is_early(queue[0]):
+                    yield from self._take(queue.popleft())
+                if not queue:
+                    del self._early[cpu]
+
+    def _is_early(self, record: Record) -> bool:
+        """Whether a CAS found what no store has put there, and there is an operation that may yet tell of one.
+
+        The hardware sets access flags without a store that is told (VTCR_EL2.HA).
+        """
+        if record.kind != RecordKind.STORE or record.words[5] not in self.plan.compare_and_swaps:
+            return False
+        _, pa, _, _, found, _, _, sp = record.words
+        entries = self.pages.get(pa & ~self._mask)
+        if entries is None or not (found ^ entries.get(pa, 0)) & ~AF:
+            return False
+        own = sp & self._stack_mask
+        return any(calls and stack != own for stack, calls in self._running.items())
 
     def _take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
         calling = self._calling.pop(record.cpu, None)
@@ -293,7 +335,7 @@ class Assembler:
         yield (ALLOC, page) if function.role is Role.ALLOC else (ALLOC_EXACT, page, size)
 
     def _stored(self, record: Record, calls: list[_Call] | None) -> Iterator[tuple[int, RawEvent]]:
-        va, pa, low, high, now, at, compared, _ = record.words
+        va, pa, low, high, found, at, compared, _ = record.words
         size = SIZES.get(record.number, 8)
         entries = self.pages.get(pa & ~self._mask)
         if entries is None:
@@ -309,12 +351,11 @@ class Assembler:
             self.outside["store to a table"] += 1
             return
         cas = int(at in self.plan.compare_and_swaps)
-        if cas and now != low:
-            entries[pa] = now
-            yield from self._tell(calls[0], (CASFAIL, pa, old, low))
+        if cas and found != compared:
+            entries[pa] = found
+            yield from self._tell(calls[0], (CASFAIL, pa, compared, low))
             return
-        if cas and compared != _U64:
-            # The hardware sets the access flag without a store that is told (VTCR_EL2.HA).
-            old = compared
         entries[pa] = low
+        if cas:
+            old = found
         yield from self._tell(calls[0], (STORE, pa, old, low, int(at in self.plan.release_stores and not cas), cas))

@@ -22,7 +22,7 @@ from inspector.events import (
     TLBI,
     RawEvent,
 )
-from inspector.trace.assemble import Assembler
+from inspector.trace.assemble import MOST_EARLY, Assembler
 from inspector.trace.functions import FUNCTIONS
 from inspector.trace.plan import EXIT, Plan
 from inspector.trace.raw import Record, RecordKind
@@ -33,7 +33,6 @@ PGT = 0xFFFF000000010000
 STACK, OTHER = 0xFFFF800010003F00, 0xFFFF800010013F00
 PLAIN, RELEASE, CAS = 0x100, 0x104, 0x108
 ROOT, TABLE = 0x48000000, 0x48010000
-NO_CAS = (1 << 64) - 1
 TLBI_IPA, DSB_ISH = 0xD50C8021, 0xD5033B9F
 
 
@@ -78,10 +77,10 @@ def store(
     cpu: int = 0,
     sp: int = STACK - 64,
     size: int = 3,
-    now: int | None = None,
-    found: int = NO_CAS,
+    found: int = 0,
+    compared: int | None = None,
 ) -> Record:
-    words = (pa + LINEAR, pa, value, 0, value if now is None else now, at, found, sp)
+    words = (pa + LINEAR, pa, value, 0, found, at, found if compared is None else compared, sp)
     return Record(RecordKind.STORE, cpu, size, words)
 
 
@@ -165,22 +164,80 @@ def test_the_last_reference_frees() -> None:
     assert not assembler.pages
 
 
-def test_a_cmpxchg_that_finds_another_value_stores_it_back() -> None:
-    """The probe is told what a CAS would have stored; what is there then says that it did not."""
+def test_a_cmpxchg_that_finds_another_value_stores_nothing() -> None:
+    """The probe is told what a CAS would have stored; what it found and what it compared with say that it did not."""
     events, _ = assembled(
         (
             enter("kvm_pgtable_stage2_map", PGT),
             store(ROOT, 0x400, CAS),
-            store(ROOT, 0x500, CAS, now=0x401),
-            store(ROOT, 0x600, CAS),
+            store(ROOT, 0x400, CAS, found=0x400, compared=0),
+            store(ROOT, 0x500, CAS, found=0x401, compared=0x400),
+            store(ROOT, 0x600, CAS, found=0x401),
             leave("kvm_pgtable_stage2_map"),
         )
     )
     assert [raw for _, raw in events[5:-1]] == [
         (STORE, ROOT, 0, 0x400, 0, 1),
+        (CASFAIL, ROOT, 0, 0x400),
         (CASFAIL, ROOT, 0x400, 0x500),
         (STORE, ROOT, 0x401, 0x600, 0, 1),
     ]
+
+
+ONE = (enter("kvm_pgtable_stage2_map", PGT), enter("kvm_pgtable_stage2_map", PGT, cpu=1, sp=OTHER))
+
+
+def test_what_another_cpu_saw_of_a_store_waits_for_it() -> None:
+    """CPU 1's CAS found CPU 0's table before CPU 0's callback told of it: what it tells comes after, in its order."""
+    events, _ = assembled(
+        (
+            *ONE,
+            store(ROOT, 0x400, CAS),
+            store(ROOT, 0x400, CAS, cpu=1, sp=OTHER - 64, found=TABLE | 3, compared=0),
+            leave("kvm_pgtable_stage2_map", cpu=1, sp=OTHER),
+            store(ROOT, TABLE | 3, RELEASE),
+            leave("kvm_pgtable_stage2_map"),
+        )
+    )
+    assert events[6:] == [
+        (0, (STORE, ROOT, 0, 0x400, 0, 1)),
+        (0, (STORE, ROOT, 0x400, TABLE | 3, 1, 0)),
+        (1, (CASFAIL, ROOT, 0, 0x400)),
+        (1, (RET, 0)),
+        (0, (RET, 0)),
+    ]
+
+
+def test_two_cpus_that_wait_for_each_others_stores_in_turn() -> None:
+    events, _ = assembled(
+        (
+            *ONE,
+            store(ROOT, 3, CAS, found=2, cpu=0),
+            store(ROOT, 1, CAS, found=0, cpu=1, sp=OTHER - 64),
+            store(ROOT, 2, CAS, found=1, cpu=1, sp=OTHER - 64),
+            store(ROOT, 4, CAS, found=3, cpu=1, sp=OTHER - 64),
+            leave("kvm_pgtable_stage2_map"),
+            leave("kvm_pgtable_stage2_map", cpu=1, sp=OTHER),
+        )
+    )
+    assert [raw[2:4] for _, raw in events if raw[0] == STORE] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+def test_a_store_that_nobody_tells_of_holds_nothing_up() -> None:
+    """An access flag, and what no other operation can have stored: those go on at once."""
+    for operations, found in ((ONE, 0x400), (ONE[:1], 0x703)):
+        events, _ = assembled((*operations, store(ROOT, 3, CAS, found=found)))
+        assert events[-1] == (0, (STORE, ROOT, found, 3, 0, 1))
+
+
+def test_waiting_for_a_store_that_never_comes_ends() -> None:
+    """Nor is anything lost: what waited is told as it was, when the other operations end or after many records."""
+    late = store(ROOT, 3, CAS, found=0x703)
+    events, _ = assembled((*ONE, late, leave("kvm_pgtable_stage2_map", cpu=1, sp=OTHER)))
+    assert events[-1] == (0, (STORE, ROOT, 0x703, 3, 0, 1))
+    many = [store(ROOT + 8 * (1 + at % 100), at) for at in range(MOST_EARLY)]
+    events, _ = assembled((*ONE, late, *many))
+    assert [raw for lane, raw in events if lane == 0][-MOST_EARLY - 1] == (STORE, ROOT, 0x703, 3, 0, 1)
 
 
 def test_two_cpus_and_one_that_was_preempted() -> None:

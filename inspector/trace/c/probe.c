@@ -161,43 +161,65 @@ static void on_probe(unsigned int cpu, void *data)
 	record(RECORD_PROBE, cpu, probe->number, words, count + 2);
 }
 
-/* An instruction that stores, and the register that a CAS compares with; NO_CAS of any other. */
-#define NO_CAS	32
+/* DDI 0487 C4.1, of 64 bits: CAS; LDXR and LDAXR; STXR and STLXR. */
+enum access { PLAIN, COMPARE_AND_SWAP, LOAD_EXCLUSIVE, STORE_EXCLUSIVE };
 
-struct store {
-	uint64_t address;
-	uint8_t compared;
-};
-
-/* All ones where nothing was compared. */
-static uint64_t found_by(unsigned int cpu, const struct store *store)
+static enum access access_of(uint32_t code)
 {
-	if (store->compared == NO_CAS)
-		return ~0ull;
-	return store->compared == 31 ? 0 : value_of(cpu, store->compared);
+	if ((code & 0xffa07c00) == 0xc8a07c00)
+		return COMPARE_AND_SWAP;
+	if ((code & 0xfffffc00) == 0xc85f7c00 || (code & 0xfffffc00) == 0xc85ffc00)
+		return LOAD_EXCLUSIVE;
+	if ((code & 0xffe07c00) == 0xc8007c00)
+		return STORE_EXCLUSIVE;
+	return PLAIN;
 }
 
-static void on_store(unsigned int cpu, uint32_t info, uint64_t address, void *data)
+/* An instruction that reads or writes memory. */
+struct accessing {
+	uint64_t address;
+	uint32_t code;
+	enum access access;
+};
+
+/* What each CPU's last conditional store, and its last exclusive load, found in memory. */
+static uint64_t found_by[MOST_CPUS], monitored_by[MOST_CPUS];
+
+/*
+ * A store on a condition is a read and a write to QEMU, which tells both whether it is made or not: the value read is
+ * the one that was compared, at one instant with the store.  What the memory holds by now may be another CPU's.
+ */
+static void on_access(unsigned int cpu, uint32_t info, uint64_t address, void *data)
 {
-	const struct store *store = data;
+	const struct accessing *access = data;
 	struct qemu_plugin_hwaddr *place;
 	struct mem_value value;
-	uint64_t now;
+	uint64_t found = 0, compared = 0;
 
-	if (!qemu_plugin_mem_is_store(info) || !within(&memory, address))
+	if (!within(&memory, address))
 		return;
-	place = qemu_plugin_get_hwaddr(info, address);
 	value = qemu_plugin_mem_get_value(info);
-	/* What a CAS or STXR would store is told whether it does or not: what is there now says. */
-	g_byte_array_set_size(buffers[cpu], 0);
-	if (qemu_plugin_read_memory_vaddr(address, buffers[cpu], sizeof(now)) && buffers[cpu]->len == sizeof(now))
-		memcpy(&now, buffers[cpu]->data, sizeof(now));
-	else
-		now = value.data.u64;
-	/* A pair of registers is two words next to each other.  What a CAS compares with holds what it found by now. */
+	if (!qemu_plugin_mem_is_store(info)) {
+		found_by[cpu] = value.data.u64;
+		if (access->access == LOAD_EXCLUSIVE)
+			monitored_by[cpu] = value.data.u64;
+		return;
+	}
+	place = qemu_plugin_get_hwaddr(info, address);
+	if (access->access != PLAIN) {
+		unsigned int expected = access->code >> 16 & 31, wanted = access->code & 31;
+		found = found_by[cpu];
+		/* Its register has not yet got what was found. */
+		if (access->access == COMPARE_AND_SWAP)
+			compared = expected == 31 ? 0 : value_of(cpu, expected);
+		else
+			compared = monitored_by[cpu];
+		value.data.u128.low = wanted == 31 ? 0 : value_of(cpu, wanted);
+	}
+	/* A pair of registers is two words next to each other; a store on a condition was made if the two are equal. */
 	const uint64_t words[] = {
 		address, place ? qemu_plugin_hwaddr_phys_addr(place) : 0, value.data.u128.low, value.data.u128.high,
-		now, store->address, found_by(cpu, store), value_of(cpu, 31),
+		found, access->address, compared, value_of(cpu, 31),
 	};
 
 	record(RECORD_STORE, cpu, value.type, words, sizeof(words) / sizeof(*words));
@@ -225,37 +247,35 @@ static bool is_told(uint32_t code)
 	       (code & 0xfff00000) == 0xd5100000 || (code & 0xffe0001f) == 0xd4000002;
 }
 
-/* One for each instruction, however often it is translated; DDI 0487 C4.1: CAS of 64 bits. */
-static struct store *store_at(uint64_t address, struct qemu_plugin_insn *insn)
-{
-	static struct store **known;
-	static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
-	size_t at = (address - stores.at[0].low) / 4;
-	struct store *store;
-	uint32_t code = 0;
-
-	pthread_mutex_lock(&guard);
-	if (!known)
-		known = calloc((stores.at[0].high - stores.at[0].low) / 4, sizeof(*known));
-	store = known[at];
-	if (!store) {
-		store = calloc(1, sizeof(*store));
-		store->address = address;
-		store->compared = NO_CAS;
-		if (qemu_plugin_insn_data(insn, &code, sizeof(code)) == sizeof(code) && (code & 0xffa07c00) == 0xc8a07c00)
-			store->compared = code >> 16 & 31;
-		known[at] = store;
-	}
-	pthread_mutex_unlock(&guard);
-	return store;
-}
-
 static uint32_t code_of(struct qemu_plugin_insn *insn)
 {
 	uint32_t code = 0;
 
 	qemu_plugin_insn_data(insn, &code, sizeof(code));
 	return code;
+}
+
+/* One for each instruction, however often it is translated. */
+static struct accessing *access_at(uint64_t address, struct qemu_plugin_insn *insn)
+{
+	static struct accessing **known;
+	static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
+	size_t at = (address - stores.at[0].low) / 4;
+	struct accessing *access;
+
+	pthread_mutex_lock(&guard);
+	if (!known)
+		known = calloc((stores.at[0].high - stores.at[0].low) / 4, sizeof(*known));
+	access = known[at];
+	if (!access) {
+		access = calloc(1, sizeof(*access));
+		access->address = address;
+		access->code = code_of(insn);
+		access->access = access_of(access->code);
+		known[at] = access;
+	}
+	pthread_mutex_unlock(&guard);
+	return access;
 }
 
 /* 6.1 and older run it where they are linked first, and again where they moved to. */
@@ -300,8 +320,12 @@ CALLBACK_TB(on_translation, tb)
 		probe = bsearch(&key, probes, probe_count, sizeof(key), by_address);
 		if (probe)
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_probe, CB_R_REGS, probe);
-		if (within(&stores, key.address))
-			qemu_plugin_register_vcpu_mem_cb(insn, on_store, CB_R_REGS, MEM_W, store_at(key.address, insn));
+		if (within(&stores, key.address)) {
+			struct accessing *access = access_at(key.address, insn);
+
+			qemu_plugin_register_vcpu_mem_cb(insn, on_access, CB_R_REGS,
+							 access->access == PLAIN ? MEM_W : MEM_RW, access);
+		}
 		if (within(&instructions, key.address) &&
 		    qemu_plugin_insn_data(insn, &code, sizeof(code)) == sizeof(code) && is_told(code))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_instruction, CB_R_REGS,
@@ -378,7 +402,7 @@ static bool read_line(const char *line)
 	}
 	if (sscanf(line, "%c %llx %llx", &what, &a, &b) != 3)
 		return false;
-	/* Of stores there is one range: store_at() counts on it. */
+	/* Of stores there is one range: access_at() counts on it. */
 	return what == 's' ? !stores.count && b > a && add_range(&stores, a, b) : what == 'm' ? add_range(&memory, a, b) :
 	       what == 'h' ? add_range(&hyp, a, b) : what == 'i' && add_range(&instructions, a, b);
 }

@@ -48,7 +48,7 @@ struct mem_value {
 };
 
 enum { CB_NO_REGS, CB_R_REGS, CB_RW_REGS };
-enum { MEM_R = 1, MEM_W = 2 };
+enum { MEM_R = 1, MEM_W = 2, MEM_RW = 3 };
 
 #if API >= 7
 #define REGISTER(what, id, cb)	qemu_plugin_register_##what((id), (cb), NULL)
