@@ -35,6 +35,8 @@ What each kind stands for in the kernel (``arch/arm64/kvm/hyp/pgtable.c``):
   DSB, and ``hvc``, a call into the hypervisor.
 - ``call`` and ``ret``: a kernel function entered (``args`` is free text without spaces, ``addr=0x0,size=0x1000``), and
   its result.  ``warn``: a ``WARN_ON`` whose condition held (``WARN_ON_ONCE`` counts each time).
+- in a trace also ``enter`` and ``leave``: of a function that is no operation, which an operation may call (a TLB
+  function), or be called by (an ioctl); and ``sysreg``: VTTBR_EL2 or HCR_EL2 is written on a CPU.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ LEVEL_UNDEFINED: Final = -128
 
 STORE, CASFAIL, TLBI, CACHE, GET, PUT, ALLOC, ALLOCFAIL = range(8)
 ALLOC_EXACT, FREE_EXACT, FREE, DEFER, BARRIER, CALL, RET, WARN = range(8, 16)
+ENTER, LEAVE, SYSREG = range(16, 19)
 
 RawEvent: TypeAlias = tuple[Any, ...]
 """``(KIND, field, ...)``, the fields in the order of ``EVENT_TYPES``."""
@@ -77,10 +80,13 @@ EVENT_TYPES: Final[tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = (
     ("call", (("fn", _WORD), ("args", _WORD))),
     ("ret", (("value", _DEC),)),
     ("warn", ()),
+    ("enter", (("fn", _WORD), ("args", _WORD))),
+    ("leave", (("fn", _WORD),)),
+    ("sysreg", (("cpu", _DEC), ("reg", _WORD), ("value", _HEX))),
 )
 
 _KIND_OF_WORD: Final = {word: kind for kind, (word, _) in enumerate(EVENT_TYPES)}
-_OPTIONAL: Final = frozenset({(TLBI, "ipa"), (TLBI, "level"), (TLBI, "pages"), (CALL, "args")})
+_OPTIONAL: Final = frozenset({(TLBI, "ipa"), (TLBI, "level"), (TLBI, "pages"), (CALL, "args"), (ENTER, "args")})
 _LEVEL_WORDS: Final = {TTL_UNKNOWN: "unknown", LEVEL_UNDEFINED: "undefined"}
 _LEVEL_VALUES: Final = {word: value for value, word in _LEVEL_WORDS.items()}
 

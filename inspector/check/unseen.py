@@ -9,7 +9,7 @@ import re
 
 from inspector.check.catalogue import Unseen
 
-_ORDER = "it is about the order of events: one instant has none; needs a trace"
+_ORDER = "it is about the order of events: one instant has none; 'inspector trace' judges it"
 _HIDDEN = "the hypervisor's own tables and page states are not in a capture"
 
 _RULES = """
@@ -23,14 +23,16 @@ R3 Each page that a fault obtained is released exactly once.
  ? the page's count has every other user's references in it
 M3 Write protection covers the whole range that it was asked for, also where no dirty log tells it.
  = kvm_pgtable_stage2_wrprotect
- ? outside of a logged slot nothing records what was asked for; needs a trace
+ ? outside of a logged slot nothing records what was asked for; 'inspector trace' holds it
+   against the model
 M5 On CPUs without CTR_EL0.DIC a page of RAM is executable only after the guest tried to execute it.
  = user_mem_abort (exec_fault), ARM64_HAS_CACHE_DIC
- ? whether there was such a fault is not recorded: an executable page of RAM is legal at any instant; needs a
-   trace
+ ? whether there was such a fault is not recorded: an executable page of RAM is legal at any instant; nor does
+   'inspector trace' look at faults
 M8 The access flag is set when a page is mapped and cleared over the whole range that is aged.
  = stage2_set_prot_attr, kvm_pgtable_stage2_test_clear_young (up to 6.5: kvm_pgtable_stage2_mkold)
- ? the host may age any page of RAM at any time, so a clear flag is legal at any instant; needs a trace
+ ? the host may age any page of RAM at any time, so a clear flag is legal at any instant;
+   'inspector trace' holds it against the model
 M10 The table is what the model builds by the same operations.
  = kvm_pgtable_stage2_map, unmap, wrprotect, relax_perms and the other walks
  ? the operations are not in a capture; M10 builds each table anew from the mappings that it holds, as
@@ -41,6 +43,7 @@ V4 A vCPU that comes to a CPU on which another of its VM ran last has that CPU's
  = kvm_arch_vcpu_load, __kvm_flush_cpu_context
 V5 Initialising a CPU for KVM invalidates with ALLE1, not VMALLS12E1.
  = __kvm_init_el2_state, __kvm_tlb_flush_local_all
+ ? it is done once, before there is a table; 'inspector trace' does not look at it either
 B1 A valid entry changes in more than permissions, access flag and software bits only by way of an invalid one.
  = DDI 0487 D8.16 (break-before-make); stage2_try_break_pte
 B2 Between break and make stand DSB, a TLBI that covers the entry, and DSB ISH.
@@ -77,8 +80,10 @@ P6 A transition that fails changes nothing.
  = __pkvm_host_share_hyp and its like
 C1 A fault's walk returns -EAGAIN only where the entry changed, or the mapping was there already.
  = stage2_map_walker_try_leaf, stage2_update_leaf_attrs
+ ? it is about the order of events: one instant has none; 'inspector trace' holds it against the model
 C2 A walk visits each entry of its range once, and no freed table.
  = __kvm_pgtable_walk
+ ? it is about the order of events: one instant has none; 'inspector trace' holds it against the model
 C3 Entries are written under mmu_lock held for write, or for read by compare-and-exchange.
  = stage2_try_set_pte
 """

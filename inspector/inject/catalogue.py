@@ -14,11 +14,17 @@ class At(enum.Enum):
     ENTRY = (0, 0)
     DSB = (0xD503309F, 0xFFFFF0FF)
     TLBI = (0xD5088000, 0xFFF8F000)
+    ISB = (0xD50330DF, 0xFFFFF0FF)
+    VTTBR = (0xD51C2100, 0xFFFFFFE0)
+    HCR = (0xD51C1100, 0xFFFFFFE0)
+    STLR = (0xC89FFC00, 0xFFFFFC00)
+    STR = (0xF9000000, 0xFFC00000)
 
     def matches(self, word: int) -> bool:
         """Is an instruction of this kind."""
         value, mask = self.value
-        return mask != 0 and word & mask == value
+        # Stores to the stack are no entry's.
+        return mask != 0 and word & mask == value and (self is not At.STR or word >> 5 & 31 != 31)
 
 
 class Do(enum.Enum):
@@ -31,9 +37,11 @@ class Do(enum.Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """``number`` counts instructions of the kind ``at`` from 0; ``change`` is a gdb expression, with ``{t}`` for the
+    """``function`` is one name or several, of which the kernel's first is taken.
+
+    ``number`` counts instructions of the kind ``at`` from 0; ``change`` is a gdb expression, with ``{t}`` for the
     register that the instruction stores or operates by; ``when`` one that must hold (empty: the first time); ``caller``
-    are the functions of which one must have called (at an entry alone), by the beginnings of their names.
+    are the functions of which one must have called, by the beginnings of their names.
 
     ``workload`` is what the exerciser is told to run.  ``owners`` are rules of docs/invariants.md, or ``model``: that
     the model does otherwise; one of them must find it.
@@ -53,6 +61,11 @@ class Fault:
 
 
 _IPA: Final = "__kvm_tlb_flush_vmid_ipa"
+_MAKES: Final = "stage2_make_pte stage2_map_walk_leaf"
+"""Where an entry is stored with release, in 6.6 and later, and before."""
+_LEAF: Final = "(${t} & 0x403) == 0x403"
+_SWITCH: Final = "enter_vmid_context __tlb_switch_to_guest"
+"""Of 6.6 and later, and before."""
 _TAKES: Final = "stage2_unmap stage2_put_pte"
 """What takes an entry away."""
 _DROP: Final = "drop"
@@ -91,6 +104,11 @@ def _misled(
     return Fault(name, what, function, Do.SET, owners, workload, change=change, when=when)
 
 
+def _stored(name: str, what: str, do: Do, change: str = "") -> Fault:
+    """A leaf that map stores."""
+    return Fault(name, what, _MAKES, do, ("model",), _MAP, At.STLR, change=change, when=_LEAF)
+
+
 _ATTRIBUTES: Final = "stage2_update_leaf_attrs kvm_pgtable_stage2_wrprotect kvm_pgtable_stage2_relax_perms"
 
 _ALL: Final = (
@@ -122,6 +140,45 @@ _ALL: Final = (
     ),
     _misled(
         "other-level", "a flush of a page is called with level 2", _IPA, ("B3", "model"), "$x2 = 2", _COW, "$w2 == 3"
+    ),
+    Fault(
+        "other-vmid",
+        "VTTBR_EL2 gets another VMID for a flush",
+        _SWITCH,
+        Do.SET,
+        ("B3",),
+        _COW,
+        At.VTTBR,
+        change="${t} = ${t} ^ (1UL << 55)",
+        when="(${t} >> 48) != 0",
+        caller="__kvm_tlb_flush_vmid",
+    ),
+    Fault("no-switch", "HCR_EL2.TGE stays set for a flush", _SWITCH, Do.SKIP, ("B10",), _COW, At.HCR),
+    Fault("no-isb-before", "no ISB before the TLBI", _SWITCH, Do.SKIP, ("B10",), _COW, At.ISB),
+    _flush("no-isb-after", "no ISB after the last DSB", Do.SKIP, ("B5",), At.ISB, 0),
+    _unhelped("no-vcpu-flush", "a vCPU comes to a CPU without a flush", "__kvm_flush_cpu_context", ("V4",)),
+    _unhelped(
+        "no-log-flush",
+        "write protection for the dirty log is not flushed",
+        "kvm_flush_remote_tlbs_memslot kvm_arch_flush_remote_tlbs_memslot",
+        ("B8",),
+        "log",
+    ),
+    _stored("lost-entry", "an entry is not stored", Do.SKIP),
+    _stored("other-page", "an entry is stored with the next page's address", Do.SET, "${t} = ${t} ^ 0x1000"),
+    _stored("no-write", "an entry is stored without its write permission", Do.SET, "${t} = ${t} & ~0x80UL"),
+    _stored("other-type", "an entry is stored with another memory type", Do.SET, "${t} = ${t} ^ 0x10"),
+    Fault(
+        "moved-in-place",
+        "a change of attributes moves the page too",
+        "stage2_attr_walker",
+        Do.SET,
+        ("B1",),
+        "log",
+        At.STR,
+        1,
+        "${t} = ${t} ^ 0x1000",
+        "(${t} & 1) == 1",
     ),
     _unhelped("no-put", "a reference is not dropped", "kvm_s2_put_page", ("R1", "R2"), _DROP),
     _unhelped("destroy-leaks", "a page is not let go when its VM ends", "kvm_s2_put_page", ("R2", "R1"), "teardown"),

@@ -18,6 +18,7 @@ from inspector.target.connect import attached
 from inspector.target.mi import MiSession
 
 _MOST_HITS = 10_000
+_PAC = 0xFFFF << 48
 _MOST_CODE = 1 << 12
 
 
@@ -26,9 +27,10 @@ def place(symbols: KernelSymbols, fault: Fault) -> tuple[int, int]:
 
     Raises `Untestable` when this kernel has no such function or instruction.
     """
-    start = symbols.address(fault.function)
+    names = fault.function.split()
+    start = next((at for name in names if (at := symbols.address(name)) is not None), None)
     if start is None:
-        raise Untestable(f"{symbols.description} has no {fault.function}: '{fault.name}' cannot be injected")
+        raise Untestable(f"{symbols.description} has no {' or '.join(names)}: '{fault.name}' cannot be injected")
     if fault.at is At.ENTRY:
         return start, 0
     end = start + 4
@@ -99,11 +101,20 @@ def _reached(session: MiSession, seconds: float) -> bool:
 
 def _is_meant(session: MiSession, symbols: KernelSymbols, fault: Fault, register: int, slide: int) -> bool:
     """The condition holds, and the caller is one of those."""
-    if fault.caller:
-        near = symbols.nearest(_value(session, "(unsigned long)$x30") - slide)
-        if near is None or not near[0].startswith(tuple(fault.caller.split())):
-            return False
+    if fault.caller and not _is_called_by(session, symbols, fault, slide):
+        return False
     return not fault.when or bool(_value(session, _named(fault.when, register)))
+
+
+def _is_called_by(session: MiSession, symbols: KernelSymbols, fault: Fault, slide: int) -> bool:
+    """By x30, or by the frame record (AAPCS64) where another function was called since."""
+    where = ("$x30",) if fault.at is At.ENTRY else ("$x30", "*(unsigned long *)($x29 + 8)")
+    for each in where:
+        # PACIASP has signed it, but at an entry; the image's addresses have ones there.
+        near = symbols.nearest((_value(session, f"(unsigned long){each}") | _PAC) - slide)
+        if near is not None and near[0].startswith(tuple(fault.caller.split())):
+            return True
+    return False
 
 
 def _named(text: str, register: int) -> str:

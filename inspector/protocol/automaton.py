@@ -54,6 +54,7 @@ class Protocol:
         self._busy = 0
         self._log: list[tuple[int, Sequence[RawEvent]]] = []
         self._unfinished: list[tuple[int, int]] = []
+        self._left: dict[int, list[Owed]] = {}
         self._nonzero = facts.counted is Counted.NONZERO
         self._handlers = self._bind()
 
@@ -116,6 +117,33 @@ class Protocol:
         if self._unfinished:
             self._complete(None, None)
         who.call = IDLE
+
+    def flushed(self, lane: int, raws: Sequence[RawEvent], section: int | None) -> None:
+        """A TLB function ran in no operation: what the operations of its ioctl left is invalidated by it.
+
+        ``section`` is that ioctl's number, ``None`` where that is not known: then it is for all.
+        """
+        who = Cpu(lane)
+        paid = [section] if section is not None else list(self._left)
+        for each in paid:
+            who.owed = self._left.pop(each, [])
+            for raw in raws:
+                if raw[0] in (ev.TLBI, ev.BARRIER):
+                    self._handlers[raw[0]](who, raw)
+            if who.owed:
+                self._left[each] = who.owed
+
+    def end_section(self, section: int) -> None:
+        """An ioctl returns: what its operations took away must be taken away in the TLBs."""
+        left = self._left.pop(section, None)
+        if not left or self._dead:
+            return
+        owed = left[0]
+        more = f", nor are {len(left) - 1} more" if len(left) > 1 else ""
+        what = f"the ioctl returns, and what write protection took away is still in the TLBs{more}: {owed.why}"
+        state = f"{owed.step.text}, was {owed.old:#x}"
+        self._say(owed.rule, what, self._entry_text(owed.page, owed.pa), state, Cpu(owed.cpu), owed.pa)
+        self._complete(None, None)
 
     def other_store(self, ia: int, level: int, value: int, references: int = 0) -> None:
         """Hardware or another subsystem changed the entry for an input address, and the references on its page."""
@@ -677,6 +705,9 @@ class Protocol:
             if self._broken.get(owed.pa) is owed:
                 del self._broken[owed.pa]
             excused = cpu.call.ragged or (owed.kind is Kind.RESTRICTION and not owed.lost & ~may)
+            if excused and owed.lost & S2AP and cpu.call.section is not None:
+                self._left.setdefault(cpu.call.section, []).append(owed)
+                continue
             if not excused and owed.rule not in said:
                 said.add(owed.rule)
                 what = f"the operation ends, and an entry that {owed.kind.value} is still in the TLBs: {owed.why}"

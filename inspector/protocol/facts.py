@@ -48,7 +48,8 @@ class Call:
     the table too (KVM_PGTABLE_WALK_SHARED of a kernel that then uses cmpxchg); ``skip_tlbi``, ``skip_cmo``:
     KVM_PGTABLE_WALK_SKIP_*: the caller vouches; ``ragged``: a size that is not whole pages, whose last page
     a deferred flush of 6.6 and later leaves out (kernel.md 6; no caller in the kernel passes one).  ``waited``: it is
-    known that every grace period of what it frees is over.
+    known that every grace period of what it frees is over.  ``section``: the ioctl that it is part of, by a number;
+    what it leaves to be invalidated is owed when that returns.
     """
 
     name: str = ""
@@ -57,6 +58,7 @@ class Call:
     skip_cmo: bool = False
     ragged: bool = False
     waited: bool = False
+    section: int | None = None
 
 
 @dataclass(frozen=True)

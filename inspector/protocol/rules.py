@@ -13,16 +13,21 @@ RULES: Final[Mapping[str, str]] = {
     "B2": "an entry that was valid is invalidated in the TLBs, between barriers, before it is used again",
     "B3": "an invalidation reaches every CPU and every level and address that the old entry served",
     "B4": "an invalidation by IPA is followed by one of stage 1",
+    "B5": "an invalidation is complete before its context is left: DSB, ISB, then VTTBR_EL2 or HCR_EL2",
     "B6": "range invalidations together cover all that was unmapped",
     "B7": "a table page is freed only after its parent entry was invalidated in the TLBs",
-    "B8": "a permission that was taken away is taken away in the TLBs before the operation returns",
+    "B8": "a permission that was taken away is taken away in the TLBs before the operation returns, or the ioctl",
     "B9": "a table is linked by a store that orders its contents, and after they were written",
+    "B10": "an invalidation is made in its table's context: VTTBR_EL2 switched in order, TGE clear in VHE, ISB after",
     "B11": "caches are maintained before the entry that lets the guest at the memory",
     "C3": "in a shared walk entries are changed by cmpxchg, and a LOCKED one by who locked it",
     "R1": "a table page's count is 1 and one for each counted entry",
     "R2": "every table page is freed once, when nobody uses it, and none is left",
     "S3": "a table is a page that was allocated, and has one parent",
     "S6": "no entry stays LOCKED",
+    "V1": "a guest runs with a VMID of its own, which is not 0",
+    "V3": "a VMID is used again only after all TLB entries were invalidated",
+    "V4": "a vCPU comes to a CPU on which it did not run last only after that CPU's TLB was invalidated",
 }
 
 

@@ -23,8 +23,11 @@ class BrokenRule(Record, frozen=True):
 
     rule: Annotated[str, Meta(description="Of docs/invariants.md.")]
     what: str
-    operation: Annotated[int, Meta(description="Its number in the trace, from 1.")]
-    table: Annotated[int, Meta(description="The table's number, in the order in which they were made, from 1.")]
+    operation: Annotated[int, Meta(description="Its number in the trace, from 1; 0: it is in no operation.")]
+    table: Annotated[
+        int,
+        Meta(description="The table's number, in the order in which they were made, from 1; 0: it is of none."),
+    ]
     call: str
     where: str
     state: str
@@ -217,5 +220,9 @@ def _difference(paint: Painter, found: Differing) -> Iterator[str]:
 
 
 def _finding(paint: Painter, broken: Broken) -> Iterator[str]:
-    yield paint(f"table {broken.table}, operation {broken.operation}: {printable(broken.call)}", "red")
+    # Number 0: it is not in an operation, or of no table that is known.
+    places = (
+        f"{what} {number}" for what, number in (("table", broken.table), ("operation", broken.operation)) if number
+    )
+    yield paint(": ".join((", ".join(places) or "no table", printable(broken.call))), "red")
     yield from (f"  {printable(line)}" for line in broken.violation.lines())

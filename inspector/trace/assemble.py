@@ -20,17 +20,20 @@ from inspector.events import (
     CALL,
     CASFAIL,
     DEFER,
+    ENTER,
     FREE,
     FREE_EXACT,
     GET,
+    LEAVE,
     PUT,
     RET,
     STORE,
+    SYSREG,
     RawEvent,
 )
 from inspector.protocol.facts import AF
-from inspector.trace.functions import FUNCTIONS, PROTECTING, Function, Role
-from inspector.trace.instructions import event_of
+from inspector.trace.functions import FUNCTIONS, LOADING, PROTECTING, Function, Role
+from inspector.trace.instructions import event_of, register_of
 from inspector.trace.plan import EXIT, REGISTERS, Plan
 from inspector.trace.raw import SIZES, Record, RecordKind
 
@@ -41,6 +44,10 @@ _DS = 32
 _U64 = (1 << 64) - 1
 MOST_EARLY = 100_000
 """Records that wait for a store; then there is none."""
+OUTSIDE: Final = 4096
+"""Added to a CPU's number: the lane of what it does in no function that is followed."""
+_AROUND: Final = 2 * OUTSIDE
+"""Likewise, of what has operations in it."""
 _HVC: Final[RawEvent] = (BARRIER, "hvc")
 _FEATURES: Final = {
     # What the kernel's capabilities are decided by (arch/arm64/kernel/cpufeature.c): register, lowest bit, least value.
@@ -67,6 +74,11 @@ class _Call:
     lane: int = 0
     events: list[RawEvent] = field(default_factory=list)
 
+    @property
+    def flushes(self) -> bool:
+        """It is a TLB function."""
+        return self.function.role in (Role.FLUSH, Role.HYP_FLUSH)
+
 
 @dataclass
 class Assembler:
@@ -86,7 +98,11 @@ class Assembler:
     _lpa2: bool = False
     _features: Mapping[str, int] = field(default_factory=dict)
     _calling: dict[int, _Call] = field(default_factory=dict)
-    _flushing: dict[int, _Call | None] = field(default_factory=dict)
+    _flushing: dict[int, _Call] = field(default_factory=dict)
+    _sections: dict[int, list[_Call]] = field(default_factory=dict)
+    _force: dict[int, int] = field(default_factory=dict)
+    _told: dict[int, int] = field(default_factory=dict)
+    _loading: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._functions = [FUNCTIONS[name] for name in self.plan.functions]
@@ -151,11 +167,7 @@ class Assembler:
     def _take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
         calling = self._calling.pop(record.cpu, None)
         if record.kind == RecordKind.PROBE and self._functions[record.number % EXIT].role is Role.HYP_FLUSH:
-            # EL2 runs on a stack of its own, and to its end: what comes before that on this CPU is its.
-            if record.number < EXIT:
-                self._flushing[record.cpu] = calling
-            else:
-                self._flushing.pop(record.cpu, None)
+            yield from self._flush_at_el2(record, calling)
             return
         if calling is not None:
             # A hypercall of which nothing is seen.
@@ -174,12 +186,15 @@ class Assembler:
         if record.kind == RecordKind.STORE:
             yield from self._stored(record, calls)
             return
+        flushing = self._flushing.get(record.cpu) or next((each for each in calls or () if each.flushes), None)
+        if register := register_of(record.words[0]):
+            yield from self._switched(record.cpu, register, record.words[1], flushing, calls)
+            return
         event = event_of(record.words[0], record.words[1], self._lpa2)
         if event is None:
             return
         if record.cpu in self._flushing:
-            flushing = self._flushing[record.cpu]
-            calls = [flushing] if flushing is not None else None
+            calls = [self._flushing[record.cpu]]
         elif event == _HVC and self.plan.hyp:
             if calls:
                 self._calling[record.cpu] = calls[0]
@@ -190,6 +205,48 @@ class Assembler:
             yield from self._tell(calls[0], event)
         elif event[0] != BARRIER:
             self.outside[f"tlbi {event[1]}"] += 1
+
+    def _flush_at_el2(self, record: Record, calling: _Call | None) -> Iterator[tuple[int, RawEvent]]:
+        """EL2 runs on a stack of its own, and to its end: what comes between on this CPU is its, or its caller's."""
+        function = self._functions[record.number % EXIT]
+        if record.number < EXIT:
+            call = calling
+            if call is None:
+                call = _Call(function, (), record.words[-1], self._free_lane(record.cpu))
+            self._flushing[record.cpu] = call
+            yield from self._enter_flush(call, function, record.cpu, own=calling is None, section=None)
+        elif record.cpu in self._flushing:
+            call = self._flushing.pop(record.cpu)
+            yield from self._tell(call, (LEAVE, function.name))
+            if call.function is function:
+                self._lanes.discard(call.lane)
+
+    def _enter_flush(
+        self, call: _Call, function: Function, cpu: int, *, own: bool, section: int | None
+    ) -> Iterator[tuple[int, RawEvent]]:
+        """A TLB function begins, with what the CPU has in VTTBR_EL2 then."""
+        force = self._force.get(cpu, 0)
+        if self._told.get(cpu, 0) != force:
+            self._told[cpu] = force
+            yield OUTSIDE + cpu, (SYSREG, cpu, "vttbr_el2", force)
+        within = f",in={section}" if own and section is not None else ""
+        yield from self._tell(call, (ENTER, function.name, f"cpu={cpu}{within}"))
+
+    def _switched(
+        self, cpu: int, register: str, value: int, flushing: _Call | None, calls: list[_Call] | None
+    ) -> Iterator[tuple[int, RawEvent]]:
+        """A system register is written, by a TLB function or by what lets a guest run."""
+        if flushing is not None:
+            if register == "vttbr_el2":
+                self._force[cpu] = self._told[cpu] = value
+            yield from self._tell(calls[0] if calls else flushing, (SYSREG, cpu, register, value))
+        elif register == "vttbr_el2":
+            self._force[cpu] = value
+            # In nVHE each run of a guest begins and ends with such a write: what is no news is not told.
+            if value and (cpu in self._loading or self._told.get(cpu) != value):
+                self._loading.discard(cpu)
+                self._told[cpu] = value
+                yield OUTSIDE + cpu, (SYSREG, cpu, register, value)
 
     def _tell(self, call: _Call, event: RawEvent) -> Iterator[tuple[int, RawEvent]]:
         # What init does is told at its end, when the table's shape is known.
@@ -202,6 +259,9 @@ class Assembler:
         return va - (self._distance or 0) & _U64
 
     def _enter(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
+        if function.role is Role.SECTION:
+            yield from self._enter_section(function, record, stack)
+            return
         calls = self._running.setdefault(stack, [])
         # The stack grows down: what was entered no higher than this has ended, by a way that was not looked at.
         while calls and calls[-1].stack <= record.words[-1]:
@@ -216,7 +276,18 @@ class Assembler:
             call.lane = self._free_lane(record.cpu)
             calls.append(call)
             if function.role is Role.OPERATION:
-                yield call.lane, (CALL, function.name, self._arguments(call))
+                section = self._section(stack)
+                within = f",in={section}" if section is not None else ""
+                yield call.lane, (CALL, function.name, self._arguments(call) + within)
+            return
+        if function.role is Role.FLUSH:
+            if calls and calls[0].function.role is Role.HYP:
+                return
+            own = not calls
+            if own:
+                call.lane = self._free_lane(record.cpu)
+            calls.append(call)
+            yield from self._enter_flush(calls[0], function, record.cpu, own=own, section=self._section(stack))
             return
         if function.role is Role.VTCR:
             calls.append(call)
@@ -231,10 +302,39 @@ class Assembler:
             del self._running[stack]
             self.outside[function.name] += 1
             return
+        if calls[0].flushes:
+            return
         if function.ends:
             calls.append(call)
             return
         yield from self._tell_all(calls[0], self._effect(function, call.words))
+
+    def _enter_section(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
+        call = _Call(function, record.words[: len(function.arguments)], record.words[-1])
+        call.lane = self._free_lane(_AROUND + record.cpu)
+        sections = self._sections.setdefault(stack, [])
+        while sections and sections[-1].stack <= call.stack:
+            self._lanes.discard(sections.pop().lane)
+        sections.append(call)
+        if function.name == LOADING:
+            self._loading.add(record.cpu)
+        words = (f"cpu={record.cpu}", self._arguments(call))
+        yield call.lane, (ENTER, function.name, ",".join(filter(None, words)))
+
+    def _leave_section(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
+        sections = self._sections.get(stack, [])
+        if not sections or sections[-1].function is not function or sections[-1].stack != record.words[-1]:
+            return
+        call = sections.pop()
+        if not sections:
+            del self._sections[stack]
+        self._lanes.discard(call.lane)
+        yield call.lane, (LEAVE, function.name)
+
+    def _section(self, stack: int) -> int | None:
+        """The lane of what runs on this stack around operations."""
+        sections = self._sections.get(stack)
+        return sections[-1].lane if sections else None
 
     def _tell_all(self, call: _Call, events: Iterator[RawEvent]) -> Iterator[tuple[int, RawEvent]]:
         for event in events:
@@ -256,6 +356,9 @@ class Assembler:
         return ",".join(words)
 
     def _leave(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
+        if function.role is Role.SECTION:
+            yield from self._leave_section(function, record, stack)
+            return
         calls = self._running.get(stack, [])
         if calls and calls[0].function.role is Role.HYP and function.role is not Role.HYP:
             return
@@ -266,6 +369,11 @@ class Assembler:
             del self._running[stack]
         value = record.words[0]
         if function.role is Role.HYP:
+            return
+        if function.role is Role.FLUSH:
+            yield from self._tell(calls[0] if calls else call, (LEAVE, function.name))
+            if not calls:
+                self._lanes.discard(call.lane)
             return
         if function.role is Role.VTCR:
             # kvm_init_stage2_mmu makes the table next (arch/arm64/kvm/mmu.c).

@@ -24,6 +24,8 @@ class Role(enum.Enum):
     ICACHE = enum.auto()
     HYP = enum.auto()
     HYP_FLUSH = enum.auto()
+    FLUSH = enum.auto()
+    SECTION = enum.auto()
     PROTECTED = enum.auto()
 
 
@@ -67,10 +69,17 @@ INVALIDATING: Final = (
     "__kvm_tlb_flush_vmid",
     "__kvm_tlb_flush_vmid_range",
 )
-"""The functions whose TLBI and barrier instructions are told (kernel.md 15.4), as in VHE."""
+"""The functions of an operation whose TLBI and barrier instructions are told (kernel.md 15.4), as in VHE."""
 
-HYP_HELPERS: Final = ("__tlb_switch_to_guest", "__tlb_switch_to_host", "enter_vmid_context", "exit_vmid_context")
-"""What they call in nVHE, with barriers of their own."""
+FLUSHING: Final = (*INVALIDATING, "__kvm_flush_cpu_context", "__kvm_flush_vm_context", "__kvm_tlbi_s1e2")
+"""All that invalidate; the last three are no operation's."""
+
+LOADING: Final = "kvm_arch_vcpu_load"
+IOCTL: Final = "kvm_vm_ioctl"
+"""What write-protects for dirty logging invalidates before this returns (kernel.md 7.2)."""
+
+SWITCHING: Final = ("__tlb_switch_to_guest", "__tlb_switch_to_host", "enter_vmid_context", "exit_vmid_context")
+"""What they call, with barriers of their own."""
 
 PROTECTING: Final = "_kvm_host_prot_finalize"
 
@@ -105,7 +114,11 @@ _ALL: Final = (
     # Hyp stage-1 by the kernel at EL1 (nVHE, hVHE): the same pages' callbacks, other tables.
     *(Function(f"kvm_pgtable_hyp_{name}", Role.HYP, ()) for name in ("init", "map", "unmap", "destroy")),
     # What EL2 does at a hypercall there (arch/arm64/kvm/hyp/nvhe/tlb.c).
-    *(Function(f"__kvm_nvhe_{name}", Role.HYP_FLUSH, ()) for name in INVALIDATING),
+    *(Function(f"__kvm_nvhe_{name}", Role.HYP_FLUSH, ()) for name in FLUSHING),
+    *(Function(name, Role.FLUSH, ()) for name in FLUSHING),
+    # Within which operations are done and TLBs invalidated.
+    Function(IOCTL, Role.SECTION, ()),
+    Function(LOADING, Role.SECTION, ("vcpu",)),
     # Each CPU of a host in protected mode runs it, and no other (arch/arm64/kvm/pkvm.c; 6.1: arm.c).
     Function(PROTECTING, Role.PROTECTED, ()),
     Function("clean_dcache_guest_page", Role.DCACHE, ("va", "size")),

@@ -7,6 +7,8 @@ from typing import Final
 from inspector.codec import tlbi
 from inspector.events import BARRIER, TLBI, RawEvent
 
+_REGISTERS: Final = {0xD51C2100: "vttbr_el2", 0xD51C1100: "hcr_el2"}
+"""MSR, without its Rt."""
 _DOMAINS: Final = {
     1: "oshld",
     2: "oshst",
@@ -22,6 +24,11 @@ _DOMAINS: Final = {
     15: "sy",
 }
 """CRm of DSB."""
+
+
+def register_of(word: int) -> str | None:
+    """The system register that an MSR writes, of those that are told."""
+    return _REGISTERS.get(word & ~31)
 
 
 def event_of(word: int, operand: int, lpa2: bool = False) -> RawEvent | None:

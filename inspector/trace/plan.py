@@ -12,7 +12,7 @@ from inspector.findings import InspectorError, Untestable
 from inspector.generations import recognise
 from inspector.kernel.traits import traits
 from inspector.symbols.kernel import KernelSymbols
-from inspector.trace.functions import FUNCTIONS, HYP_HELPERS, INVALIDATING, NEEDED, WALKERS, Function
+from inspector.trace.functions import FLUSHING, FUNCTIONS, INVALIDATING, NEEDED, SWITCHING, WALKERS, Function, Role
 
 EXIT: Final = 1000
 """Added to a function's number at its return: ``EXIT`` of probe.c."""
@@ -38,6 +38,7 @@ class Plan:
     ``members`` are (offset, size) of what is read out of ``struct kvm_pgtable``; ``shared`` is the bit of a walk flag,
     ``hyp`` is the code that invalidates at EL2 in nVHE, whose vectors are ``vectors`` (0: none is there);
     ``anchor`` is the address of a function that every boot runs, and its first three instructions.
+    ``contexts`` are like ``invalidating``: what is in no operation, and each instruction that writes VTTBR_EL2.
     ``walk_flags`` are all that the model knows, by their names without KVM_PGTABLE_WALK_.
     """
 
@@ -59,16 +60,19 @@ class Plan:
     hyp: tuple[tuple[int, int], ...] = ()
     vectors: int = 0
     anchor: tuple[int, ...] = ()
+    contexts: tuple[tuple[int, int], ...] = ()
 
     def config(self) -> str:
         """What the probe reads."""
         lines = [f"p {address:x} {number} {registers}" for address, number, registers in self.probes]
         lines += [f"s {self.walkers[0]:x} {self.walkers[1]:x}", f"m {self.linear[0]:x} {self.linear[1]:x}"]
         lines += [f"i {low:x} {high:x}" for low, high in (self.walkers, *self.invalidating)]
+        lines += [f"i {low:x} {high:x}" for low, high in self.contexts]
         lines += [f"r {name}" for name in REGISTERS]
         lines += [f"h {low:x} {high:x}\ni {low:x} {high:x}" for low, high in self.hyp]
         if self.hyp:
             lines.append(f"v {self.vectors:x}")
+            lines += [f"h {low:x} {high:x}" for low, high in self.contexts]
         if self.anchor:
             lines.append("a " + " ".join(f"{each:x}" for each in self.anchor))
         return "\n".join([*lines, ""])
@@ -105,6 +109,7 @@ def of_header(header: Mapping[str, Any]) -> Plan:
         tuple((low, high) for low, high in header["hyp"]),
         header["vectors"],
         tuple(header["anchor"]),
+        tuple((low, high) for low, high in header["contexts"]),
     )
 
 
@@ -144,6 +149,7 @@ def make_plan(symbols: KernelSymbols, page_shift: int = 12) -> Plan:
         _hyp(symbols),
         symbols.address(_HYP_VECTORS) or 0,
         _anchor(symbols),
+        tuple(_contexts(symbols)),
     )
 
 
@@ -168,10 +174,25 @@ def is_conditional(word: int) -> bool:
 
 
 def _hyp(symbols: KernelSymbols) -> tuple[tuple[int, int], ...]:
-    names = [f"__kvm_nvhe_{name}" for name in (*INVALIDATING, *HYP_HELPERS)]
+    names = [f"__kvm_nvhe_{name}" for name in (*FLUSHING, *SWITCHING)]
     if symbols.address(_HYP_VECTORS) is None:
         return ()
     return tuple(_extent(symbols, name) for name in names if symbols.address(name) is not None)
+
+
+def _contexts(symbols: KernelSymbols) -> Iterator[tuple[int, int]]:
+    names = (*FLUSHING[len(INVALIDATING) :], *SWITCHING)
+    yield from (_extent(symbols, name) for name in names if symbols.address(name) is not None)
+    yield from ((at, at + 4) for at in _switches(symbols))
+
+
+def _switches(symbols: KernelSymbols) -> Iterator[int]:
+    """Every MSR VTTBR_EL2 (DDI 0487 C5.2: op0 3, op1 4, CRn 2, CRm 1, op2 0), from the text itself."""
+    low, high = symbols.link_text, symbols.address("_etext") or symbols.link_text
+    text = symbols.text(low, high - low) or b""
+    for found in re.finditer(rb"[\x00-\x1f]\x21\x1c\xd5", text, re.DOTALL):
+        if not found.start() % 4:
+            yield low + found.start()
 
 
 def _anchor(symbols: KernelSymbols) -> tuple[int, ...]:
@@ -229,7 +250,7 @@ def _probes(symbols: KernelSymbols, functions: list[Function]) -> Iterator[tuple
         text = symbols.text(low, high - low) or b""
         words = struct.unpack(f"<{len(text) // 4}I", text)
         returns = [low + 4 * at for at, word in enumerate(words) if word in _RETURNS]
-        if not returns:
+        if not returns and function.role not in (Role.FLUSH, Role.SECTION):
             raise Untestable(f"{function.name} of {symbols.description} never returns by itself: it cannot be followed")
         yield from ((address, EXIT + number, 1) for address in returns)
 

@@ -13,25 +13,30 @@ from inspector.events import (
     BARRIER,
     CALL,
     DEFER,
+    ENTER,
     FREE,
     FREE_EXACT,
     GET,
+    LEAVE,
     PUT,
     RET,
     STORE,
+    SYSREG,
     TLBI,
     RawEvent,
     format_raw,
 )
 from inspector.generations import WalkFlags
 from inspector.protocol.automaton import Protocol
+from inspector.protocol.context import Contexts, Flush
 from inspector.protocol.facts import Call, facts_of, operation_name
 from inspector.protocol.rules import Violation
-from inspector.trace.functions import PROTECTING
+from inspector.trace.functions import IOCTL, LOADING, PROTECTING
 from inspector.trace.lockstep import Difference, Shadow, Verdicts
 from inspector.trace.performed import CALLBACK, ENDS, Performed, bounded, generation_of, geometry_of, words_of
 
 _ON_PAGE = frozenset({GET, PUT, ALLOC, FREE, DEFER, ALLOC_EXACT, FREE_EXACT})
+_CONTEXT = frozenset({ENTER, LEAVE, SYSREG})
 _ENTRIES = frozenset({"mkyoung", "mkold"})
 
 
@@ -92,6 +97,7 @@ class _Lane:
     performed: Performed
     call: Call
     table: _Table | None = None
+    flush: Flush | None = None
 
     @property
     def name(self) -> str:
@@ -115,6 +121,9 @@ class Judge:
         self._tables: dict[int, _Table] = {}
         self._owners: dict[int, _Table] = {}
         self._lanes: dict[int, _Lane] = {}
+        self._contexts = Contexts(orders_switches=self._generation.relax_local_tlbi)
+        self._flushes: dict[int, tuple[Flush, int | None, str]] = {}
+        self._loading: dict[int, int] = {}
 
     def take(self, lane: int, raw: RawEvent) -> None:
         """One event.  Raises one of `performed.NONSENSE` for what no kernel does."""
@@ -127,9 +136,13 @@ class Judge:
             return
         operation = self._lanes.get(lane)
         if operation is None:
+            self._outside(lane, raw)
             return
         if kind == RET:
             self._end(lane, operation, raw)
+            return
+        if kind in _CONTEXT:
+            self._context(lane, operation, raw)
             return
         if kind == BARRIER and raw[1] == "hvc":
             counts.hypercalls += 1
@@ -143,6 +156,64 @@ class Judge:
             return
         self._feed(lane, operation, raw)
 
+    def _context(self, lane: int, operation: _Lane, raw: RawEvent) -> None:
+        """What a TLB function does within an operation."""
+        if raw[0] == ENTER:
+            number = operation.table.number if operation.table is not None else None
+            operation.flush = self._contexts.enter(raw[1], words_of(str(raw[2])).get("cpu", 0), number)
+        elif operation.flush is None:
+            return
+        elif raw[0] == LEAVE:
+            self._contexts.leave(operation.flush)
+            operation.flush = None
+        else:
+            self._contexts.feed(operation.flush, raw)
+        self._gather_contexts(operation.performed.number, operation.performed.text)
+
+    def _outside(self, lane: int, raw: RawEvent) -> None:
+        """What lies in no operation: ioctls and vCPUs that are loaded, and the TLB functions that these call."""
+        kind = raw[0]
+        if lane in self._flushes:
+            self._flush(lane, raw)
+        elif kind == ENTER:
+            words = words_of(str(raw[2]))
+            if raw[1] == LOADING:
+                self._loading[lane] = words.get("cpu", 0)
+                self._contexts.load(words.get("cpu", 0), words.get("vcpu", 0))
+            elif raw[1] != IOCTL:
+                flush = self._contexts.enter(raw[1], words.get("cpu", 0), None)
+                self._flushes[lane] = flush, words.get("in"), format_raw(raw)
+        elif kind == LEAVE and raw[1] == LOADING:
+            self._contexts.loaded(self._loading.pop(lane, 0))
+        elif kind == LEAVE:
+            for table in self._tables.values():
+                table.protocol.end_section(lane)
+                self._gather_of(table, 0, format_raw(raw))
+        elif kind == SYSREG:
+            self._contexts.wrote(raw[1], raw[3])
+            self._gather_contexts(0, format_raw(raw))
+
+    def _flush(self, lane: int, raw: RawEvent) -> None:
+        """Within a TLB function that no operation called."""
+        flush, section, text = self._flushes[lane]
+        if raw[0] == TLBI:
+            self.counts.invalidations[raw[1]] += 1
+        if raw[0] != LEAVE:
+            self._contexts.feed(flush, raw)
+        else:
+            self._contexts.leave(flush)
+            del self._flushes[lane]
+            for table in self._tables.values():
+                if table.number == flush.table:
+                    table.protocol.flushed(lane, flush.events, section)
+        self._gather_contexts(0, text)
+
+    def _gather_contexts(self, number: int, text: str) -> None:
+        if self._contexts.found:
+            self.broken += [
+                Broken(number, each.table, text, each.violation) for each in self._contexts.take_found(text.split()[0])
+            ]
+
     def _begin(self, lane: int, raw: RawEvent) -> None:
         _, function, arguments = raw
         if function == PROTECTING:
@@ -155,7 +226,12 @@ class Judge:
         shared = "shared" in str(arguments).split(",") or (
             name in ("relax_perms", "mkyoung") and self._generation.attr_walk_flags is WalkFlags.FAULT_SHARED
         )
-        call = Call(name, shared=shared and self._generation.shared_walks, waited=function == CALLBACK)
+        call = Call(
+            name,
+            shared=shared and self._generation.shared_walks,
+            waited=function == CALLBACK,
+            section=numbers.get("in"),
+        )
         operation = _Lane(Performed(self.counts.operations, name, format_raw(raw), numbers), call)
         self.counts.unfinished += lane in self._lanes
         self._lanes[lane] = operation
@@ -199,6 +275,11 @@ class Judge:
     def _feed(self, lane: int, operation: _Lane, raw: RawEvent) -> None:
         table = operation.table
         assert table is not None
+        if operation.flush is not None:
+            self._contexts.feed(operation.flush, raw)
+            self._gather_contexts(operation.performed.number, operation.performed.text)
+        elif raw[0] == ALLOC_EXACT:
+            self._contexts.made(table.number, raw[1])
         if raw[0] == ALLOC:
             self._owners[raw[1] >> self._page_shift] = table
         elif raw[0] == FREE:
@@ -210,12 +291,13 @@ class Judge:
         self._gather(operation)
 
     def _gather(self, operation: _Lane) -> None:
-        table = operation.table
-        if table is None or not table.protocol.violations:
-            return
-        found, table.protocol.violations = table.protocol.violations, []
-        done = operation.performed
-        self.broken += [Broken(done.number, table.number, done.text, each) for each in found]
+        if operation.table is not None:
+            self._gather_of(operation.table, operation.performed.number, operation.performed.text)
+
+    def _gather_of(self, table: _Table, number: int, text: str) -> None:
+        if table.protocol.violations:
+            found, table.protocol.violations = table.protocol.violations, []
+            self.broken += [Broken(number, table.number, text, each) for each in found]
 
     def _end(self, lane: int, operation: _Lane, raw: RawEvent) -> None:
         del self._lanes[lane]
@@ -230,7 +312,9 @@ class Judge:
             return
         table.protocol.end(lane, ret)
         self._gather(operation)
-        self.counts.tables_freed += operation.name in ENDS
+        if operation.name in ENDS:
+            self.counts.tables_freed += 1
+            self._contexts.gone(table.number)
         if table.shadow is not None:
             operation.performed.ret = ret
             self._compare(table, table.shadow, operation.performed)

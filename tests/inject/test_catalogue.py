@@ -37,7 +37,6 @@ def test_each_is_owned_by_what_is_judged_and_documented(fault: Fault) -> None:
     assert set(fault.owners) <= {*RULES, "model"}
     assert f"| {fault.name} | {fault.what} |" in (REPO / "docs/inject.md").read_text()
     assert fault.do is not Do.SET or fault.change
-    assert not fault.caller or fault.at is At.ENTRY, "who called is in x30 at the entry alone"
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
@@ -45,7 +44,7 @@ def test_each_has_its_place_in_every_kernel(symbols: KernelSymbols, fault: Fault
     address, register = place(symbols, fault)
     near = symbols.nearest(address)
     assert near is not None
-    assert near[0] == fault.function
+    assert near[0] in fault.function.split()
     assert (near[1] == 0) is (fault.at is At.ENTRY)
     assert register < 31 or "{t}" not in fault.change
 

@@ -13,12 +13,15 @@ from inspector.events import (
     CALL,
     CASFAIL,
     DEFER,
+    ENTER,
     FREE,
     FREE_EXACT,
     GET,
+    LEAVE,
     PUT,
     RET,
     STORE,
+    SYSREG,
     TLBI,
     RawEvent,
 )
@@ -313,14 +316,16 @@ def test_what_lies_in_no_operation_is_counted() -> None:
     }
 
 
+FLUSH_AT_EL2 = "__kvm_nvhe___kvm_tlb_flush_vmid_ipa"
+
+
 def flush(cpu: int = 0) -> tuple[Record, ...]:
     """What EL2 does at a hypercall, on its own stack."""
-    name = "__kvm_nvhe___kvm_tlb_flush_vmid_ipa"
     return (
-        enter(name, cpu=cpu, sp=HYP_SP),
+        enter(FLUSH_AT_EL2, cpu=cpu, sp=HYP_SP),
         instruction(TLBI_IPA, 0x80000, cpu=cpu, sp=HYP_SP),
         instruction(DSB_ISH, cpu=cpu, sp=HYP_SP),
-        leave(name, cpu=cpu, sp=HYP_SP),
+        leave(FLUSH_AT_EL2, cpu=cpu, sp=HYP_SP),
     )
 
 
@@ -332,8 +337,10 @@ def test_what_el2_does_at_an_operations_hypercall_is_the_operations() -> None:
     events, assembler = assembled((UNMAP, instruction(HVC), *flush(), leave("kvm_pgtable_stage2_unmap")))
     assert [raw[:2] for _, raw in events[4:]] == [
         (CALL, "kvm_pgtable_stage2_unmap"),
+        (ENTER, FLUSH_AT_EL2),
         (TLBI, "ipas2e1is"),
         (BARRIER, "ish"),
+        (LEAVE, FLUSH_AT_EL2),
         (RET, 0),
     ]
     assert not assembler.outside
@@ -349,8 +356,76 @@ def test_what_el2_does_for_somebody_else_is_not_the_operations() -> None:
     events, assembler = assembled(
         (UNMAP, instruction(HVC), *flush(), *flush(), *flush(cpu=1), leave("kvm_pgtable_stage2_unmap"))
     )
-    assert sum(raw[0] == TLBI for _, raw in events) == 1
-    assert assembler.outside == {"tlbi ipas2e1is": 2}
+    within = [raw[0] for lane, raw in events[4:] if lane == 0]
+    assert within == [CALL, ENTER, TLBI, BARRIER, LEAVE, RET]
+    assert [(lane, raw[0]) for lane, raw in events if lane] == [
+        (lane, kind) for lane in (64, 1) for kind in (ENTER, TLBI, BARRIER, LEAVE)
+    ]
+    assert not assembler.outside
+
+
+MSR_VTTBR, MSR_HCR = 0xD51C2103, 0xD51C1102
+FLUSH = "__kvm_tlb_flush_vmid"
+
+
+def test_a_flush_is_its_operations_with_what_it_writes() -> None:
+    sp = STACK - 128
+    events, _ = assembled(
+        (
+            UNMAP,
+            enter(FLUSH, sp=sp),
+            instruction(MSR_VTTBR, 0x1000040000001, sp=sp - 16),
+            instruction(MSR_HCR, 0x400000000, sp=sp - 16),
+            leave(FLUSH, sp=sp),
+            leave("kvm_pgtable_stage2_unmap"),
+        )
+    )
+    assert events[5:] == [
+        (0, (ENTER, FLUSH, "cpu=0")),
+        (0, (SYSREG, 0, "vttbr_el2", 0x1000040000001)),
+        (0, (SYSREG, 0, "hcr_el2", 0x400000000)),
+        (0, (LEAVE, FLUSH)),
+        (0, (RET, 0)),
+    ]
+
+
+def test_an_ioctl_has_operations_and_flushes_in_it() -> None:
+    """Operations keep their CPU's number as a lane; they and flushes say which ioctl they are in."""
+    inner = STACK - 256
+    events, assembler = assembled(
+        (
+            enter("kvm_vm_ioctl"),
+            enter("kvm_pgtable_stage2_wrprotect", PGT, 0, 0x1000, sp=inner),
+            leave("kvm_pgtable_stage2_wrprotect", sp=inner),
+            enter(FLUSH, sp=inner),
+            instruction(TLBI_IPA, 0x80000, sp=inner - 16),
+            leave(FLUSH, sp=inner),
+            leave("kvm_vm_ioctl"),
+            enter("kvm_pgtable_stage2_wrprotect", PGT, 0, 0x1000, sp=inner),
+        )
+    )
+    call = f"pgt={PGT:#x},addr=0x0,size=0x1000"
+    assert [(lane, raw[:3]) for lane, raw in events[4:]] == [
+        (8192, (ENTER, "kvm_vm_ioctl", "cpu=0")),
+        (0, (CALL, "kvm_pgtable_stage2_wrprotect", f"{call},in=8192")),
+        (0, (RET, 0)),
+        (0, (ENTER, FLUSH, "cpu=0,in=8192")),
+        (0, (TLBI, "ipas2e1is", 0x80000000)),
+        (0, (LEAVE, FLUSH)),
+        (8192, (LEAVE, "kvm_vm_ioctl")),
+        (0, (CALL, "kvm_pgtable_stage2_wrprotect", call)),
+    ]
+    assert not assembler.outside
+
+
+def test_vttbr_of_who_runs_is_told_when_it_is_news() -> None:
+    """The same again is none, but after a vCPU was loaded; nVHE's 0 between is told where a flush begins with it."""
+    run = [instruction(MSR_VTTBR, value, sp=HYP_SP) for value in (0x1000040000001, 0)]
+    events, _ = assembled((*run, *run, enter("kvm_arch_vcpu_load", 0x77), *run, enter(FLUSH)))
+    told = [each for each in events[4:] if each[1][0] == SYSREG]
+    assert [raw[3] for _, raw in told] == [0x1000040000001, 0x1000040000001, 0]
+    assert {lane for lane, _ in told} == {4096}
+    assert (8192, (ENTER, "kvm_arch_vcpu_load", "cpu=0,vcpu=0x77")) in events
 
 
 def test_a_protected_host_is_told() -> None:

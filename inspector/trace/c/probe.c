@@ -26,7 +26,7 @@
 #include "qemu_api.h"
 
 #define MOST_CPUS	64
-#define MOST_RANGES	16
+#define MOST_RANGES	128
 #define MOST_REGISTERS	8
 #define MOST_TOLD	8
 #define EXIT		1000
