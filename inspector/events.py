@@ -37,6 +37,7 @@ What each kind stands for in the kernel (``arch/arm64/kvm/hyp/pgtable.c``):
   its result.  ``warn``: a ``WARN_ON`` whose condition held (``WARN_ON_ONCE`` counts each time).
 - in a trace also ``enter`` and ``leave``: of a function that is no operation, which an operation may call (a TLB
   function), or be called by (an ioctl); and ``sysreg``: VTTBR_EL2 or HCR_EL2 is written on a CPU.
+  ``chain``: functions that called one another, the innermost first (``a<b<c``), which a ``call``'s ``by=`` refers to.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ LEVEL_UNDEFINED: Final = -128
 
 STORE, CASFAIL, TLBI, CACHE, GET, PUT, ALLOC, ALLOCFAIL = range(8)
 ALLOC_EXACT, FREE_EXACT, FREE, DEFER, BARRIER, CALL, RET, WARN = range(8, 16)
-ENTER, LEAVE, SYSREG = range(16, 19)
+ENTER, LEAVE, SYSREG, CHAIN = range(16, 20)
 
 RawEvent: TypeAlias = tuple[Any, ...]
 """``(KIND, field, ...)``, the fields in the order of ``EVENT_TYPES``."""
@@ -83,6 +84,7 @@ EVENT_TYPES: Final[tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = (
     ("enter", (("fn", _WORD), ("args", _WORD))),
     ("leave", (("fn", _WORD),)),
     ("sysreg", (("cpu", _DEC), ("reg", _WORD), ("value", _HEX))),
+    ("chain", (("number", _DEC), ("functions", _WORD))),
 )
 
 _KIND_OF_WORD: Final = {word: kind for kind, (word, _) in enumerate(EVENT_TYPES)}

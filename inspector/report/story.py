@@ -38,6 +38,7 @@ class ToldEvent(Record, frozen=True):
     table: Annotated[int | None, Meta(description="The table's number; null where it is not known.")]
     event: Annotated[str, Meta(description="In the grammar of inspector/events.py.")]
     change: ChangedEntry | None
+    callers: Annotated[Sequence[str], Meta(description="Of a call: the functions that called it, the innermost first.")]
 
 
 class OperationDocument(Document, frozen=True, kw_only=True):
@@ -96,7 +97,7 @@ def _changed(change: Change | None) -> ChangedEntry | None:
 
 def _told(told: Told) -> ToldEvent:
     number = None if told.table is None else told.table.number
-    return ToldEvent(told.operation, number, format_raw(told.raw), _changed(told.change))
+    return ToldEvent(told.operation, number, format_raw(told.raw), _changed(told.change), told.callers)
 
 
 def explained(events: Sequence[Told]) -> OperationDocument:
@@ -117,6 +118,8 @@ def _event(told: Told, indent: str) -> Lines:
     change = told.change
     if change is None:
         yield indent + printable(format_raw(told.raw))
+        if told.callers:
+            yield f"{indent}  called by: {printable(' < '.join(told.callers))}"
         return
     yield f"{indent}store to level {change.level}, IPA {change.ia:#x} ({size(change.size)}), at {change.pa:#x}"
     yield f"{indent}  was {raw(change.old.raw)}  {_text(change.old)}"

@@ -29,6 +29,7 @@ class BrokenRule(Record, frozen=True):
         Meta(description="The table's number, in the order in which they were made, from 1; 0: it is of none."),
     ]
     call: str
+    callers: Annotated[Sequence[str], Meta(description="The functions that called it, the innermost first.")]
     where: str
     state: str
     history: Sequence[str]
@@ -41,6 +42,7 @@ class DifferentOperation(Record, frozen=True):
     operation: Annotated[int, Meta(description="Its number in the trace, from 1.")]
     table: Annotated[int, Meta(description="The table's number, in the order in which they were made, from 1.")]
     call: str
+    callers: Annotated[Sequence[str], Meta(description="The functions that called it, the innermost first.")]
     model: Annotated[Sequence[str], Meta(description="Events of the model around the first that differs.")]
     kernel: Sequence[str]
 
@@ -103,7 +105,9 @@ def _differing(followed: Followed) -> Sequence[Differing]:
 
 def _different(found: Differing) -> DifferentOperation:
     told = found.difference
-    return DifferentOperation(told.what, found.operation, found.table, found.call, told.model, told.kernel)
+    return DifferentOperation(
+        told.what, found.operation, found.table, found.call, found.callers, told.model, told.kernel
+    )
 
 
 def _not_followed(followed: Followed) -> dict[str, int]:
@@ -124,6 +128,7 @@ def _broken(broken: Broken) -> BrokenRule:
         broken.operation,
         broken.table,
         broken.call,
+        broken.callers,
         violation.where,
         violation.state,
         violation.history,
@@ -214,6 +219,7 @@ def _listed(numbers: Mapping[str, int]) -> str:
 def _difference(paint: Painter, found: Differing) -> Iterator[str]:
     yield paint(f"table {found.table}, operation {found.operation}: {printable(found.call)}", "red")
     yield f"  {printable(found.difference.what)}"
+    yield from _called_by(found.callers)
     for side, told in (("model", found.difference.model), ("kernel", found.difference.kernel)):
         yield f"  {side}:"
         yield from (f"    {printable(line)}" for line in told)
@@ -226,3 +232,9 @@ def _finding(paint: Painter, broken: Broken) -> Iterator[str]:
     )
     yield paint(": ".join((", ".join(places) or "no table", printable(broken.call))), "red")
     yield from (f"  {printable(line)}" for line in broken.violation.lines())
+    yield from _called_by(broken.callers)
+
+
+def _called_by(callers: Sequence[str]) -> Iterator[str]:
+    if callers:
+        yield f"  called by: {printable(' < '.join(callers))}"

@@ -1,6 +1,6 @@
 """``python -m inspector.trace``: what run_qemu.sh needs before it starts a machine that can be traced.
 
-Writes ``probe.conf`` and ``plan.json`` into a folder, and prints the probe's library.
+Writes ``probe.conf``, ``plan.json`` and ``functions.txt`` into a folder, and prints the probe's library.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from inspector.findings import InspectorError
 from inspector.symbols.opening import open_symbols
+from inspector.trace.names import FUNCTIONS_FILE, listed
 from inspector.trace.plan import make_plan
 from inspector.trace.plugin import api_of, build, version_of
 
@@ -40,6 +41,7 @@ def main() -> int:
         return int(error.exit_code)
     (given.folder / "probe.conf").write_text(plan.config())
     (given.folder / "plan.json").write_text(json.dumps({**plan.header(), "qemu": version}))
+    (given.folder / FUNCTIONS_FILE).write_text(listed(symbols))
     print(library)
     return 0
 

@@ -7,7 +7,7 @@ address is that of its place in the linear map, whose distance the first store t
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +19,7 @@ from inspector.events import (
     CACHE,
     CALL,
     CASFAIL,
+    CHAIN,
     DEFER,
     ENTER,
     FREE,
@@ -82,9 +83,13 @@ class _Call:
 
 @dataclass
 class Assembler:
-    """``pages`` are the table pages that are known, entry by entry; ``outside`` counts what lay in no operation."""
+    """``pages`` are the table pages that are known, entry by entry; ``outside`` counts what lay in no operation.
+
+    ``names`` gives the function of a link address.
+    """
 
     plan: Plan
+    names: Callable[[int], str | None] = lambda _: None
     pages: dict[int, dict[int, int]] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
     outside: Counter[str] = field(default_factory=Counter)
@@ -102,6 +107,7 @@ class Assembler:
     _sections: dict[int, list[_Call]] = field(default_factory=dict)
     _force: dict[int, int] = field(default_factory=dict)
     _told: dict[int, int] = field(default_factory=dict)
+    _chains: dict[tuple[int, ...], int] = field(default_factory=dict)
     _loading: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -278,6 +284,12 @@ class Assembler:
             if function.role is Role.OPERATION:
                 section = self._section(stack)
                 within = f",in={section}" if section is not None else ""
+                callers = record.words[len(function.arguments) : -2]
+                if callers:
+                    if callers not in self._chains:
+                        self._chains[callers] = len(self._chains) + 1
+                        yield call.lane, (CHAIN, self._chains[callers], self._chain(callers))
+                    within += f",by={self._chains[callers]}"
                 yield call.lane, (CALL, function.name, self._arguments(call) + within)
             return
         if function.role is Role.FLUSH:
@@ -308,6 +320,10 @@ class Assembler:
             calls.append(call)
             return
         yield from self._tell_all(calls[0], self._effect(function, call.words))
+
+    def _chain(self, callers: Sequence[int]) -> str:
+        # A return address is that of the instruction after the call.
+        return "<".join(self.names(each - 4) or f"{each:#x}" for each in callers)
 
     def _enter_section(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
         call = _Call(function, record.words[: len(function.arguments)], record.words[-1])

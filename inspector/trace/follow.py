@@ -13,6 +13,7 @@ from inspector.findings import BadInput
 from inspector.trace.assemble import Assembler
 from inspector.trace.file import Trace, Writer
 from inspector.trace.gdb_rules import OperationJudge, is_by_gdb
+from inspector.trace.names import names_of
 from inspector.trace.only import Only
 from inspector.trace.performed import NONSENSE
 from inspector.trace.plan import of_header
@@ -79,7 +80,7 @@ class Following:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._assembler = Assembler(of_header(self.header))
+        self._assembler = Assembler(of_header(self.header), names_of(self.folder))
         self._judge = Judge(self.header)
 
     def go(

@@ -24,6 +24,8 @@ _RETURNS: Final = frozenset({0xD65F03C0, 0xD65F0BFF, 0xD65F0FFF})
 """RET, RETAA and RETAB (DDI 0487 C6.2)."""
 
 _HYP_VECTORS: Final = "__kvm_nvhe___kvm_hyp_host_vector"
+_FRAMES: Final = 12
+"""Callers of an operation that are told of; at most ``MOST_FRAMES`` of probe.c."""
 _MOST: Final = 1 << 16
 """Bytes of a function: beyond this the symbols are wrong."""
 
@@ -64,7 +66,7 @@ class Plan:
 
     def config(self) -> str:
         """What the probe reads."""
-        lines = [f"p {address:x} {number} {registers}" for address, number, registers in self.probes]
+        lines = [f"p {address:x} {number} {words} {self._frames(number)}" for address, number, words in self.probes]
         lines += [f"s {self.walkers[0]:x} {self.walkers[1]:x}", f"m {self.linear[0]:x} {self.linear[1]:x}"]
         lines += [f"i {low:x} {high:x}" for low, high in (self.walkers, *self.invalidating)]
         lines += [f"i {low:x} {high:x}" for low, high in self.contexts]
@@ -76,6 +78,10 @@ class Plan:
         if self.anchor:
             lines.append("a " + " ".join(f"{each:x}" for each in self.anchor))
         return "\n".join([*lines, ""])
+
+    def _frames(self, number: int) -> int:
+        """How many callers are told of."""
+        return _FRAMES if number < EXIT and FUNCTIONS[self.functions[number]].role is Role.OPERATION else 0
 
     def header(self) -> dict[str, Any]:
         """As JSON: `of_header` reads it back."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 _HEAD: Final = struct.Struct("<BBHI")
-MOST_WORDS: Final = 16
+MOST_WORDS: Final = 32
 
 
 class RecordKind(enum.IntEnum):
@@ -23,8 +23,9 @@ class RecordKind(enum.IntEnum):
 class Record(NamedTuple):
     """``number`` is that of a function, with `plan.EXIT` at its return; of a store its size (`SIZES`).
 
-    ``words`` of a store: its virtual and physical address, what was to be stored (128 bits), what is there after it,
-    the address of the instruction, what a CAS found (all ones of any other), SP; of registers: the values of
+    ``words`` of a function's entry: its arguments, the return addresses of its callers as far as they are told, x30,
+    SP; of a store: its virtual and physical address, what was to be stored (128 bits), what a
+    store on a condition found, the address of the instruction, what it had to find, SP; of registers: the values of
     `plan.REGISTERS`, SP.
     """
 

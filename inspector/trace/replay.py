@@ -12,6 +12,7 @@ from inspector.events import (
     ALLOC_EXACT,
     BARRIER,
     CALL,
+    CHAIN,
     DEFER,
     ENTER,
     FREE,
@@ -42,12 +43,16 @@ _ENTRIES = frozenset({"mkyoung", "mkold"})
 
 @dataclass(frozen=True)
 class Broken:
-    """A rule that an operation breaks: its number in the trace, the table's, the call as it stands there."""
+    """A rule that an operation breaks: its number in the trace, the table's, the call as it stands there.
+
+    ``callers`` are the functions that called it, the innermost first, as far as they were told.
+    """
 
     operation: int
     table: int
     call: str
     violation: Violation
+    callers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Differing:
     table: int
     call: str
     difference: Difference
+    callers: tuple[str, ...] = ()
 
 
 @dataclass
@@ -122,8 +128,9 @@ class Judge:
         self._owners: dict[int, _Table] = {}
         self._lanes: dict[int, _Lane] = {}
         self._contexts = Contexts(orders_switches=self._generation.relax_local_tlbi)
-        self._flushes: dict[int, tuple[Flush, int | None, str]] = {}
+        self._flushes: dict[int, tuple[Flush, int | None, Performed]] = {}
         self._loading: dict[int, int] = {}
+        self._chains: dict[int, tuple[str, ...]] = {}
 
     def take(self, lane: int, raw: RawEvent) -> None:
         """One event.  Raises one of `performed.NONSENSE` for what no kernel does."""
@@ -133,6 +140,9 @@ class Judge:
         kind = raw[0]
         if kind == CALL:
             self._begin(lane, raw)
+            return
+        if kind == CHAIN:
+            self._chains[raw[1]] = tuple(str(raw[2]).split("<"))
             return
         operation = self._lanes.get(lane)
         if operation is None:
@@ -168,7 +178,7 @@ class Judge:
             operation.flush = None
         else:
             self._contexts.feed(operation.flush, raw)
-        self._gather_contexts(operation.performed.number, operation.performed.text)
+        self._gather_contexts(operation.performed)
 
     def _outside(self, lane: int, raw: RawEvent) -> None:
         """What lies in no operation: ioctls and vCPUs that are loaded, and the TLB functions that these call."""
@@ -182,20 +192,20 @@ class Judge:
                 self._contexts.load(words.get("cpu", 0), words.get("vcpu", 0))
             elif raw[1] != IOCTL:
                 flush = self._contexts.enter(raw[1], words.get("cpu", 0), None)
-                self._flushes[lane] = flush, words.get("in"), format_raw(raw)
+                self._flushes[lane] = flush, words.get("in"), _around(raw)
         elif kind == LEAVE and raw[1] == LOADING:
             self._contexts.loaded(self._loading.pop(lane, 0))
         elif kind == LEAVE:
             for table in self._tables.values():
                 table.protocol.end_section(lane)
-                self._gather_of(table, 0, format_raw(raw))
+                self._gather_of(table, _around(raw))
         elif kind == SYSREG:
             self._contexts.wrote(raw[1], raw[3])
-            self._gather_contexts(0, format_raw(raw))
+            self._gather_contexts(_around(raw))
 
     def _flush(self, lane: int, raw: RawEvent) -> None:
         """Within a TLB function that no operation called."""
-        flush, section, text = self._flushes[lane]
+        flush, section, around = self._flushes[lane]
         if raw[0] == TLBI:
             self.counts.invalidations[raw[1]] += 1
         if raw[0] != LEAVE:
@@ -206,13 +216,18 @@ class Judge:
             for table in self._tables.values():
                 if table.number == flush.table:
                     table.protocol.flushed(lane, flush.events, section)
-        self._gather_contexts(0, text)
+        self._gather_contexts(around)
 
-    def _gather_contexts(self, number: int, text: str) -> None:
+    def _gather_contexts(self, done: Performed) -> None:
         if self._contexts.found:
-            self.broken += [
-                Broken(number, each.table, text, each.violation) for each in self._contexts.take_found(text.split()[0])
-            ]
+            found = self._contexts.take_found(done.text.split()[0])
+            self.broken += [self._is_broken(done, each.table, each.violation) for each in found]
+
+    def _is_broken(self, done: Performed, table: int, violation: Violation) -> Broken:
+        return Broken(done.number, table, done.text, violation, self._callers(done))
+
+    def _callers(self, done: Performed) -> tuple[str, ...]:
+        return self._chains.get(done.words.get("by", 0), ())
 
     def _begin(self, lane: int, raw: RawEvent) -> None:
         _, function, arguments = raw
@@ -277,7 +292,7 @@ class Judge:
         assert table is not None
         if operation.flush is not None:
             self._contexts.feed(operation.flush, raw)
-            self._gather_contexts(operation.performed.number, operation.performed.text)
+            self._gather_contexts(operation.performed)
         elif raw[0] == ALLOC_EXACT:
             self._contexts.made(table.number, raw[1])
         if raw[0] == ALLOC:
@@ -292,12 +307,12 @@ class Judge:
 
     def _gather(self, operation: _Lane) -> None:
         if operation.table is not None:
-            self._gather_of(operation.table, operation.performed.number, operation.performed.text)
+            self._gather_of(operation.table, operation.performed)
 
-    def _gather_of(self, table: _Table, number: int, text: str) -> None:
+    def _gather_of(self, table: _Table, done: Performed) -> None:
         if table.protocol.violations:
             found, table.protocol.violations = table.protocol.violations, []
-            self.broken += [Broken(number, table.number, text, each) for each in found]
+            self.broken += [self._is_broken(done, table.number, each) for each in found]
 
     def _end(self, lane: int, operation: _Lane, raw: RawEvent) -> None:
         del self._lanes[lane]
@@ -324,10 +339,15 @@ class Judge:
         before = len(self.verdicts.found)
         shadow.end(performed, self.verdicts)
         self.differing += [
-            Differing(done.number, table.number, done.text, difference)
+            Differing(done.number, table.number, done.text, difference, self._callers(done))
             for done, difference in self.verdicts.found[before:]
         ]
 
     def finish(self) -> None:
         """No more events: what was begun and not ended is counted."""
         self.counts.unfinished += len(self._lanes)
+
+
+def _around(raw: RawEvent) -> Performed:
+    """What is in no operation, as where something was found."""
+    return Performed(0, "", format_raw(raw), {})

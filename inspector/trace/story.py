@@ -9,7 +9,21 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from inspector.codec import Descriptor, Format, Geometry, Kind, Regime, decode
-from inspector.events import ALLOC, ALLOC_EXACT, CALL, DEFER, FREE, FREE_EXACT, GET, PUT, RET, STORE, TLBI, RawEvent
+from inspector.events import (
+    ALLOC,
+    ALLOC_EXACT,
+    CALL,
+    CHAIN,
+    DEFER,
+    FREE,
+    FREE_EXACT,
+    GET,
+    PUT,
+    RET,
+    STORE,
+    TLBI,
+    RawEvent,
+)
 from inspector.findings import BadInput
 from inspector.generations import Generation
 from inspector.tables.shapes import Tree
@@ -60,13 +74,17 @@ class KnownTable:
 
 
 class Told(NamedTuple):
-    """One event: the number of its operation, the table where that is known, the entry that it changes if it does."""
+    """One event: the number of its operation, the table where that is known, the entry that it changes if it does.
+
+    ``callers``, of a call: the functions that called it, the innermost first, as far as they were told.
+    """
 
     operation: int
     lane: int
     table: KnownTable | None
     raw: RawEvent
     change: Change | None
+    callers: tuple[str, ...] = ()
 
 
 class Story:
@@ -83,6 +101,7 @@ class Story:
         self._made = 0
         self._lanes: dict[int, tuple[int, KnownTable | None]] = {}
         self._owners: dict[int, KnownTable] = {}
+        self._chains: dict[int, tuple[str, ...]] = {}
 
     def events(self) -> Iterator[Told]:
         """In order.  Raises `BadInput`."""
@@ -96,7 +115,11 @@ class Story:
     def _events(self) -> Iterator[Told]:
         for lane, raw in self._trace.events():
             bounded(raw)
-            if raw[0] == CALL:
+            callers: tuple[str, ...] = ()
+            if raw[0] == CHAIN:
+                self._chains[raw[1]] = tuple(str(raw[2]).split("<"))
+            elif raw[0] == CALL:
+                callers = self._chains.get(words_of(raw[2]).get("by", 0), ())
                 if raw[1] == PROTECTING:
                     continue
                 self._begin(lane, raw)
@@ -107,7 +130,7 @@ class Story:
             if table is None and raw[0] in _OWNED:
                 table = self._owners.get(raw[1] & self._mask)
                 self._lanes[lane] = number, table
-            yield Told(number, lane, table, raw, self._happens(table, raw))
+            yield Told(number, lane, table, raw, self._happens(table, raw), callers)
             if raw[0] == RET:
                 del self._lanes[lane]
 

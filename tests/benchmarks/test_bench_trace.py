@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from tests.live.counting import qemu
 from tests.live.machine import Event, Machine
-from tests.live.test_trace import inspect, qemu
+from tests.live.test_trace import inspect
 
 pytestmark = pytest.mark.live
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -61,8 +62,9 @@ class Operation:
         events = [each for each in self.events if each != (BARRIER, "isb")]
         if events and events[-1] == (BARRIER, "ishst"):
             events.pop()
-        # The CPU's features are the probe's to tell.
-        return self.function, self.arguments.partition(",fwb=")[0], tuple(events), self.returned
+        # The CPU's features, and who called in which ioctl, are the probe's to tell.
+        arguments = re.sub(r",(fwb|in|by)=.*", "", self.arguments)
+        return self.function, arguments, tuple(events), self.returned
 
 
 def operations(path: Path) -> list[Operation]:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from inspector.protocol.facts import operation_name
+from tests.live.counting import ended as counted_by
+from tests.live.counting import with_counter
 from tests.live.machine import RUN_QEMU, Machine, common_options, process_alive
-from tests.live.test_trace import inspect, with_counter
+from tests.live.test_trace import inspect
 
 pytestmark = pytest.mark.live
 
@@ -94,20 +95,13 @@ def test_random_actions_are_followed_one_and_all(tmp_path: Path) -> None:
         assert told["actions"] == sum(told["done"].values()) == 600
         kinds = {name for name, count in told["done"].items() if count}
         assert kinds >= {"touch", "both", "race", "create", "slot", "drop", "protect", "log_on", "log_get"}
-        os.kill(machine.qemu_pid, signal.SIGTERM)
-        end = time.monotonic() + 20
-        while not (tmp_path / "counts").exists() and time.monotonic() < end:
-            time.sleep(0.05)
-        time.sleep(0.2)
+        counted = counted_by(machine.qemu_pid, tmp_path)
         done = inspect("trace", "--run-dir", machine.run_dir, "--for", "0", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(done.stdout)
     assert (document["verdict"], document["broken"]) == ("clean", [])
     assert document["pages_made"] == document["pages_freed"], "no VM is left"
-    counted: dict[str, int] = {}
-    for name, count in (line.split() for line in (tmp_path / "counts").read_text().splitlines()):
-        counted[operation_name(name)] = max(counted.get(operation_name(name), 0), int(count))
-    assert {name: count for name, count in counted.items() if count} == document["operations_by_name"]
+    assert counted == document["operations_by_name"]
     assert document["operations"] > 600
 
 

@@ -74,6 +74,18 @@ def test_a_violation_says_where_it_is_and_what_came_before() -> None:
     assert violation.history[1] == "CPU 0: sysreg cpu=0 reg=vttbr_el2 value=0x2000040010001"
 
 
+def test_a_finding_names_who_called() -> None:
+    judge = Judge({"generation": "6.12", "page_shift": 12})
+    feed(judge, "vm")
+    judge.take(0, parse_raw("chain number=7 functions=kvm_unmap_gfn_range<kvm_mmu_notifier_invalidate_range_start"))
+    lines = (TRACES / "bad_other_vmid.trace").read_text().replace("size=0x1000", "size=0x1000,by=7").splitlines()
+    for line in lines:
+        if not line.startswith("#"):
+            judge.take(0, parse_raw(line))
+    (found,) = judge.broken
+    assert found.callers == ("kvm_unmap_gfn_range", "kvm_mmu_notifier_invalidate_range_start")
+
+
 def test_what_is_in_no_operation_is_told_so() -> None:
     (found,) = judged("bad_other_vcpu")
     assert (found.operation, found.table) == (0, 1)

@@ -12,6 +12,7 @@ from inspector.events import (
     CACHE,
     CALL,
     CASFAIL,
+    CHAIN,
     DEFER,
     ENTER,
     FREE,
@@ -416,6 +417,24 @@ def test_an_ioctl_has_operations_and_flushes_in_it() -> None:
         (0, (CALL, "kvm_pgtable_stage2_wrprotect", call)),
     ]
     assert not assembler.outside
+
+
+def test_who_called_an_operation_is_told_once() -> None:
+    """By return addresses, which are those after the calls; later calls from there refer to it."""
+    names = {0xFFFF800080001000: "inner", 0xFFFF800080002000: "outer"}
+    assembler = Assembler(plan(), lambda address: names.get(address & -0x1000))
+    chain = (0xFFFF800080001010, 0xFFFF800080003000, 0xFFFF800080003800)
+    call = enter("kvm_pgtable_stage2_unmap", PGT, 0, 0x1000)
+    call = call._replace(words=(*call.words[:-2], *chain, *call.words[-2:]))
+    records = (*INIT, call, leave("kvm_pgtable_stage2_unmap"), call)
+    told = [raw for each in records for _, raw in assembler.take(each)][4:]
+    arguments = f"pgt={PGT:#x},addr=0x0,size=0x1000,by=1"
+    assert told == [
+        (CHAIN, 1, "inner<outer<0xffff800080003800"),
+        (CALL, "kvm_pgtable_stage2_unmap", arguments),
+        (RET, 0),
+        (CALL, "kvm_pgtable_stage2_unmap", arguments),
+    ]
 
 
 def test_vttbr_of_who_runs_is_told_when_it_is_news() -> None:

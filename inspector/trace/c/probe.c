@@ -3,8 +3,8 @@
  * A TCG plugin that writes down what chosen instructions do: no policy is here, see inspector/trace/plan.py.
  *
  * config=FILE says where to look, a line each, addresses in hexadecimal:
- *	p ADDRESS NUMBER REGISTERS	when this instruction is about to run: x0 and on, x30, sp; then all is written out
- *					when NUMBER is EXIT or above
+ *	p ADDRESS NUMBER REGISTERS FRAMES	when this instruction is about to run: x0 and on, so many return addresses
+ *					of its callers' frames, x30, sp; then all is written out when NUMBER is EXIT or above
  *	s LOW HIGH			stores by instructions of this range
  *	m LOW HIGH			... to these addresses alone
  *	i LOW HIGH			TLBI, IC, DC, barriers, HVC and writes of system registers in this range
@@ -28,6 +28,7 @@
 #define MOST_CPUS	64
 #define MOST_RANGES	128
 #define MOST_REGISTERS	8
+#define MOST_FRAMES	12
 #define MOST_TOLD	8
 #define EXIT		1000
 
@@ -35,7 +36,7 @@ enum { RECORD_PROBE = 1, RECORD_STORE, RECORD_INSTRUCTION, RECORD_REGISTERS };
 
 struct probe {
 	uint64_t address;
-	uint32_t number, registers;
+	uint32_t number, registers, frames;
 };
 
 struct ranges {
@@ -146,16 +147,46 @@ static void tell_registers(unsigned int cpu)
 	record(RECORD_REGISTERS, cpu, 0, words, told_count + 1);
 }
 
+static bool read_words(unsigned int cpu, uint64_t address, uint64_t *words, size_t count)
+{
+	g_byte_array_set_size(buffers[cpu], 0);
+	if (!qemu_plugin_read_memory_vaddr(address, buffers[cpu], count * sizeof(*words)) ||
+	    buffers[cpu]->len != count * sizeof(*words))
+		return false;
+	memcpy(words, buffers[cpu]->data, count * sizeof(*words));
+	return true;
+}
+
+/* AAPCS64: x29 points to a record of the caller's x29 and x30, and each to the next, higher up on the stack. */
+static unsigned int read_frames(unsigned int cpu, unsigned int most, uint64_t *found)
+{
+	uint64_t at = value_of(cpu, 29), record[2];
+	unsigned int count = 0;
+
+	while (count < most && at >> 63 && !(at & 7) && read_words(cpu, at, record, 2) && record[1]) {
+		/* Addresses are signed (PACIASP); the kernel's have ones there. */
+		found[count++] = (record[1] | 0xffffull << 48) - slide;
+		if (record[0] <= at)
+			break;
+		at = record[0];
+	}
+	return count;
+}
+
 static void on_probe(unsigned int cpu, void *data)
 {
 	const struct probe *probe = data;
-	uint64_t words[MOST_REGISTERS + 2];
+	uint64_t words[MOST_REGISTERS + MOST_FRAMES + 2];
 	unsigned int count = probe->registers;
 
 	tell_registers(cpu);
 	find_hyp(cpu);
 	for (unsigned int i = 0; i < count; i++)
 		words[i] = value_of(cpu, i);
+	if (probe->frames) {
+		words[count++] = (value_of(cpu, 30) | 0xffffull << 48) - slide;
+		count += read_frames(cpu, probe->frames - 1, words + count);
+	}
 	words[count] = value_of(cpu, 30);
 	words[count + 1] = value_of(cpu, 31);
 	record(RECORD_PROBE, cpu, probe->number, words, count + 2);
@@ -378,14 +409,15 @@ static bool add_range(struct ranges *ranges, uint64_t low, uint64_t high)
 static bool read_line(const char *line)
 {
 	unsigned long long a, b;
-	unsigned int number, count;
+	unsigned int number, count, frames;
 	char what;
 
-	if (sscanf(line, "p %llx %u %u", &a, &number, &count) == 3 && count <= MOST_REGISTERS) {
+	if (sscanf(line, "p %llx %u %u %u", &a, &number, &count, &frames) == 4 && count <= MOST_REGISTERS &&
+	    frames <= MOST_FRAMES) {
 		probes = realloc(probes, (probe_count + 1) * sizeof(*probes));
 		if (!probes)
 			return false;
-		probes[probe_count++] = (struct probe){ .address = a, .number = number, .registers = count };
+		probes[probe_count++] = (struct probe){ a, number, count, frames };
 		return true;
 	}
 	if (sscanf(line, "a %llx %x %x %x", &a, &anchor.words[0], &anchor.words[1], &anchor.words[2]) == 4) {
