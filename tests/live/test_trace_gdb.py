@@ -5,7 +5,6 @@ The plugin and the agent in gdb look at one machine at once: what the exerciser 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -30,9 +29,9 @@ from inspector.trace.follow import RECORDS, read_plan
 from inspector.trace.plan import of_header
 from inspector.trace.raw import Reader
 from tests.conftest import kernel_labels
-from tests.live.kills import Kill, one_round
 from tests.live.machine import Machine
 from tests.live.poke import qmp
+from tests.live.trace_kills import busy, killed
 
 pytestmark = pytest.mark.live
 
@@ -173,62 +172,10 @@ def test_a_full_disk_is_one_sentence(both: Both) -> None:
         assert client.running()
 
 
-def busy(machine: Machine, ended: threading.Event) -> None:
-    """Keep the exerciser at work: VMs made, touched and destroyed."""
-    with contextlib.suppress(OSError, EOFError):
-        while not ended.is_set():
-            machine.command("run one", timeout=60)
-            machine.command("end", timeout=60)
-
-
-def planned(chance: random.Random, folder: Path) -> Kill:
-    """A kill between the first moment and some seconds after operations are followed."""
-    number = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
-    victim = chance.choice(("driver", "driver", "gdb")) if number is signal.SIGKILL else "driver"
-    command = ("trace", "--for", "4", "-o", str(folder / "killed.s2trace"))
-    return Kill(chance.choice(("process", "gdb")), command, victim, number, chance.uniform(0.2, 4.0))
-
-
-def killed(machine: Machine, count: int, seed: int, folder: Path) -> list[str]:
-    """Rounds in which the driver or its gdb is killed while it follows; what was not as it must be."""
-    chance = random.Random(seed)
-    troubles = []
-    ended = threading.Event()
-    work = threading.Thread(target=busy, args=(machine, ended), daemon=True)
-    work.start()
-    with qmp(machine) as client:
-        for number in range(count):
-            kill = planned(chance, folder)
-            (folder / "killed.s2trace").unlink(missing_ok=True)
-            outcome = one_round(machine, client, kill, f"{seed}-{number}", folder)
-            trouble = outcome.trouble or _not_replayed(folder / "killed.s2trace")
-            # A breakpoint that stayed would stop the machine at the exerciser's next operation.
-            before = len(machine.named("done"))
-            try:
-                machine.wait_for("done", timeout=20, count=before + 3)
-            except TimeoutError:
-                trouble = trouble or "the machine does not go on"
-            if not client.running():
-                trouble = trouble or "the machine stopped later: a breakpoint is left"
-            if trouble:
-                troubles.append(f"{kill}: {trouble}")
-    ended.set()
-    work.join(90)
-    return troubles
-
-
-def _not_replayed(trace: Path) -> str | None:
-    """Why what there is of the trace is no trace; one that was not begun is none either."""
-    if not trace.exists() or not trace.stat().st_size:
-        return None
-    list(Trace(trace).events())
-    return None
-
-
 def test_kills_leave_nothing_behind(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     with Machine.start(scenario="none") as machine:
-        troubles = killed(machine, KILLS, seed, tmp_path)
+        troubles = list(killed(machine, KILLS, seed, tmp_path))
     assert not troubles, f"seed {seed}: " + "; ".join(troubles)
 
 
