@@ -672,6 +672,68 @@ def inject(
     return ExitCode.CLEAN if done.done else ExitCode.UNTESTABLE
 
 
+@_command(
+    "validate",
+    machine=False,
+    epilog="Examples: inspector validate --kernel arch/arm64/boot/Image --vmlinux vmlinux | inspector validate "
+    "--kernel 6.12 --quick --json | inspector validate --kernel Image --baseline-kernel 6.12 --junit report.xml | "
+    "git bisect run inspector validate --kernel arch/arm64/boot/Image --quick. Exit code 1: something was found; "
+    "3: interrupted; 125: something could not be tested, and nothing was found.",
+)
+@click.option("--kernel", metavar="WHAT", required=True, help="As of run_qemu.sh: an Image, or a kernel of Debian's.")
+@click.option("--vmlinux", "vmlinux_file", metavar="FILE", default="", help="That kernel's.")
+@click.option("--baseline-kernel", metavar="WHAT", default=None, help="Say what is different from this one.")
+@click.option("--baseline-vmlinux", metavar="FILE", default="", help="The baseline's.")
+@click.option("--quick", "depth", flag_value="quick", help="One configuration, no random actions.")
+@click.option("--full", "depth", flag_value="full", help="Every configuration, 2,000 random actions in each.")
+@click.option("--seed", type=click.IntRange(0), default=1, help="Of the random actions. Default: 1.")
+@click.option("--keep", metavar="FOLDER", type=click.Path(), help="Keep the traces, for `inspector replay`.")
+@click.option("--ktap", is_flag=True, help="The verdict as KTAP, a test a part.")
+@click.option("--junit", metavar="FILE", type=click.Path(), help="The verdict as JUnit XML, beside what is printed.")
+def validate(
+    options: Options,
+    kernel: str,
+    vmlinux_file: str,
+    baseline_kernel: str | None,
+    baseline_vmlinux: str,
+    depth: str | None,
+    seed: int,
+    keep: str | None,
+    ktap: bool,
+    junit: str | None,
+) -> int:
+    """A kernel booted in several ways, its guests driven, every stage-2 operation followed: a verdict.
+
+    With a baseline also what operations do otherwise there. The machines are run_qemu.sh's: run it from a checkout.
+    """
+    from inspector.target.signals import signals_raise
+    from inspector.validate.run import Kernel
+    from inspector.validate.verdict import Request
+    from inspector.validate.verdict import validate as run_validate
+
+    if ktap and options.as_json:
+        raise BadInput("--json and --ktap exclude each other")
+    request = Request(
+        Kernel(kernel, vmlinux_file),
+        Kernel(baseline_kernel, baseline_vmlinux) if baseline_kernel is not None else None,
+        depth or "default",
+        seed,
+        Path(keep) if keep is not None else None,
+    )
+    with signals_raise(), progress(options.debug) as tell:
+        verdict = run_validate(request, tell)
+    if junit is not None:
+        try:
+            Path(junit).write_text(report.validate.junit(verdict))
+        except OSError as error:
+            raise BadInput(f"{junit} cannot be written: {error.strerror}") from None
+    shown = report.crosscheck.ktap if ktap else report.crosscheck.lines
+    options.emit(report.validate.document, shown, verdict)
+    if verdict.interrupted:
+        say("interrupted; the verdict is on what was done so far")
+    return verdict.code
+
+
 # --- the way in and out ---
 
 

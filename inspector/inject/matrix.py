@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +15,9 @@ from inspector.findings import BadInput, TargetLost, Untestable
 from inspector.inject.catalogue import FAULTS, Fault
 from inspector.inject.perform import inject
 from inspector.inject.results import Cell
+from inspector.machines import Machine, require
 from inspector.trace.follow import Following, read_plan
 
-RUN_QEMU: Final = Path(__file__).resolve().parents[2] / "run_qemu.sh"
 _WAIT: Final = 30.0
 """Seconds for a fault to be reached, once its workload runs."""
 _AFTER: Final = 0.5
@@ -40,8 +40,7 @@ def run_matrix(
     names: Iterable[str], kernels: Iterable[str], path: Path | None, tell: Callable[[str], None]
 ) -> Iterator[Cell]:
     """Each cell, when it is done; one that ``path`` has is not run again.  Raises `BadInput`, `Untestable`."""
-    if not RUN_QEMU.is_file():
-        raise BadInput("the machines are started by run_qemu.sh: run this from a checkout of the project")
+    require()
     known = {(cell.fault, cell.kernel): cell for cell in (read_cells(path) if path is not None else [])}
     for kernel in kernels:
         for name in names:
@@ -57,7 +56,8 @@ def run_matrix(
 
 def _run(fault: Fault, kernel: str, tell: Callable[[str], None]) -> Cell:
     began = time.monotonic()
-    machine = _Machine(kernel)
+    options = ["--trace", "--scenario", "none", "--memory", "1536", *(["--kernel", kernel] if kernel else [])]
+    machine = Machine(f"inject-{os.getpid()}", options)
     try:
         machine.start()
         found, reason = _break(fault, machine, tell)
@@ -70,7 +70,7 @@ def _run(fault: Fault, kernel: str, tell: Callable[[str], None]) -> Cell:
     return Cell(fault.name, kernel, verdict, found, round(time.monotonic() - began, 1), reason)
 
 
-def _break(fault: Fault, machine: _Machine, tell: Callable[[str], None]) -> tuple[tuple[str, ...], str]:
+def _break(fault: Fault, machine: Machine, tell: Callable[[str], None]) -> tuple[tuple[str, ...], str]:
     """What the trace says, and why nothing was injected (empty: it was)."""
     state = machine.state()
     vmlinux = Path(state["vmlinux"]) if state.get("vmlinux") else None
@@ -85,46 +85,3 @@ def _break(fault: Fault, machine: _Machine, tell: Callable[[str], None]) -> tupl
     judge = following.end().judge
     rules = sorted({broken.violation.rule for broken in judge.broken})
     return (*rules, *(["model"] if judge.differing else [])), ""
-
-
-class _Machine:
-    """A traced machine of run_qemu.sh's, without guests until something is sent."""
-
-    def __init__(self, kernel: str) -> None:
-        self._options = ["--name", "inject-matrix", "--trace", "--scenario", "none", "--memory", "1536"]
-        self._options += ["--kernel", kernel] if kernel else []
-        self.folder = Path()
-
-    def _command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(RUN_QEMU), *self._options, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-
-    def start(self) -> None:
-        """Raises `Untestable` with what run_qemu.sh says."""
-        done = self._command("start")
-        if done.returncode:
-            raise Untestable(done.stderr.strip().rpartition("\n")[2].removeprefix("run_qemu.sh: "))
-        line = next(line for line in done.stdout.splitlines() if line.strip().startswith("log "))
-        self.folder = Path(line.split(maxsplit=1)[1]).parent
-
-    def state(self) -> dict[str, str]:
-        """What run_qemu.sh wrote down of it."""
-        lines = (self.folder / "state").read_text().splitlines()
-        return {name: value for name, _, value in (line.partition("=") for line in lines)}
-
-    def send(self, line: str) -> None:
-        """To its exerciser; until it is done, or the machine is."""
-        self._command("send", line)
-
-    def alive(self) -> bool:
-        """It runs."""
-        return (self.folder / "pid").exists()
-
-    def stop(self) -> None:
-        """Whatever became of it."""
-        self._command("stop")

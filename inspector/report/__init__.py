@@ -21,6 +21,7 @@ from inspector.report import (
     story,
     sysregs,
     trace,
+    validate,
     vms,
     walk,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "story",
     "sysregs",
     "trace",
+    "validate",
     "vms",
     "walk",
 ]

@@ -49,17 +49,20 @@ class Crosscheck(Document, frozen=True, kw_only=True):
 def document(verdict: Verdict) -> Crosscheck:
     """`inspector crosscheck`."""
     return Crosscheck(
-        built=verdict.built,
-        verdict=_worst(verdict),
-        parts=[
-            PartOfVerdict(part.name, _WORDS[part.code], part.summary, part.lines, part.figures, part.script)
-            for part in verdict.parts
-        ],
-        interrupted=verdict.interrupted,
+        built=verdict.built, verdict=word_of(verdict), parts=parts_of(verdict), interrupted=verdict.interrupted
     )
 
 
-def _worst(verdict: Verdict) -> Word:
+def parts_of(verdict: Verdict) -> list[PartOfVerdict]:
+    """Each thing that was tried."""
+    return [
+        PartOfVerdict(part.name, _WORDS[part.code], part.summary, part.lines, part.figures, part.script)
+        for part in verdict.parts
+    ]
+
+
+def word_of(verdict: Verdict) -> Word:
+    """All of it in a word."""
     return _WORDS[replace(verdict, interrupted=False).code]
 
 

@@ -39,6 +39,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     report.story.OperationDocument,
     report.story.LifeOfEntry,
     report.story.TablesThen,
+    report.validate.Validate,
     report.inject.FaultList,
     report.inject.InjectedFault,
     report.inject.FaultMatrix,

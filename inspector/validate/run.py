@@ -1,0 +1,184 @@
+"""One kernel in one configuration: booted, driven, followed, checked; and what came of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from inspector.crosscheck.verdict import Part
+from inspector.findings import ExitCode, InspectorError, Untestable
+from inspector.machines import Machine, sentence
+from inspector.trace.file import Trace
+from inspector.trace.follow import Followed, Following, open_output, read_plan
+from inspector.trace.lockstep import Difference
+from inspector.validate.configurations import Configuration
+from inspector.validate.console import reports
+from inspector.validate.shape import Shapes, shapes
+
+Tell = Callable[[str], None]
+_LINES: Final = 12
+"""Of the end of a console."""
+_AFTER: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """``what`` as run_qemu.sh's --kernel takes it."""
+
+    what: str
+    vmlinux: str = ""
+
+    def options(self) -> list[str]:
+        """Of run_qemu.sh."""
+        return ["--kernel", self.what, *(["--vmlinux", self.vmlinux] if self.vmlinux else [])]
+
+
+@dataclass
+class Run:
+    """What one boot came to; ``shapes`` is empty where nothing was followed."""
+
+    configuration: Configuration
+    release: str = ""
+    parts: list[Part] = field(default_factory=list)
+    shapes: Shapes = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def is_whole(self) -> bool:
+        """It can be compared."""
+        return bool(self.shapes) and not any(part.code is ExitCode.UNTESTABLE for part in self.parts)
+
+
+def run(
+    kernel: Kernel, configuration: Configuration, lines: Sequence[str], trace: Path, tell: Tell, label: str = ""
+) -> Run:
+    """Boot it, have its guests do ``lines``, and say what came of it; the trace is kept in a file."""
+    began = time.monotonic()
+    result = Run(configuration)
+    name = f"validate-{os.getpid()}"
+    options = [*kernel.options(), *configuration.options(), "--trace", "--memory", "1536"]
+    machine = Machine(name, options)
+    prefix = f"{label or configuration.name}: "
+
+    def add(what: str, code: ExitCode, summary: str, more: Sequence[str] = (), **figures: int | float | str) -> None:
+        result.parts.append(Part(prefix + what, code, summary, tuple(more), figures))
+
+    try:
+        tell(f"{prefix}boots")
+        try:
+            machine.start()
+        except Untestable as error:
+            add("boot", ExitCode.UNTESTABLE, str(error), _end(machine))
+            return result
+        following = Following(machine.folder, read_plan(machine.folder))
+        result.release = following.header["release"]
+        problem = _check(machine, add)
+        for line in lines:
+            tell(f"{prefix}{line}")
+            problem = problem or _work(machine, line)
+        if problem:
+            add("workload", ExitCode.UNTESTABLE, problem, _end(machine))
+        tell(f"{prefix}judges what was followed")
+        with open_output(trace) as stream:
+            following.go(stream, _AFTER, machine.alive, tell)
+        _judge(following.end(), add)
+        _console(machine, add)
+        result.shapes = shapes(Trace(trace).events())
+    except InspectorError as error:
+        add("run", ExitCode.UNTESTABLE, str(error), _end(machine))
+    finally:
+        machine.stop()
+        result.seconds = time.monotonic() - began
+    return result
+
+
+def _end(machine: Machine) -> list[str]:
+    return machine.console().splitlines()[-_LINES:]
+
+
+def _work(machine: Machine, line: str) -> str:
+    """Why it could not be done; empty when it was."""
+    done = machine.send(line)
+    if done.returncode:
+        return f"'{line}' failed: {sentence(done)}"
+    ended = machine.send("end")
+    return f"after '{line}': {sentence(ended)}" if ended.returncode else ""
+
+
+def _check(machine: Machine, add: Callable[..., None]) -> str:
+    """The tables of the default scenario, at one instant; why they could not be read."""
+    done = machine.inspect("check", "--json")
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        return f"its tables could not be checked: {done.stderr.strip()[-200:]}"
+    errors = [each for each in found["findings"] if each["severity"] == "error"]
+    summary = f"{found['vms']} VMs, {len(found['checked'])} rules, {len(errors)} findings"
+    lines = [f"{each['id']}: {each['what']}" if "what" in each else json.dumps(each) for each in errors]
+    add("tables", ExitCode.FINDINGS if errors else ExitCode.CLEAN, summary, lines, findings=len(errors))
+    return ""
+
+
+def _judge(followed: Followed, add: Callable[..., None]) -> None:
+    judge, counts = followed.judge, followed.judge.counts
+    if counts.protected or counts.hypercalls or counts.operations <= counts.unknown:
+        add("operations", ExitCode.UNTESTABLE, "what the kernel did could not be followed")
+        return
+    broken = _grouped(
+        ((each.violation.rule, each.violation.operation), (each.call, *each.violation.lines(), *_by(each.callers)))
+        for each in judge.broken
+    )
+    summary = f"{counts.operations:,} operations, {len(judge.broken)} break a rule"
+    code = ExitCode.FINDINGS if judge.broken else ExitCode.CLEAN
+    add("protocol", code, summary, broken, operations=counts.operations, broken=len(judge.broken))
+    differing = _grouped(
+        (
+            (each.call.partition(" args=")[0], each.difference.what.partition(":")[0]),
+            (each.call, each.difference.what, *_sides(each.difference), *_by(each.callers)),
+        )
+        for each in judge.differing
+    )
+    summary = f"{judge.verdicts.held:,} operations do what the model does, {len(judge.differing)} do not"
+    summary += f", {judge.verdicts.raced:,} raced" if judge.verdicts.raced else ""
+    code = ExitCode.FINDINGS if judge.differing else ExitCode.CLEAN
+    add("model", code, summary, differing, held=judge.verdicts.held, differing=len(judge.differing))
+    unseen = {name: count for name, count in followed.outside.items() if name != "operation on hyp stage-1"}
+    if unseen:
+        what = ", ".join(f"{name} {count}" for name, count in unseen.items())
+        add("followed", ExitCode.UNTESTABLE, f"not all was followed: {what}")
+
+
+def _sides(difference: Difference) -> Iterator[str]:
+    for side, told in (("model", difference.model), ("kernel", difference.kernel)):
+        yield f"  {side}:"
+        yield from (f"    {line}" for line in told)
+
+
+def _grouped(found: Iterable[tuple[tuple[str, str], Sequence[str]]]) -> list[str]:
+    """The first of each kind, and how many more there are."""
+    kinds: dict[tuple[str, str], list[Sequence[str]]] = {}
+    for kind, lines in found:
+        kinds.setdefault(kind, []).append(lines)
+    shown: list[str] = []
+    for kind, all_of_it in kinds.items():
+        shown += all_of_it[0]
+        if len(all_of_it) > 1:
+            shown.append(f"  and {len(all_of_it) - 1} more: {' in '.join(kind)}")
+    return shown
+
+
+def _by(callers: Sequence[str]) -> Iterator[str]:
+    if callers:
+        yield "  called by: " + " < ".join(callers)
+
+
+def _console(machine: Machine, add: Callable[..., None]) -> None:
+    said = list(reports(machine.console()))
+    lines = [line for each in said for line in each]
+    code = ExitCode.FINDINGS if said else ExitCode.CLEAN
+    add("console", code, f"{len(said)} reports of the kernel's own", lines, reports=len(said))

@@ -1,0 +1,122 @@
+"""All of it: each configuration of the kernel, of the baseline, and what differs between them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from inspector.crosscheck.verdict import Part, Verdict
+from inspector.findings import ExitCode
+from inspector.machines import require
+from inspector.target.signals import Interrupted
+from inspector.validate.compare import Change, changes
+from inspector.validate.configurations import CONFIGURATIONS, Configuration, workload
+from inspector.validate.run import Kernel, Run, run
+
+_BASELINES: Final = 2
+"""Runs of the baseline: where it differs from itself there is nothing to compare."""
+_MOST: Final = 8
+"""Changes that are shown."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """``depth`` is a key of `CONFIGURATIONS`; traces are kept in ``keep`` (``None``: they are not)."""
+
+    kernel: Kernel
+    baseline: Kernel | None = None
+    depth: str = "default"
+    seed: int = 1
+    keep: Path | None = None
+
+
+def validate(request: Request, tell: Callable[[str], None]) -> Verdict:
+    """Raises `BadInput` outside of a checkout.  Interrupted, what had been done is the verdict."""
+    require()
+    configurations = CONFIGURATIONS[request.depth]
+    lines = workload(request.depth, request.seed)
+    built: list[str] = []
+    parts: list[Part] = []
+    interrupted = False
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = request.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for configuration in configurations:
+                _one(request, configuration, lines, folder, tell, built, parts)
+        except (KeyboardInterrupt, Interrupted):
+            interrupted = True
+    what = f"seed {request.seed}, {len(configurations)} configurations: the default scenario, {', '.join(lines)}"
+    return Verdict([*filter(None, dict.fromkeys(built)), what], parts, interrupted)
+
+
+def _one(
+    request: Request,
+    configuration: Configuration,
+    lines: Sequence[str],
+    folder: Path,
+    tell: Callable[[str], None],
+    built: list[str],
+    parts: list[Part],
+) -> None:
+    done = run(request.kernel, configuration, lines, folder / f"{configuration.name}.s2trace", tell)
+    built.append(f"kernel: {request.kernel.what}, Linux {done.release}" if done.release else "")
+    parts += done.parts
+    if request.baseline is None:
+        return
+    base: list[Run] = []
+    for number in range(_BASELINES):
+        label = f"{configuration.name}, baseline"
+        trace = folder / f"{configuration.name}-baseline-{number + 1}.s2trace"
+        base.append(run(request.baseline, configuration, lines, trace, tell, label))
+    built.append(f"baseline: {request.baseline.what}, Linux {base[0].release}")
+    bad = [part for part in base[0].parts if part.code is not ExitCode.CLEAN]
+    parts += [_of_baseline(part) for part in bad]
+    parts.append(compared(configuration.name, done, base))
+
+
+def _of_baseline(part: Part) -> Part:
+    """What is wrong with the baseline is said, and is no finding about the kernel."""
+    return Part(part.name, ExitCode.UNTESTABLE, part.summary, part.lines, part.figures)
+
+
+def compared(name: str, done: Run, base: Sequence[Run]) -> Part:
+    """What the kernel does otherwise than the baseline."""
+    if not done.is_whole or not all(each.is_whole for each in base):
+        return Part(f"{name}: compared", ExitCode.UNTESTABLE, "a run was not whole: nothing is compared")
+    found = changes([each.shapes for each in base], done.shapes)
+    unsteady = sum(
+        1 for key in base[0].shapes for shape in base[0].shapes[key] if shape not in base[-1].shapes.get(key, {})
+    )
+    total = sum(map(len, base[0].shapes.values()))
+    summary = f"{len(found)} of {total} ways in which operations go differ from the baseline"
+    if found:
+        bad = any(part.code is ExitCode.FINDINGS for part in done.parts)
+        summary += ": see the findings" if bad else ", and break no rule"
+    if unsteady:
+        summary += f"; {unsteady} differ from one run of the baseline to the next, and are not compared"
+    return Part(
+        f"{name}: compared",
+        ExitCode.CLEAN,
+        summary,
+        tuple(_lines(found)),
+        {"changes": len(found), "shapes": total, "unsteady": unsteady},
+    )
+
+
+def _lines(found: Sequence[Change]) -> Iterator[str]:
+    for change in found[:_MOST]:
+        if change.old is None:
+            what = "is new"
+        elif change.new is None:
+            what = "is gone"
+        else:
+            what = "goes another way"
+        yield f"{change.operation} that returned {change.returned} {what} ({change.example.times} times):"
+        yield f"  operation {change.example.operation}, {change.example.call}"
+        yield from (f"  {line}" for line in change.lines())
+    if len(found) > _MOST:
+        yield f"... and {len(found) - _MOST} more"

@@ -1,0 +1,86 @@
+"""Kernels that are booted and judged: a clean one against itself, and one with an instruction less.
+
+The faulty kernel is the distribution's Image with one instruction of a TLB function made a NOP: nothing is built.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inspector.inject.catalogue import FAULTS
+from inspector.inject.perform import place
+from inspector.symbols import open_symbols
+
+pytestmark = pytest.mark.live
+
+REPO = Path(__file__).resolve().parents[2]
+NOP = 0xD503201F
+
+
+def image() -> Path:
+    return Path(os.environ["INSPECTOR_KERNELS"]) / os.environ["INSPECTOR_DEFAULT_KERNEL"] / "vmlinuz"
+
+
+def without(fault: str, path: Path) -> Path:
+    """The default kernel's Image, without the instruction that ``fault`` would pass by."""
+    symbols = open_symbols(image=image())
+    address, _ = place(symbols, FAULTS[fault])
+    code = bytearray(image().read_bytes())
+    struct.pack_into("<I", code, address - symbols.link_text, NOP)
+    path.write_bytes(code)
+    return path
+
+
+def validate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "inspector", "validate", *map(str, arguments)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_a_faulty_kernel_against_a_clean_one(tmp_path: Path) -> None:
+    """Both verdicts of one command: the kernel's findings, and that the difference is the fault."""
+    faulty = without("no-dsb-after", tmp_path / "Image")
+    traces, xml = tmp_path / "traces", tmp_path / "junit.xml"
+    options: list[str | Path] = ["--quick", "--json", "--keep", traces, "--junit", xml]
+    done = validate("--kernel", faulty, "--baseline-kernel", image(), *options)
+    assert done.returncode == 1, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    parts = {part["name"]: part for part in document["parts"]}
+    assert document["verdict"] == parts["vhe: protocol"]["verdict"] == "findings"
+    assert any(line.startswith("B5: ") for line in parts["vhe: protocol"]["lines"])
+    for clean in ("tables", "model", "console", "compared"):
+        assert parts[f"vhe: {clean}"]["verdict"] == "clean", parts[f"vhe: {clean}"]
+    compared = parts["vhe: compared"]
+    assert compared["figures"]["changes"] >= 1
+    changed = [line.strip() for line in compared["lines"] if line.strip()[:1] in ("+", "-")]
+    assert set(changed) == {"-barrier ish"}
+    # The baseline was clean: nothing of it is among the parts.
+    assert not [name for name in parts if "baseline" in name]
+    assert len(list(traces.iterdir())) == 3
+    assert 'failures="1"' in xml.read_text()
+
+
+def test_a_kernel_that_does_not_boot(tmp_path: Path) -> None:
+    """Told apart from findings, with the end of its console."""
+    code = bytearray(image().read_bytes())
+    symbols = open_symbols(image=image())
+    address = symbols.require("start_kernel")
+    struct.pack_into("<I", code, address - symbols.link_text, 0xD4200000)  # BRK
+    (tmp_path / "Image").write_bytes(code)
+    done = validate("--kernel", tmp_path / "Image", "--quick", "--ktap")
+    assert done.returncode == 125, done.stdout
+    assert "ok 1 vhe: boot # SKIP not tested" in done.stdout
