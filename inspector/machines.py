@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Final
 from inspector.findings import BadInput, Untestable
 
 RUN_QEMU: Final = Path(__file__).resolve().parents[1] / "run_qemu.sh"
+_CONSOLE: Final = re.compile(r"its console is in (\S+)")
+"""Where run_qemu.sh keeps that of a machine that did not come up."""
 
 
 def require() -> None:
@@ -24,6 +27,7 @@ class Machine:
     def __init__(self, name: str, options: Sequence[str]) -> None:
         self._options = ["--name", name, *options]
         self.folder = Path()
+        self._console: Path | None = None
 
     def _command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -39,6 +43,8 @@ class Machine:
         """Raises `Untestable` with what run_qemu.sh says."""
         done = self._command("start")
         if done.returncode:
+            kept = _CONSOLE.search(sentence(done))
+            self._console = Path(kept[1]) if kept else None
             raise Untestable(sentence(done))
         line = next(line for line in done.stdout.splitlines() if line.strip().startswith("log "))
         self.folder = Path(line.split(maxsplit=1)[1]).parent
@@ -59,7 +65,7 @@ class Machine:
     def console(self) -> str:
         """What its kernel and its exerciser have printed."""
         try:
-            return (self.folder / "console.log").read_text(errors="replace")
+            return (self._console or self.folder / "console.log").read_text(errors="replace")
         except OSError:
             return ""
 

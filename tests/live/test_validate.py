@@ -78,9 +78,11 @@ def test_a_kernel_that_does_not_boot(tmp_path: Path) -> None:
     """Told apart from findings, with the end of its console."""
     code = bytearray(image().read_bytes())
     symbols = open_symbols(image=image())
-    address = symbols.require("start_kernel")
+    address = symbols.require("run_init_process")
     struct.pack_into("<I", code, address - symbols.link_text, 0xD4200000)  # BRK
     (tmp_path / "Image").write_bytes(code)
     done = validate("--kernel", tmp_path / "Image", "--quick", "--ktap")
     assert done.returncode == 125, done.stdout
     assert "ok 1 vhe: boot # SKIP not tested" in done.stdout
+    assert "QEMU ended before the guests ran" in done.stdout
+    assert "Kernel panic - not syncing" in done.stdout
