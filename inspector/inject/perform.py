@@ -18,7 +18,6 @@ from inspector.target.connect import attached
 from inspector.target.mi import MiSession
 
 _MOST_HITS = 10_000
-_PAC = 0xFFFF << 48
 _MOST_CODE = 1 << 12
 
 
@@ -110,8 +109,9 @@ def _is_called_by(session: MiSession, symbols: KernelSymbols, fault: Fault, slid
     """By x30, or by the frame record (AAPCS64) where another function was called since."""
     where = ("$x30",) if fault.at is At.ENTRY else ("$x30", "*(unsigned long *)($x29 + 8)")
     for each in where:
-        # PACIASP has signed it, but at an entry; the image's addresses have ones there.
-        near = symbols.nearest((_value(session, f"(unsigned long){each}") | _PAC) - slide)
+        # PACIASP has signed it, but at an entry, in bits that are ones in all of the kernel's text.
+        ones = -(1 << (~symbols.link_text & (1 << 64) - 1).bit_length()) & (1 << 64) - 1
+        near = symbols.nearest((_value(session, f"(unsigned long){each}") | ones) - slide)
         if near is not None and near[0].startswith(tuple(fault.caller.split())):
             return True
     return False

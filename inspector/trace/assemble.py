@@ -205,8 +205,6 @@ class Assembler:
             if calls:
                 self._calling[record.cpu] = calls[0]
             return
-        if calls and calls[0].function.role is Role.HYP:
-            return
         if calls:
             yield from self._tell(calls[0], event)
         elif event[0] != BARRIER:
@@ -293,8 +291,6 @@ class Assembler:
                 yield call.lane, (CALL, function.name, self._arguments(call) + within)
             return
         if function.role is Role.FLUSH:
-            if calls and calls[0].function.role is Role.HYP:
-                return
             own = not calls
             if own:
                 call.lane = self._free_lane(record.cpu)
@@ -303,12 +299,6 @@ class Assembler:
             return
         if function.role is Role.VTCR:
             calls.append(call)
-            return
-        if function.role is Role.HYP:
-            self.outside["operation on hyp stage-1"] += not calls
-            calls.append(call)
-            return
-        if calls and calls[0].function.role is Role.HYP:
             return
         if not calls:
             del self._running[stack]
@@ -376,16 +366,12 @@ class Assembler:
             yield from self._leave_section(function, record, stack)
             return
         calls = self._running.get(stack, [])
-        if calls and calls[0].function.role is Role.HYP and function.role is not Role.HYP:
-            return
         if not calls or calls[-1].function is not function or calls[-1].stack != record.words[-1]:
             return
         call = calls.pop()
         if not calls:
             del self._running[stack]
         value = record.words[0]
-        if function.role is Role.HYP:
-            return
         if function.role is Role.FLUSH:
             yield from self._tell(calls[0] if calls else call, (LEAVE, function.name))
             if not calls:

@@ -22,7 +22,6 @@ class Role(enum.Enum):
     DEFER = enum.auto()
     DCACHE = enum.auto()
     ICACHE = enum.auto()
-    HYP = enum.auto()
     HYP_FLUSH = enum.auto()
     FLUSH = enum.auto()
     SECTION = enum.auto()
@@ -111,8 +110,13 @@ _ALL: Final = (
     Function("kvm_s2_zalloc_pages_exact", Role.ALLOC_EXACT, ("size",)),
     Function("kvm_s2_free_pages_exact", Role.FREE_EXACT, ("va", "size")),
     Function("stage2_free_unlinked_table", Role.DEFER, ("va", "level")),
-    # Hyp stage-1 by the kernel at EL1 (nVHE, hVHE): the same pages' callbacks, other tables.
-    *(Function(f"kvm_pgtable_hyp_{name}", Role.HYP, ()) for name in ("init", "map", "unmap", "destroy")),
+    # Hyp stage-1, which the kernel keeps at EL1 (nVHE, hVHE), and what kvm_hyp_mm_ops has of its own (mmu.c).
+    Function("kvm_pgtable_hyp_init", Role.INIT, ("pgt", "va_bits")),
+    _operation("kvm_pgtable_hyp_map", "addr", "size", "phys", "prot"),
+    _operation("kvm_pgtable_hyp_unmap", "addr", "size"),
+    _operation("kvm_pgtable_hyp_destroy"),
+    Function("kvm_host_put_page", Role.PUT, ("va",)),
+    Function("kvm_hyp_zalloc_page", Role.ALLOC, ("arg",)),
     # What EL2 does at a hypercall there (arch/arm64/kvm/hyp/nvhe/tlb.c).
     *(Function(f"__kvm_nvhe_{name}", Role.HYP_FLUSH, ()) for name in FLUSHING),
     *(Function(name, Role.FLUSH, ()) for name in FLUSHING),
@@ -127,6 +131,10 @@ _ALL: Final = (
 
 FUNCTIONS: Final[Mapping[str, Function]] = {function.name: function for function in _ALL}
 """By name.  One that a kernel has not is not followed: the release has no such operation, or it is inlined."""
+
+OF_HYP: Final = ("kvm_hyp_zalloc_page", "kvm_host_put_page")
+"""Without these hyp stage-1 is not followed, and nothing that begins with `HYP_PREFIX`."""
+HYP_PREFIX: Final = "kvm_pgtable_hyp_"
 
 NEEDED: Final = (
     "kvm_pgtable_stage2_map",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from inspector.codec import Geometry
@@ -40,6 +40,7 @@ from inspector.events import (
 )
 from inspector.generations import Generation
 from inspector.model.attributes import AF
+from inspector.model.hyp import HypStage1
 from inspector.model.machine import Machine
 from inspector.model.pages import MemoryCache, NoSuchPage, PageStore
 from inspector.model.prot import model_prot
@@ -134,8 +135,14 @@ class Shadow:
     """
 
     def __init__(
-        self, generation: Generation, geometry: Geometry, features: Mapping[str, int], flags: Mapping[str, int]
+        self,
+        generation: Generation,
+        geometry: Geometry,
+        features: Mapping[str, int],
+        flags: Mapping[str, int],
+        hyp: Machine | None = None,
     ) -> None:
+        """``hyp``: the table is the hypervisor's own, on this machine."""
         pgt_flags = features.get("flags", 0)
         machine = Machine(
             fwb=bool(features["fwb"]),
@@ -147,7 +154,11 @@ class Shadow:
         )
         self._generation = generation
         self._store = _LiveStore(1 << geometry.granule_shift)
-        self._pgt = Stage2(generation, machine, geometry, self._store)
+        self._pgt: Stage2 | HypStage1 = (
+            Stage2(generation, machine, geometry, self._store)
+            if hyp is None
+            else HypStage1(generation, hyp, geometry, self._store)
+        )
         self._truth = PageStore(1 << geometry.granule_shift)
         self._hardware_af = bool(features.get("vtcr", 0) & _HA)
         self._hints = bool(features["ttl"])
@@ -358,7 +369,7 @@ class Shadow:
 
     def _flags_that_may_be_set(self, performed: Performed) -> list[tuple[int, int]]:
         """Leaves of the operation's range whose access flag the hardware may have set unseen."""
-        pgt = self._pgt
+        pgt = self.model
         start = performed.words.get("addr", 0) & self._mask
         end = start + max(performed.words.get("size", 0), 1)
         found: list[tuple[int, int]] = []
@@ -435,7 +446,16 @@ class Shadow:
 
     @property
     def model(self) -> Stage2:
-        """The table in the model."""
+        """The table in the model.  Raises ``TypeError`` when it is the hypervisor's."""
+        if not isinstance(self._pgt, Stage2):
+            raise TypeError("this is a table of hyp stage-1")
+        return self._pgt
+
+    @property
+    def hyp(self) -> HypStage1:
+        """The hypervisor's table in the model.  Raises ``TypeError`` when it is a guest's."""
+        if not isinstance(self._pgt, HypStage1):
+            raise TypeError("this is a table of stage-2")
         return self._pgt
 
     def deferred_page(self, performed: Performed) -> tuple[int, int]:
@@ -451,6 +471,44 @@ class Shadow:
     def gives_entry(self) -> bool:
         """``mkyoung`` returns the old entry; later releases return nothing."""
         return self._generation.mkyoung_returns_pte
+
+
+class HypShadow:
+    """Hyp stage-1 in the model, as often as there are CPUs that it may be on: hVHE, BTI and LPA2 are not told.
+
+    What the kernel does says which: those that do otherwise are left out, as long as one does the same.
+    """
+
+    def __init__(
+        self, generation: Generation, geometry: Geometry, features: Mapping[str, int], flags: Mapping[str, int]
+    ) -> None:
+        wide = generation.lpa2 and geometry.granule_shift != 16
+        self._possible = [
+            Shadow(generation, replace(geometry, lpa2=lpa2), features, flags, Machine(hvhe=hvhe, bti=bti))
+            for lpa2 in (False, True)[: 1 + wide]
+            for hvhe in (False, True)
+            for bti in (False, True)
+        ]
+
+    def begin(self) -> None:
+        """As of `Shadow`."""
+        for each in self._possible:
+            each.begin()
+
+    def end(self, performed: Performed, verdicts: Verdicts) -> None:
+        """As of `Shadow`."""
+        outcomes = []
+        for each in self._possible:
+            own = Verdicts()
+            each.end(performed, own)
+            outcomes.append((each, own))
+        good = [(each, own) for each, own in outcomes if not own.found]
+        if good:
+            self._possible = [each for each, _ in good]
+        told = (good or outcomes)[0][1]
+        verdicts.held += told.held
+        verdicts.raced += told.raced
+        verdicts.found += told.found
 
 
 def _cache(performed: Performed) -> MemoryCache | None:
@@ -499,6 +557,10 @@ _RUN: Final[Mapping[str, Callable[[Shadow, Performed], int | None]]] = {
     "destroy_range": _nothing(lambda model, words: model.destroy_range(words["addr"], words["size"])),
     "destroy_pgd": _nothing(lambda model, words: model.destroy_pgd()),
     "grace_period": _free,
+    "hyp_init": lambda s, p: s.hyp.init(),
+    "hyp_map": lambda s, p: s.hyp.map(p.words["addr"], p.words["size"], p.words["phys"], s.prot(p)),
+    "hyp_unmap": lambda s, p: s.hyp.unmap(p.words["addr"], p.words["size"]),
+    "hyp_destroy": lambda s, p: s.hyp.destroy(),
 }
 
 

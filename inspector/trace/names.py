@@ -14,7 +14,7 @@ FUNCTIONS_FILE: Final = "functions.txt"
 
 def listed(symbols: KernelSymbols) -> str:
     """One function a line, by link address: ``ffff800080010000 _stext``."""
-    low, high = symbols.link_text, symbols.address("_etext") or symbols.link_text
+    low, high = symbols.link_text, symbols.address("_einittext") or symbols.address("_etext") or 0
     lines = []
     for at, address in enumerate(symbols.table.addresses):
         if low <= address < high:

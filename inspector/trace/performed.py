@@ -14,7 +14,7 @@ from inspector.model.pages import NoSuchPage
 
 CALLBACK: Final = "stage2_free_unlinked_table_rcu_cb"
 """Its pages say of which table it is."""
-ENDS: Final = frozenset({"destroy", "destroy_pgd"})
+ENDS: Final = frozenset({"destroy", "destroy_pgd", "hyp_destroy"})
 """After these there is no table."""
 _DS: Final = 32
 """VTCR_EL2.DS: descriptors of 52-bit addresses."""

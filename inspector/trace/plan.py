@@ -12,7 +12,18 @@ from inspector.findings import InspectorError, Untestable
 from inspector.generations import recognise
 from inspector.kernel.traits import traits
 from inspector.symbols.kernel import KernelSymbols
-from inspector.trace.functions import FLUSHING, FUNCTIONS, INVALIDATING, NEEDED, SWITCHING, WALKERS, Function, Role
+from inspector.trace.functions import (
+    FLUSHING,
+    FUNCTIONS,
+    HYP_PREFIX,
+    INVALIDATING,
+    NEEDED,
+    OF_HYP,
+    SWITCHING,
+    WALKERS,
+    Function,
+    Role,
+)
 
 EXIT: Final = 1000
 """Added to a function's number at its return: ``EXIT`` of probe.c."""
@@ -133,6 +144,8 @@ def make_plan(symbols: KernelSymbols, page_shift: int = 12) -> Plan:
     found = re.search(r"Linux version (\S+)", banner)
     release = found[1] if found else ""
     functions = [function for name, function in FUNCTIONS.items() if symbols.address(name) is not None]
+    if not all(symbols.address(name) is not None and _returns(symbols, name) for name in OF_HYP):
+        functions = [each for each in functions if not each.name.startswith(HYP_PREFIX) and each.name not in OF_HYP]
     low, high = _walkers(symbols)
     text = symbols.text(low, high - low) or b""
     code = struct.unpack(f"<{len(text) // 4}I", text)
@@ -246,16 +259,21 @@ def _end(symbols: KernelSymbols, low: int) -> int:
     raise Untestable(f"{symbols.description}: the function at {low:#x} has no end")
 
 
+def _returns(symbols: KernelSymbols, name: str) -> list[int]:
+    low, high = _extent(symbols, name)
+    text = symbols.text(low, high - low) or b""
+    words = struct.unpack(f"<{len(text) // 4}I", text)
+    return [low + 4 * at for at, word in enumerate(words) if word in _RETURNS]
+
+
 def _probes(symbols: KernelSymbols, functions: list[Function]) -> Iterator[tuple[int, int, int]]:
     """At the entry of each function, and where it is to be seen, at each of its returns."""
     for number, function in enumerate(functions):
-        low, high = _extent(symbols, function.name)
+        low, _ = _extent(symbols, function.name)
         yield low, number, len(function.arguments)
         if not function.ends:
             continue
-        text = symbols.text(low, high - low) or b""
-        words = struct.unpack(f"<{len(text) // 4}I", text)
-        returns = [low + 4 * at for at, word in enumerate(words) if word in _RETURNS]
+        returns = _returns(symbols, function.name)
         if not returns and function.role not in (Role.FLUSH, Role.SECTION):
             raise Untestable(f"{function.name} of {symbols.description} never returns by itself: it cannot be followed")
         yield from ((address, EXIT + number, 1) for address in returns)

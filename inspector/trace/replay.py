@@ -33,7 +33,7 @@ from inspector.protocol.context import Contexts, Flush
 from inspector.protocol.facts import Call, facts_of, operation_name
 from inspector.protocol.rules import Violation
 from inspector.trace.functions import IOCTL, LOADING, PROTECTING
-from inspector.trace.lockstep import Difference, Shadow, Verdicts
+from inspector.trace.lockstep import Difference, HypShadow, Shadow, Verdicts
 from inspector.trace.performed import CALLBACK, ENDS, Performed, bounded, generation_of, geometry_of, words_of
 
 _ON_PAGE = frozenset({GET, PUT, ALLOC, FREE, DEFER, ALLOC_EXACT, FREE_EXACT})
@@ -93,7 +93,7 @@ class _Table:
 
     number: int
     protocol: Protocol
-    shadow: Shadow | None
+    shadow: Shadow | HypShadow | None
 
 
 @dataclass
@@ -254,7 +254,7 @@ class Judge:
             return
         pgt = numbers.get("pgt", 0)
         if "ia_bits" in numbers:
-            self._tables[pgt] = self._made(numbers)
+            self._tables[pgt] = self._made(numbers, hyp=name == "hyp_init")
         operation.table = self._tables.get(pgt)
         if operation.table is None:
             self.counts.unknown += 1
@@ -268,12 +268,13 @@ class Judge:
         if table.shadow is not None:
             table.shadow.begin()
 
-    def _made(self, words: Mapping[str, int]) -> _Table:
-        """A new table."""
+    def _made(self, words: Mapping[str, int], *, hyp: bool) -> _Table:
+        """A new table, a guest's or the hypervisor's own."""
         self.counts.tables_made += 1
         geometry = geometry_of(words, self._page_shift)
-        facts = facts_of(self._generation, geometry, xnx=self._generation.two_bit_xn)
-        shadow = Shadow(self._generation, geometry, words, self._walk_flags) if "fwb" in words else None
+        facts = facts_of(self._generation, geometry, xnx=self._generation.two_bit_xn, hyp=hyp)
+        of = HypShadow if hyp else Shadow
+        shadow = of(self._generation, geometry, words, self._walk_flags) if "fwb" in words else None
         return _Table(self.counts.tables_made, Protocol(facts), shadow)
 
     def _find(self, lane: int, operation: _Lane, raw: RawEvent) -> bool:
@@ -334,7 +335,7 @@ class Judge:
             operation.performed.ret = ret
             self._compare(table, table.shadow, operation.performed)
 
-    def _compare(self, table: _Table, shadow: Shadow, performed: Performed) -> None:
+    def _compare(self, table: _Table, shadow: Shadow | HypShadow, performed: Performed) -> None:
         """With what the model does."""
         before = len(self.verdicts.found)
         shadow.end(performed, self.verdicts)

@@ -26,6 +26,7 @@ from inspector.events import (
 )
 from inspector.findings import BadInput
 from inspector.generations import Generation
+from inspector.protocol.facts import operation_name
 from inspector.tables.shapes import Tree
 from inspector.tables.walk import reader_of, walk_tree
 from inspector.trace.file import Trace
@@ -142,11 +143,12 @@ class Story:
             self._made += 1
             geometry = geometry_of(words, self._page_shift)
             xnx, fwb = bool(words.get("xnx", 0)), bool(words.get("fwb", 0))
-            fmt = self.generation.format(Regime.STAGE2, fwb=fwb, xnx=xnx)
+            hyp = operation_name(raw[1]) == "hyp_init"
+            fmt = self.generation.format(Regime.HYP_STAGE1 if hyp else Regime.STAGE2, fwb=fwb and not hyp, xnx=xnx)
             self.tables[pgt] = KnownTable(self._made, geometry, fmt)
         table = self.tables.get(pgt) if raw[1] != CALLBACK else None
         self._lanes[lane] = self.operations, table
-        if table is not None and raw[1].removeprefix("kvm_pgtable_stage2_") in ENDS:
+        if table is not None and operation_name(raw[1]) in ENDS:
             del self.tables[pgt]
 
     def _happens(self, table: KnownTable | None, raw: RawEvent) -> Change | None:
@@ -158,7 +160,8 @@ class Story:
             for at, page in enumerate(range(raw[1], raw[1] + (raw[2] if kind == ALLOC_EXACT else size), size)):
                 table.pages[page] = _Page(array("Q", bytes(size)))
                 self._owners[page] = table
-                if kind == ALLOC_EXACT:
+                # The first page of hyp stage-1 is its root; a guest's root is made of exact pages.
+                if kind == ALLOC_EXACT or not table.root:
                     table.root = table.root or raw[1]
                     start = table.geometry.start_level
                     table.pages[page].level = start

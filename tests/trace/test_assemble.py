@@ -452,17 +452,30 @@ def test_a_protected_host_is_told() -> None:
     assert events[4:] == [(0, (CALL, "_kvm_host_prot_finalize", ""))]
 
 
-def test_hyp_stage_1_is_counted_and_not_followed() -> None:
-    """Its tables are not guests', though the callbacks are the same functions."""
+def test_hyp_stage_1_is_followed_too() -> None:
+    """Its tables are not guests', though some callbacks are the same functions."""
     sp = STACK - 64
     events, assembler = assembled(
         (
-            enter("kvm_pgtable_hyp_map"),
-            enter("kvm_host_get_page", 0x50000000 + LINEAR, sp=sp),
+            enter("kvm_pgtable_hyp_init", PGT + 0x100, 48),
+            enter("kvm_hyp_zalloc_page", 0, sp=sp),
+            leave("kvm_hyp_zalloc_page", 0x50000000 + LINEAR, sp=sp),
+            store(PGT + 0x100 - LINEAR, 48),
+            leave("kvm_pgtable_hyp_init"),
+            enter("kvm_pgtable_hyp_map", PGT + 0x100, 0x1000, 0x1000, 0x9000, 3),
             store(0x50000000, 0x403, RELEASE),
-            instruction(0xD50C87A0, 0, sp=sp),
+            enter("kvm_host_get_page", 0x50000000 + LINEAR, sp=sp),
             leave("kvm_pgtable_hyp_map"),
         )
     )
-    assert len(events) == 4
-    assert assembler.outside == {"operation on hyp stage-1": 1}
+    assert [raw[:2] for _, raw in events[4:]] == [
+        (CALL, "kvm_pgtable_hyp_init"),
+        (ALLOC, 0x50000000),
+        (RET, 0),
+        (CALL, "kvm_pgtable_hyp_map"),
+        (STORE, 0x50000000),
+        (GET, 0x50000000),
+        (RET, 0),
+    ]
+    assert "ia_bits=48,start_level=0,vtcr=0x0" in events[4][1][2]
+    assert not assembler.outside

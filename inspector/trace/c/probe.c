@@ -157,6 +157,15 @@ static bool read_words(unsigned int cpu, uint64_t address, uint64_t *words, size
 	return true;
 }
 
+/*
+ * A return address may be signed (PACIASP), in the bits above those of virtual addresses; all of the kernel's text has
+ * ones there: as many as where it is linked.
+ */
+static uint64_t unsigned_link(uint64_t address)
+{
+	return (address | ~0ull << (64 - __builtin_clzll(~stores.at[0].low))) - slide;
+}
+
 /* AAPCS64: x29 points to a record of the caller's x29 and x30, and each to the next, higher up on the stack. */
 static unsigned int read_frames(unsigned int cpu, unsigned int most, uint64_t *found)
 {
@@ -164,8 +173,7 @@ static unsigned int read_frames(unsigned int cpu, unsigned int most, uint64_t *f
 	unsigned int count = 0;
 
 	while (count < most && at >> 63 && !(at & 7) && read_words(cpu, at, record, 2) && record[1]) {
-		/* Addresses are signed (PACIASP); the kernel's have ones there. */
-		found[count++] = (record[1] | 0xffffull << 48) - slide;
+		found[count++] = unsigned_link(record[1]);
 		if (record[0] <= at)
 			break;
 		at = record[0];
@@ -184,7 +192,7 @@ static void on_probe(unsigned int cpu, void *data)
 	for (unsigned int i = 0; i < count; i++)
 		words[i] = value_of(cpu, i);
 	if (probe->frames) {
-		words[count++] = (value_of(cpu, 30) | 0xffffull << 48) - slide;
+		words[count++] = unsigned_link(value_of(cpu, 30));
 		count += read_frames(cpu, probe->frames - 1, words + count);
 	}
 	words[count] = value_of(cpu, 30);
