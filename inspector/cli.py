@@ -616,7 +616,7 @@ def replay(
     "inject",
     epilog="Examples: inspector inject --list | inspector inject --matrix no-tlbi --kernel 6.12 -o cells.jsonl | "
     "./run_qemu.sh start --trace && ./run_qemu.sh run -- inspector inject no-tlbi --json. "
-    "Exit code 1: a fault of the matrix was found by no rule that owns it; 125: none could be injected.",
+    "Exit code 1: a fault of the matrix was found by no rule that owns it; 125: one could not be injected.",
 )
 @click.argument("faults", metavar="[FAULT]...", nargs=-1)
 @click.option("--list", "wanted", flag_value="list", help="The faults, and what finds each.")

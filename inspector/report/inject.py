@@ -124,7 +124,7 @@ def matrix_lines(paint: Painter, cells: Sequence[Cell]) -> Lines:
 
 
 def code_of(cells: Sequence[Cell]) -> ExitCode:
-    """A fault that is missed is a finding about the tool; where nothing could be injected nothing is known."""
+    """A fault that is missed is a finding about the tool; of one that could not be injected nothing is known."""
     if any(each.verdict == "missed" for each in cells):
         return ExitCode.FINDINGS
-    return ExitCode.CLEAN if any(each.verdict == "found" for each in cells) else ExitCode.UNTESTABLE
+    return ExitCode.CLEAN if cells and all(each.verdict == "found" for each in cells) else ExitCode.UNTESTABLE

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from inspector import cli
-from inspector.findings import BadInput, Untestable
+from inspector import cli, report
+from inspector.findings import BadInput, ExitCode, Untestable
 from inspector.inject.catalogue import FAULTS, At, Do, Fault
 from inspector.inject.matrix import read_cells
 from inspector.inject.perform import place
+from inspector.inject.results import Cell
 from inspector.protocol.rules import RULES
 from inspector.symbols import open_symbols
 from inspector.symbols.kernel import KernelSymbols
@@ -75,3 +76,16 @@ def test_a_file_of_something_else(tmp_path: Path) -> None:
         (tmp_path / "cells").write_text(text)
         with pytest.raises(BadInput):
             read_cells(tmp_path / "cells")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        (["found", "found"], ExitCode.CLEAN),
+        (["found", "missed", "not injected"], ExitCode.FINDINGS),
+        (["found", "not injected"], ExitCode.UNTESTABLE),
+        ([], ExitCode.UNTESTABLE),
+    ],
+)
+def test_the_matrix_as_an_exit_code(verdicts: list[str], code: ExitCode) -> None:
+    assert report.inject.code_of([Cell("no-tlbi", "6.1", verdict, (), 1.0, "") for verdict in verdicts]) is code

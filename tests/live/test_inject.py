@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +59,17 @@ def test_one_that_is_not_reached_is_said_so() -> None:
         assert json.loads(done.stdout)["done"] is False
         send(machine, "run one")
         assert rules(machine) == set()
+
+
+def test_the_matrix_is_kept_and_gone_on_with(tmp_path: Path) -> None:
+    """Faults of contexts and callers, which no table shows, in machines of their own; again, from the file alone."""
+    names = ["other-vmid", "no-vcpu-flush", "no-log-flush"]
+    kernel = os.environ["INSPECTOR_DEFAULT_KERNEL"]
+    arguments: list[str | Path] = ["inject", "--matrix", *names, "--kernel", kernel, "-o", tmp_path / "cells", "--json"]
+    done = inspect(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    assert [cell["verdict"] for cell in document["cells"]] == ["found"] * 3
+    assert [cell["found"] for cell in document["cells"]] == [["B3"], ["V4"], ["B8"]]
+    again = inspect(*arguments)
+    assert (again.returncode, json.loads(again.stdout)) == (0, document)
