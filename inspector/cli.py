@@ -684,6 +684,10 @@ def inject(
 @click.option("--vmlinux", "vmlinux_file", metavar="FILE", default="", help="That kernel's.")
 @click.option("--baseline-kernel", metavar="WHAT", default=None, help="Say what is different from this one.")
 @click.option("--baseline-vmlinux", metavar="FILE", default="", help="The baseline's.")
+@click.option(
+    "--tree", metavar="TREE", help="What it was built from: a tree, a tarball or a package, cross-checked first."
+)
+@click.option("--patch", "patches", metavar="FILE", multiple=True, help="Put on a copy of that tree. Repeatable.")
 @click.option("--quick", "depth", flag_value="quick", help="One configuration, no random actions.")
 @click.option("--full", "depth", flag_value="full", help="Every configuration, 2,000 random actions in each.")
 @click.option("--seed", type=click.IntRange(0), default=1, help="Of the random actions. Default: 1.")
@@ -696,6 +700,8 @@ def validate(
     vmlinux_file: str,
     baseline_kernel: str | None,
     baseline_vmlinux: str,
+    tree: str | None,
+    patches: tuple[str, ...],
     depth: str | None,
     seed: int,
     keep: str | None,
@@ -706,6 +712,9 @@ def validate(
 
     With a baseline also what operations do otherwise there. The machines are run_qemu.sh's: run it from a checkout.
     """
+    from inspector.crosscheck.run import Request as Source
+    from inspector.crosscheck.run import default_cache
+    from inspector.crosscheck.sequential import Budget
     from inspector.target.signals import signals_raise
     from inspector.validate.run import Kernel
     from inspector.validate.verdict import Request
@@ -713,12 +722,19 @@ def validate(
 
     if ktap and options.as_json:
         raise BadInput("--json and --ktap exclude each other")
+    if patches and tree is None:
+        raise BadInput("--patch is about a tree: name it with --tree")
+    source = None
+    if tree is not None:
+        budget = Budget(_OPERATIONS, None, seed, tuple(GRANULES), min(len(os.sched_getaffinity(0)), 8), None)
+        source = Source(Path(tree), default_cache(), budget, patches=[Path(file) for file in patches])
     request = Request(
         Kernel(kernel, vmlinux_file),
         Kernel(baseline_kernel, baseline_vmlinux) if baseline_kernel is not None else None,
         depth or "default",
         seed,
         Path(keep) if keep is not None else None,
+        source,
     )
     with signals_raise(), progress(options.debug) as tell:
         verdict = run_validate(request, tell)

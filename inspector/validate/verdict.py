@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from inspector.crosscheck.run import Request as Source
+from inspector.crosscheck.run import run as run_source
 from inspector.crosscheck.verdict import Part, Verdict
 from inspector.findings import ExitCode
 from inspector.machines import require
@@ -24,13 +26,17 @@ _MOST: Final = 8
 
 @dataclass(frozen=True)
 class Request:
-    """``depth`` is a key of `CONFIGURATIONS`; traces are kept in ``keep`` (``None``: they are not)."""
+    """``depth`` is a key of `CONFIGURATIONS`; traces are kept in ``keep`` (``None``: they are not).
+
+    ``source`` is what the kernel was built from, held against the model first: that costs seconds.
+    """
 
     kernel: Kernel
     baseline: Kernel | None = None
     depth: str = "default"
     seed: int = 1
     keep: Path | None = None
+    source: Source | None = None
 
 
 def validate(request: Request, tell: Callable[[str], None]) -> Verdict:
@@ -45,7 +51,12 @@ def validate(request: Request, tell: Callable[[str], None]) -> Verdict:
         folder = request.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            for configuration in configurations:
+            if request.source is not None:
+                before = run_source(request.source, tell)
+                built += before.built
+                parts += [replace(part, name=f"source: {part.name}") for part in before.parts]
+                interrupted = before.interrupted
+            for configuration in () if interrupted else configurations:
                 _one(request, configuration, lines, folder, tell, built, parts)
         except (KeyboardInterrupt, Interrupted):
             interrupted = True
