@@ -135,6 +135,7 @@ def test_vmids_that_run_out() -> None:
     assert (done.returncode, document["broken"], document["differing"]) == (0, [], [])
     assert document["tables_made"] == 300 + 1, "and the hypervisor's own"
     assert document["invalidations"]["alle1is"] == 1
+    assert not machine.run_dir.exists(), "nothing of a traced machine is left"
 
 
 @pytest.mark.parametrize("append", ["", "kvm-arm.mode=nvhe"])
