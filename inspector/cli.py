@@ -746,7 +746,7 @@ def validate(
     shown = report.crosscheck.ktap if ktap else report.crosscheck.lines
     options.emit(report.validate.document, shown, verdict)
     if verdict.interrupted:
-        say("interrupted; the verdict is on what was done so far")
+        say("interrupted; " + ("the verdict is on what was done so far" if verdict.parts else "nothing was done yet"))
     return verdict.code
 
 

@@ -54,12 +54,13 @@ class Run:
         return bool(self.shapes) and not any(part.code is ExitCode.UNTESTABLE for part in self.parts)
 
 
-def run(
-    kernel: Kernel, configuration: Configuration, lines: Sequence[str], trace: Path, tell: Tell, label: str = ""
-) -> Run:
-    """Boot it, have its guests do ``lines``, and say what came of it; the trace is kept in a file."""
+def run(kernel: Kernel, result: Run, lines: Sequence[str], trace: Path, tell: Tell, label: str = "") -> None:
+    """Boot it, have its guests do ``lines``, and put what came of it into ``result``; the trace is kept in a file.
+
+    Whatever ends it, the machine is gone and ``result`` has what was done by then.
+    """
     began = time.monotonic()
-    result = Run(configuration)
+    configuration = result.configuration
     name = f"validate-{os.getpid()}"
     options = [*kernel.options(), *configuration.options(), "--trace", "--memory", "1536"]
     machine = Machine(name, options)
@@ -74,7 +75,7 @@ def run(
             machine.start()
         except Untestable as error:
             add("boot", ExitCode.UNTESTABLE, str(error), _end(machine))
-            return result
+            return
         following = Following(machine.folder, read_plan(machine.folder))
         result.release = following.header["release"]
         problem = _check(machine, add)
@@ -94,7 +95,6 @@ def run(
     finally:
         machine.stop()
         result.seconds = time.monotonic() - began
-    return result
 
 
 def _end(machine: Machine) -> list[str]:

@@ -73,16 +73,20 @@ def _one(
     built: list[str],
     parts: list[Part],
 ) -> None:
-    done = run(request.kernel, configuration, lines, folder / f"{configuration.name}.s2trace", tell)
-    built.append(f"kernel: {request.kernel.what}, Linux {done.release}" if done.release else "")
-    parts += done.parts
+    done = Run(configuration)
+    try:
+        run(request.kernel, done, lines, folder / f"{configuration.name}.s2trace", tell)
+    finally:
+        built.append(f"kernel: {request.kernel.what}, Linux {done.release}" if done.release else "")
+        parts += done.parts
     if request.baseline is None:
         return
     base: list[Run] = []
     for number in range(_BASELINES):
         label = f"{configuration.name}, baseline"
         trace = folder / f"{configuration.name}-baseline-{number + 1}.s2trace"
-        base.append(run(request.baseline, configuration, lines, trace, tell, label))
+        base.append(Run(configuration))
+        run(request.baseline, base[-1], lines, trace, tell, label)
     built.append(f"baseline: {request.baseline.what}, Linux {base[0].release}")
     bad = [part for part in base[0].parts if part.code is not ExitCode.CLEAN]
     parts += [_of_baseline(part) for part in bad]

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,3 +89,20 @@ def test_a_kernel_that_does_not_boot(tmp_path: Path) -> None:
     assert "ok 1 vhe: boot # SKIP not tested" in done.stdout
     assert "QEMU ended before the guests ran" in done.stdout
     assert "Kernel panic - not syncing" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_one_leaves_no_machine(number: signal.Signals) -> None:
+    """Whatever was judged by then is told; one sentence, exit code 3."""
+    command = [sys.executable, "-m", "inspector", "validate", "--kernel", str(image()), "--quick", "--json"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=REPO, start_new_session=True, **pipes) as running:
+        time.sleep(8)
+        # As a terminal does, to all; or as a supervisor, to it alone.
+        os.killpg(running.pid, number) if number is signal.SIGINT else running.send_signal(number)
+        out, errors = running.communicate(timeout=60)
+    assert running.returncode == 3
+    assert json.loads(out)["interrupted"] is True
+    assert errors.splitlines()[-1].startswith("inspector: interrupted; ")
+    left = subprocess.run(["pgrep", "-f", f"name validate-{running.pid} "], capture_output=True, text=True, check=False)
+    assert not left.stdout
