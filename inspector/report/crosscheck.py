@@ -80,7 +80,11 @@ def lines(paint: Painter, verdict: Verdict) -> Lines:
         for line in part.lines:
             text = printable(line)
             margin = " " * (len(text) - len(text.lstrip()) + 2)
-            yield from folded(text, margin, margin + "    ", WIDTH) if len(text) + 2 > WIDTH else [f"  {text}".rstrip()]
+            yield from (
+                folded(text.lstrip(), margin, margin + "    ", WIDTH)
+                if len(text) + 2 > WIDTH
+                else [f"  {text}".rstrip()]
+            )
 
 
 def ktap(paint: Painter, verdict: Verdict) -> Lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +124,12 @@ def compared(name: str, done: Run, base: Sequence[Run]) -> Part:
 
 
 def _lines(found: Sequence[Change]) -> Iterator[str]:
-    for change in found[:_MOST]:
+    """Those with the same difference together."""
+    kinds: dict[tuple[str, ...], list[Change]] = {}
+    for change in found:
+        kinds.setdefault(tuple(line for line in change.lines() if line[:1] in "+-"), []).append(change)
+    for alike in list(kinds.values())[:_MOST]:
+        change = alike[0]
         if change.old is None:
             what = "is new"
         elif change.new is None:
@@ -133,5 +139,9 @@ def _lines(found: Sequence[Change]) -> Iterator[str]:
         yield f"{change.operation} that returned {change.returned} {what} ({change.example.times} times):"
         yield f"  operation {change.example.operation}, {change.example.call}"
         yield from (f"  {line}" for line in change.lines())
-    if len(found) > _MOST:
-        yield f"... and {len(found) - _MOST} more"
+        if len(alike) > 1:
+            names = Counter(each.operation for each in alike[1:])
+            more = ", ".join(f"{count} of {name}" for name, count in names.items())
+            yield f"  and {len(alike) - 1} more with this difference: {more}"
+    if len(kinds) > _MOST:
+        yield f"... and {len(kinds) - _MOST} more differences"

@@ -38,6 +38,16 @@ def test_what_differs_is_shown_and_is_no_finding_by_itself() -> None:
     assert "see the findings" in compared("vhe", run(2, BROKEN), [run(), run()]).summary
 
 
+def test_what_differs_in_the_same_way_is_told_once() -> None:
+    """Two shapes of one operation, each with the other hint."""
+    one, other = unmap(), unmap(page=0x5000077F)
+    base = Run(VHE, "6.12", [], shapes([*one, *other]))
+    done = Run(VHE, "6.12", [], shapes([*unmap(level=2), *unmap(page=0x5000077F, level=2)]))
+    part = compared("vhe", done, [base, base])
+    assert part.figures["changes"] == 2
+    assert part.lines[-1] == "  and 1 more with this difference: 1 of unmap"
+
+
 def test_a_run_that_is_not_whole_is_not_compared() -> None:
     for done, base in ((run(3, UNTESTED), [run()]), (run(), [run(3, UNTESTED)]), (Run(VHE), [run()])):
         assert compared("vhe", done, base).code is ExitCode.UNTESTABLE
