@@ -77,3 +77,16 @@ def test_what_invalidates_at_el2_is_there_and_where_a_boot_begins(symbols: Kerne
 )
 def test_the_linear_map(link_text: int, high: int) -> None:
     assert linear_map(link_text) == (0xFFF0000000000000, high)
+
+
+def test_every_function_that_writes_vttbr_is_known(symbols: KernelSymbols) -> None:
+    """Found by their code; by name in VHE: what runs a guest, what switches for a flush, and no AT instruction's."""
+    plan = make_plan(symbols)
+    found = {symbols.nearest(low) or ("", 0) for low, high in plan.contexts if high - low == 4}
+    names = {name for name, _ in found}
+    runs = {"__kvm_vcpu_run_vhe", "kvm_vcpu_load_vhe", "__kvm_vcpu_run"}
+    switches = {"enter_vmid_context", "__tlb_switch_to_guest", "__kvm_tlb_flush_vmid"}
+    assert names & runs
+    assert names & switches
+    assert any(name.startswith("__kvm_nvhe_") and name.endswith("kvm_vcpu_run") for name in names)
+    assert not [name for name in names if name.startswith("__kvm_at_")]
