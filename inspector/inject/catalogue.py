@@ -64,6 +64,8 @@ _IPA: Final = "__kvm_tlb_flush_vmid_ipa"
 _MAKES: Final = "stage2_make_pte stage2_map_walk_leaf"
 """Where an entry is stored with release, in 6.6 and later, and before."""
 _LEAF: Final = "(${t} & 0x403) == 0x403"
+_RELAXES: Final = f"{_IPA}_nsh {_IPA}"
+"""Called for a page whose permissions are relaxed: for this CPU in 6.6 and later, for all before."""
 _SWITCH: Final = "enter_vmid_context __tlb_switch_to_guest"
 """Of 6.6 and later, and before."""
 _TAKES: Final = "stage2_unmap stage2_put_pte"
@@ -122,10 +124,10 @@ _ALL: Final = (
     Fault(
         "level-2-hint",
         "the TLBI of a page hints at level 2",
-        _IPA,
+        _RELAXES,
         Do.SET,
         ("B3", "model"),
-        _COW,
+        "log",
         At.TLBI,
         change="${t} = ${t} ^ (1UL << 44)",
         when="(${t} >> 44 & 15) == 7",
@@ -139,7 +141,13 @@ _ALL: Final = (
         _DROP,
     ),
     _misled(
-        "other-level", "a flush of a page is called with level 2", _IPA, ("B3", "model"), "$x2 = 2", _COW, "$w2 == 3"
+        "other-level",
+        "a flush of a page is called with level 2",
+        _RELAXES,
+        ("B3", "model"),
+        "$x2 = 2",
+        "log",
+        "$w2 == 3",
     ),
     Fault(
         "other-vmid",
