@@ -14,6 +14,8 @@ from inspector.protocol.state import IDLE, Cpu, Kind, Life, Owed, Page, Step
 from inspector.protocol.tlbi import TLBIS, Reach, Stages, Tlbi
 
 _HISTORY = 12
+LANES = 64
+"""A CPU's number modulo this, where an operation runs beside another that began there (trace/assemble.py)."""
 """Lines of history that a violation shows."""
 
 _RIGHTS_OF_XN = (3, 1, 0, 2)
@@ -54,6 +56,7 @@ class Protocol:
         self._busy = 0
         self._log: list[tuple[int, Sequence[RawEvent]]] = []
         self._unfinished: list[tuple[int, int]] = []
+        self._handed_over = 0
         self._left: dict[int, list[Owed]] = {}
         self._nonzero = facts.counted is Counted.NONZERO
         self._handlers = self._bind()
@@ -333,6 +336,8 @@ class Protocol:
             return
         self._dirty.discard(page)
         self._foreign.discard(page)
+        if page.deferred and cpu.call.waited:
+            self._before_it(cpu, page)
         if self._broken:
             for entry in [entry for entry, owed in self._broken.items() if owed.page is page]:
                 del self._broken[entry]
@@ -349,6 +354,15 @@ class Protocol:
                         cpu,
                         page=child.pa,
                     )
+
+    def _before_it(self, cpu: Cpu, freed: Page) -> None:
+        """RCU calls back what one CPU handed over in its order: what came before is free by now."""
+        by, number = freed.queued
+        for page in [each for each in self.pages.values() if each.deferred]:
+            if page.queued[0] == by and page.queued[1] < number:
+                page.deferred = False
+                what = f"a table is left, and {freed.pa:#x}, which the same CPU handed to RCU after it, is freed"
+                self._say("R2", what, *_page(page), cpu, page.parent, page.pa)
 
     def _may_be_freed(self, cpu: Cpu, page: Page) -> None:
         if page.life is _LIVE:
@@ -383,6 +397,8 @@ class Protocol:
             self._say("B7", what, f"page {raw[1]:#x}", state, cpu, page.parent if page else 0, raw[1])
         if page is not None:
             page.deferred = True
+            self._handed_over += 1
+            page.queued = cpu.number % LANES, self._handed_over
 
     def _child(self, value: int, level: int | None) -> Page | None:
         """The page that a value points to as a table; in a page of unknown level a leaf is told by its access flag."""

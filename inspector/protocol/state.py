@@ -85,6 +85,7 @@ class Page:
     ``count`` by the events of its references, ``counted`` by its entries; ``surplus``: references that others hold.
     ``parent``: the entry that points to it.  ``top``: of a page taken out, the one whose entry was changed, and
     ``broken`` that entry's debt.  ``writer`` and ``fence``: who wrote to it last, between which barriers.
+    ``queued``: the CPU that handed it to RCU, and as which of all that were handed over.
     """
 
     pa: int
@@ -102,6 +103,7 @@ class Page:
     linked_by: int = 0
     detached_at: int = 0
     deferred: bool = False
+    queued: tuple[int, int] = (-1, 0)
     kept: bool = False
     top: Page | None = None
     broken: Owed | None = None
