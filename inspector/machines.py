@@ -11,6 +11,8 @@ from typing import Final
 from inspector.findings import BadInput, Untestable
 
 RUN_QEMU: Final = Path(__file__).resolve().parents[1] / "run_qemu.sh"
+MOST_SECONDS: Final = 600.0
+"""A scenario takes some seconds, 2,000 random actions a minute: what takes this long has come to a halt."""
 _CONSOLE: Final = re.compile(r"its console is in (\S+)")
 """Where run_qemu.sh keeps that of a machine that did not come up."""
 
@@ -29,15 +31,26 @@ class Machine:
         self.folder = Path()
         self._console: Path | None = None
 
-    def _command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(RUN_QEMU), *self._options, *arguments],
-            capture_output=True,
+    def _command(self, *arguments: str, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+        command = [str(RUN_QEMU), *self._options, *arguments]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        ) as running:
+            try:
+                out, errors = running.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                running.terminate()
+                out, errors = running.communicate()
+                errors += f"\nrun_qemu.sh: no answer within {seconds:.0f} s"
+            except BaseException:
+                running.terminate()
+                raise
+            return subprocess.CompletedProcess(command, running.returncode, out, errors)
 
     def start(self) -> None:
         """Raises `Untestable` with what run_qemu.sh says."""
@@ -55,12 +68,12 @@ class Machine:
         return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
     def send(self, line: str) -> subprocess.CompletedProcess[str]:
-        """To its exerciser; until it is done, or the machine is."""
-        return self._command("send", line)
+        """To its exerciser; until it is done, the machine is, or nothing has been heard for `MOST_SECONDS`."""
+        return self._command("send", line, seconds=MOST_SECONDS)
 
     def inspect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`inspector` beside it, already told where to connect."""
-        return self._command("run", "--", "inspector", *arguments)
+        return self._command("run", "--", "inspector", *arguments, seconds=MOST_SECONDS)
 
     def console(self) -> str:
         """What its kernel and its exerciser have printed."""

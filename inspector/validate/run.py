@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from inspector.crosscheck.verdict import Part
 from inspector.findings import ExitCode, InspectorError, Untestable
@@ -119,9 +119,17 @@ def _check(machine: Machine, add: Callable[..., None]) -> str:
         return f"its tables could not be checked: {done.stderr.strip()[-200:]}"
     errors = [each for each in found["findings"] if each["severity"] == "error"]
     summary = f"{found['vms']} VMs, {len(found['checked'])} rules, {len(errors)} findings"
-    lines = [f"{each['id']}: {each['what']}" if "what" in each else json.dumps(each) for each in errors]
+    lines = _grouped(((each["check"], "tables"), tuple(_finding(each))) for each in errors)
     add("tables", ExitCode.FINDINGS if errors else ExitCode.CLEAN, summary, lines, findings=len(errors))
     return ""
+
+
+def _finding(facts: Mapping[str, Any]) -> Iterator[str]:
+    """A finding of `inspector check --json`."""
+    place = ", ".join(f"{name} {value}" for name, value in facts["where"].items() if value is not None)
+    yield f"{facts['check']}: {facts['actual']}; expected: {facts['expected']}"
+    yield f"  where: {place}"
+    yield f"  why: {facts['why']}"
 
 
 def _judge(followed: Followed, add: Callable[..., None]) -> None:
