@@ -78,7 +78,7 @@ def _break(fault: Fault, machine: Machine, tell: Callable[[str], None]) -> tuple
     done = inject(fault, state["connect"], Path(state["image"]), vmlinux, _WAIT, tell, work.start)
     work.join(_WAIT)
     if not done.done:
-        return (), f"{fault.function} was not reached in that way"
+        return (), f"{' or '.join(fault.function.split())} was not reached in that way"
     folder = machine.folder
     following = Following(folder, read_plan(folder))
     following.go(None, _AFTER, machine.alive, tell)
