@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from inspector.numbers import parse_number
 from inspector.options import Options, complete_vm, shared_options
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval
 from inspector.snapshot import Capture, Scope
-from inspector.streams import OutputFailed, forget, progress, require_stdout, say
+from inspector.streams import OutputFailed, forget, progress, require_stdout, say, write
 from inspector.tables import reverse as reverse_tree
 
 _COMPLETE = "_INSPECTOR_COMPLETE"
@@ -748,6 +749,38 @@ def validate(
     if verdict.interrupted:
         say("interrupted; " + ("the verdict is on what was done so far" if verdict.parts else "nothing was done yet"))
     return verdict.code
+
+
+# --- in a person's own gdb ---
+
+
+@_command("gdb-init", machine=False, epilog="Example: inspector gdb-init >> ~/.gdbinit")
+def gdb_init(options: Options) -> None:
+    """The lines that give your own gdb the 'stage2' commands: put them into its gdbinit.  With --json, the paths."""
+    from inspector.target.gdb_memory import SCRIPTS
+
+    script = SCRIPTS / "stage2.py"
+    if not script.is_file():
+        raise BadInput(f"{script} is not there: install the tool with its gdb_scripts, or use a checkout")
+    program = os.path.realpath(sys.argv[0])
+    options.emit(report.gdb.init_document, report.gdb.init_lines, str(script), program)
+
+
+@_command("gdb-facts", hidden=True, epilog="Example: inspector gdb-facts --json")
+def gdb_facts(options: Options) -> None:
+    """What the 'stage2' commands in a gdb are told of its machine (--json or not: JSON)."""
+    from inspector.capture.lend import facts
+    from inspector.trace.functions import FUNCTIONS, Role
+    from inspector.trace.names import listed
+
+    if options.connect is None:
+        raise BadInput("gdb-facts is asked by gdb_scripts/stage2.py, which lends its machine")
+    wanted = {name: function for name, function in FUNCTIONS.items() if function.role is Role.OPERATION}
+    with progress(options.debug) as tell:
+        known = facts(options.connect, *options.kernel_files, wanted, tell, options.most)
+    operations = {name: (at, wanted[name].arguments) for name, at in known.functions.items()}
+    told = report.gdb.facts_json(known.capture, known.tables, operations, listed(known.symbols))
+    write((json.dumps(told), "\n"))
 
 
 # --- the way in and out ---

@@ -53,11 +53,13 @@ def take_from(
     from inspector.capture.take import look_again, take
     from inspector.symbols import open_symbols
     from inspector.target.connect import attached
+    from inspector.target.lent import is_lent, lent
 
     symbols = None
     if vmlinux is not None or image is not None:  # before attaching: the machine stands still from there on
         symbols = open_symbols(vmlinux=vmlinux, image=image, progress=progress, most=most)
-    with attached(connect, memory=memory, gdb=gdb, progress=progress) as target:
+    machine = lent(connect) if is_lent(connect) else attached(connect, memory=memory, gdb=gdb, progress=progress)
+    with machine as target:
         if symbols is None:
             kernel = Path(target.kernel_file) if target.kernel_file else None
             symbols = open_symbols(image=kernel, progress=progress, most=most)

@@ -40,6 +40,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
     report.story.LifeOfEntry,
     report.story.TablesThen,
     report.validate.Validate,
+    report.gdb.GdbInit,
     report.inject.FaultList,
     report.inject.InjectedFault,
     report.inject.FaultMatrix,

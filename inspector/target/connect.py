@@ -82,7 +82,7 @@ def open_target(
             physical=physical,
             description=f"gdbstub at {where}, memory by {backend.name}",
         )
-        _require_el2(machine.cpus(), str(address))
+        require_el2(machine.cpus(), str(address))
         session.deadline = None
         return machine
     except GdbError as error:
@@ -198,7 +198,7 @@ def _compare(process: ProcessMemory, stub: MiMemory, ram: Sequence[RamRange]) ->
                 raise ProcessDenied(f"the process at the other end holds other bytes at {pa:#x} than the stub shows")
 
 
-def _require_el2(cpus: Sequence[Cpu], address: str) -> None:
+def require_el2(cpus: Sequence[Cpu], address: str) -> None:
     """EL2 exists: its registers do, and they are not the constant zeros of a CPU without it.
 
     Without ``virtualization=on`` QEMU 7.2 has no VTTBR_EL2 at all; with ``secure=on`` alone it has the EL2

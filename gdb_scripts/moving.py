@@ -1,0 +1,212 @@
+"""Runs inside gdb: the machine moved by packets of our own over gdb's connection.
+
+gdb's own ``watch`` compares values through whatever the stopped CPU translates, and its breakpoint machinery reaches a
+sixth of the speed (docs/qemu.md).  While the machine runs nobody in this process can hear: gdb waits for the stop in C
+code that holds Python's lock.  So SIGINT is held back here, and another process looks whether one is waiting and
+interrupts the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from socket import socket
+from typing import NamedTuple
+
+import gdb
+
+from gdb_scripts import lend
+
+_CORE = struct.Struct("<33QI")
+"""``g``: x0 to x30, sp, pc, cpsr (org.gnu.gdb.aarch64.core; QEMU 7.2 to 11.1 send no more)."""
+_HELD = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+_LOOK_SECONDS = 0.05
+_FOR_EVER = 1 << 20
+"""Seconds that gdb waits for an answer meanwhile; its own way is a few, and then it asks again."""
+
+
+class Registers(NamedTuple):
+    """Of the CPU that stopped."""
+
+    x: tuple[int, ...]
+    sp: int
+    pc: int
+    pstate: int
+
+
+class Stopped(NamedTuple):
+    """``thread`` as the stub names it, ``cpu`` from 0, ``watch``: at a watchpoint, ``by_us``: because we were asked."""
+
+    thread: str
+    cpu: int
+    watch: bool
+    by_us: bool
+
+
+class Gone(Exception):
+    """The machine is gone."""
+
+
+def ask(packet: bytes) -> bytes:
+    """The stub's answer.  Raises `Gone`."""
+    try:
+        return lend.send(packet)
+    except gdb.error as error:
+        raise Gone from error
+
+
+def must(packet: bytes) -> None:
+    """Raises ``gdb.GdbError`` when the stub refuses."""
+    if (answer := ask(packet)) != b"OK":
+        raise gdb.GdbError(f"the stub refuses {packet.decode()}: {answer.decode(errors='replace') or 'no answer'}")
+
+
+def registers() -> Registers:
+    values = _CORE.unpack_from(bytes.fromhex(ask(b"g").decode("ascii")))
+    return Registers(values[:31], values[31], values[32], values[33])
+
+
+class Mover:
+    """Runs and steps the machine; made by `moving`."""
+
+    def __init__(self) -> None:
+        self.points: set[bytes] = set()
+        """Breakpoints and watchpoints in place: ``0,ADDRESS,4``, ``2,ADDRESS,8``."""
+
+    def place(self, points: Sequence[bytes]) -> None:
+        """These and no others."""
+        for point in self.points - set(points):
+            must(b"z" + point)
+            self.points.discard(point)
+        for point in points:
+            if point not in self.points:
+                must(b"Z" + point)
+                self.points.add(point)
+
+    def run(self) -> Stopped:
+        """Until something stops it.  Raises `Gone`."""
+        return _stopped(ask(b"vCont;c"))
+
+    def step(self, thread: str, again: bool = True) -> None:
+        """One instruction of one CPU, the others held still, with nothing of ours in its way."""
+        points = sorted(self.points)
+        self.place([])
+        try:
+            _stopped(ask(b"vCont;s:" + thread.encode()))
+        finally:
+            if again:
+                self.place(points)
+
+
+def asked_to_end() -> bool:
+    """Whether a signal waits that is to end this."""
+    return bool(signal.sigpending() & _HELD)
+
+
+def _stopped(answer: bytes) -> Stopped:
+    if answer[:1] in (b"W", b"X", b""):
+        raise Gone
+    thread = answer.partition(b"thread:")[2].partition(b";")[0].decode()
+    number = thread.rpartition(".")[2]
+    return Stopped(thread, int(number, 16) - 1 if number else 0, b"watch:" in answer, not answer.startswith(b"T05"))
+
+
+@contextlib.contextmanager
+def moving() -> Iterator[Mover]:
+    """The machine is ours to move inside; afterwards no point of ours is left, and gdb knows that it has moved.
+
+    A Ctrl-C inside stops the machine and is then handled by gdb as ever.
+    """
+    lend.send(b"qAttached")  # one sentence when there is nothing to move
+    wire = _wire()
+    patience = gdb.parameter("remotetimeout")
+    mover = Mover()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        with _interrupter(wire, mover):
+            gdb.execute(f"set remotetimeout {_FOR_EVER}", to_string=True)
+            try:
+                yield mover
+            finally:
+                with contextlib.suppress(Gone, gdb.GdbError):
+                    mover.place([])
+                gdb.execute(f"set remotetimeout {patience}", to_string=True)
+                _tell_gdb()
+    finally:
+        # A Ctrl-C has done its work: it does not end what the user types next.
+        while signal.sigtimedwait({signal.SIGINT}, 0):
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _tell_gdb() -> None:
+    """gdb knows nothing of what moved: its registers, frames and the stub's current CPU are brought back together."""
+    with contextlib.suppress(gdb.error, Gone):
+        gdb.execute("maintenance flush register-cache", to_string=True)
+        thread = gdb.selected_thread()
+        if thread is not None:
+            process, number, _ = thread.ptid
+            ask(b"Hgp%x.%x" % (process, number))
+
+
+def _wire() -> int:
+    """The descriptor of gdb's connection to the stub: its only connected socket of that kind."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
+        number = int(name)
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                with socket(fileno=os.dup(number)) as one:
+                    if one.getpeername() is not None:
+                        found.append(number)
+    if len(found) != 1:
+        raise gdb.GdbError("gdb's connection to the stub is no socket: attach by HOST:PORT or by a unix socket")
+    return found[0]
+
+
+@contextlib.contextmanager
+def _interrupter(wire: int, mover: Mover) -> Iterator[None]:
+    """While inside, another process interrupts the machine as soon as a signal waits for this one.
+
+    When this process is killed outright, it takes the machine's breakpoints away, as far as it was told of them.
+    """
+    ours, theirs = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(theirs)
+            _look(wire, ours, parent)
+        finally:
+            os._exit(0)
+    os.close(ours)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(theirs)
+
+
+def _look(wire: int, pipe: int, parent: int) -> None:
+    keep = sorted((wire, pipe))
+    for low, high in zip([-1, *keep], [*keep, 1 << 16], strict=True):
+        os.closerange(low + 1, high)
+    status = Path(f"/proc/{parent}/status")
+    wanted = sum(1 << number - 1 for number in _HELD)
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+        try:
+            text = status.read_text()
+        except OSError:
+            return
+        pending = [line.split()[1] for line in text.splitlines() if line.startswith(("ShdPnd", "SigPnd"))]
+        if any(int(value, 16) & wanted for value in pending):
+            # What gdb itself would send; while the machine stands QEMU drops it (gdbstub.c, RS_IDLE).
+            os.write(wire, b"\x03")
