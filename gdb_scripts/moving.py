@@ -9,6 +9,7 @@ interrupts the machine.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import stat
@@ -27,6 +28,8 @@ _CORE = struct.Struct("<33QI")
 """``g``: x0 to x30, sp, pc, cpsr (org.gnu.gdb.aarch64.core; QEMU 7.2 to 11.1 send no more)."""
 _HELD = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _LOOK_SECONDS = 0.05
+_MOST_POINTS = 1 << 12
+"""Bytes that name them: a translation has at most five entries, and there are two functions."""
 _FOR_EVER = 1 << 20
 """Seconds that gdb waits for an answer meanwhile; its own way is a few, and then it asks again."""
 
@@ -78,6 +81,16 @@ class Mover:
     def __init__(self) -> None:
         self.points: set[bytes] = set()
         """Breakpoints and watchpoints in place: ``0,ADDRESS,4``, ``2,ADDRESS,8``."""
+        self._shared = mmap.mmap(-1, _MOST_POINTS)
+
+    def _share(self, more: bytes = b"") -> None:
+        """So that somebody can take them away when this process is killed."""
+        text = b"\n".join([*sorted(self.points), more])
+        self._shared[: len(text) + 1] = text + b"\0"
+
+    def left(self) -> list[bytes]:
+        """The points in place, or about to be, as the other process sees them."""
+        return [point for point in self._shared[:].partition(b"\0")[0].split(b"\n") if point]
 
     def place(self, points: Sequence[bytes]) -> None:
         """These and no others."""
@@ -86,8 +99,10 @@ class Mover:
             self.points.discard(point)
         for point in points:
             if point not in self.points:
+                self._share(point)
                 must(b"Z" + point)
                 self.points.add(point)
+        self._share()
 
     def run(self) -> Stopped:
         """Until something stops it.  Raises `Gone`."""
@@ -183,6 +198,7 @@ def _interrupter(wire: int, mover: Mover) -> Iterator[None]:
         try:
             os.close(theirs)
             _look(wire, ours, parent)
+            _put_back(wire, mover.left())
         finally:
             os._exit(0)
     os.close(ours)
@@ -205,8 +221,29 @@ def _look(wire: int, pipe: int, parent: int) -> None:
         try:
             text = status.read_text()
         except OSError:
-            return
+            break
         pending = [line.split()[1] for line in text.splitlines() if line.startswith(("ShdPnd", "SigPnd"))]
         if any(int(value, 16) & wanted for value in pending):
             # What gdb itself would send; while the machine stands QEMU drops it (gdbstub.c, RS_IDLE).
             os.write(wire, b"\x03")
+
+
+def _put_back(wire: int, points: Sequence[bytes]) -> None:
+    """gdb was killed: what it would have done on its way out, by the connection that is still open here."""
+    os.write(wire, b"\x03")
+    time.sleep(_LOOK_SECONDS)  # QEMU stops and says so; nothing here depends on when
+    for packet in (*(b"z" + point for point in points), b"Qqemu.PhyMemMode:0", b"D;1"):
+        os.write(wire, b"+$" + packet + b"#%02x" % (sum(packet) & 0xFF))
+        _answered(wire)
+
+
+def _answered(wire: int) -> None:
+    """Until a packet has come, and what came before it."""
+    data = b""
+    with socket(fileno=os.dup(wire)) as one:
+        one.settimeout(1)
+        with contextlib.suppress(OSError):
+            while not data.endswith(b"#9a"):  # of "OK"
+                if not (piece := one.recv(1 << 12)):
+                    return
+                data += piece

@@ -11,7 +11,7 @@ from typing import Any
 
 import gdb
 
-from gdb_scripts.facts import Facts, Table, code_address
+from gdb_scripts.facts import Facts, Table, code_address, facts
 from inspector.tables import Translation
 
 _PREFIX = "kvm_pgtable_stage2_"
@@ -64,6 +64,12 @@ class Operation(gdb.Breakpoint):  # type: ignore[misc]
         self.known = {table.pgt: table for table in facts.tables}
         super().__init__(f"*{address:#x}")
 
+    def table(self, pgt: int) -> Table | None:
+        """The table at ``pgt``, of a VM that was made since, too."""
+        if pgt not in self.known:
+            self.known = {table.pgt: table for table in facts(fresh=True).tables}
+        return self.known.get(pgt)
+
     def stop(self) -> bool:
         x = _registers(3)
         if not self.any_table and x[0] not in self.tables:
@@ -76,7 +82,7 @@ class Operation(gdb.Breakpoint):  # type: ignore[misc]
     def lines(self) -> Iterator[str]:
         """The operation that is about to begin: its arguments, and the entries before."""
         x = _registers(8)
-        table = self.known.get(x[0])
+        table = self.table(x[0])
         told = ", ".join(f"{name}={x[at]:#x}" for at, name in enumerate(self.arguments) if at)
         yield f"{self.operation}({told}) on {table.title if table else f'a table at {x[0]:#x}'}\n"
         if table is not None and "addr" in self.arguments:
@@ -122,7 +128,7 @@ class Return(gdb.Breakpoint):  # type: ignore[misc]
         x = _registers(8)
         self.of = of
         self.sp = sp
-        self.table = of.known.get(x[0])
+        self.table = of.table(x[0])
         self.touched = _range(of.arguments, x, self.table) if "addr" in of.arguments else None
         super().__init__(f"*{code_address(int(gdb.parse_and_eval('(unsigned long)$x30'))):#x}", temporary=True)
         self.silent = True

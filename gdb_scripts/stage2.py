@@ -29,7 +29,7 @@ _LOOKS = {
     "walk": "Translate one guest address, level by level: stage2 walk IPA [--vm VM].",
     "reverse": "Which guests map a physical address: stage2 reverse PA.",
     "check": "Hold every table against the invariants: stage2 check [--vm VM].",
-    "diff": "Live tables against the model, or a capture: stage2 diff --model | --with FILE.",
+    "diff": "Live tables against what the model makes of the same mappings.",
     "capture": "Write all of it to a file: stage2 capture FILE.",
 }
 """Sub-commands that are the tool's own."""

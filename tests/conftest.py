@@ -32,6 +32,8 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_BENCHMARKS = Path(__file__).parent / "benchmarks"
+
 #: What a test may need that takes its time; a test that needs none of it is `fast`.
 SLOW = ("live", "harness", "kernels", "fuzz", "processes")
 
@@ -41,6 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(name) for name in SLOW):
             item.add_marker(pytest.mark.fast)
+        if item.get_closest_marker("live") or item.path.is_relative_to(_BENCHMARKS):
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture

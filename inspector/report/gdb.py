@@ -10,6 +10,8 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from inspector.capture.view import table_views
+from inspector.generations import code_of
+from inspector.generations.forms import WalkFlags
 from inspector.report.document import Document
 from inspector.report.format import Lines, Painter
 from inspector.snapshot import Capture
@@ -24,6 +26,7 @@ def facts_json(
     """``tables``: `inspector.capture.lend.Facts`; ``operations``: address and arguments by name; ``symbols``: one
     function a line, by link address."""
     host = capture.host
+    walk_flags = code_of(host).behaviours.attr_walk_flags
     return {
         "release": host.release,
         "build_id": host.build_id,
@@ -31,7 +34,10 @@ def facts_json(
         "slide": host.kaslr_slide,
         "va_bits": host.va_bits,
         "page_size": host.page_size,
-        "operations": {name: [address, list(arguments)] for name, (address, arguments) in operations.items()},
+        "operations": {
+            name: [address, [each for each in arguments if each != "flags" or _has_flags(name, walk_flags)]]
+            for name, (address, arguments) in operations.items()
+        },
         "vms": [
             {
                 "name": view.vm.name,
@@ -53,6 +59,11 @@ def facts_json(
         ],
         "symbols": symbols,
     }
+
+
+def _has_flags(name: str, who: WalkFlags) -> bool:
+    """Whether an operation is given walk flags: no one in the oldest releases, then map alone (kernel.md 7.3, 7.4)."""
+    return who is WalkFlags.CALLER or (who is WalkFlags.FAULT_SHARED and name == "kvm_pgtable_stage2_map")
 
 
 class GdbInit(Document, frozen=True, kw_only=True):

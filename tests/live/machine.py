@@ -11,9 +11,10 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -125,6 +126,15 @@ class Machine:
         Raises `TimeoutError` when the console is silent for ``timeout`` seconds.
         """
         return list(console.command(self.console_socket, line, timeout))
+
+    @contextlib.contextmanager
+    def asking(self, line: str, timeout: float = 300) -> Iterator[list[Event]]:
+        """As `command`, while the block does something else; the answer is complete when it ends."""
+        told: list[Event] = []
+        asker = threading.Thread(target=lambda: told.extend(self.command(line, timeout)))
+        asker.start()
+        yield told
+        asker.join()
 
     def wait_for(self, name: str, timeout: float = 120, count: int = 1) -> Event:
         """The ``count``-th event called ``name``, waiting for it up to ``timeout`` seconds (`TimeoutError`)."""
