@@ -147,8 +147,14 @@ def traced(machine: Machine, folder: Path, place: str) -> list[tuple[str, str, s
 
 
 def without_access_flag(changes: list[tuple[str, str, str]]) -> list[tuple[str, int, int]]:
-    """Where, before, after; before without bit 10."""
-    return [(place, int(before, 16) & ~_ACCESS_FLAG, int(after, 16)) for place, before, after in changes]
+    """Where, before, after; without bit 10, and without what changes nothing else.
+
+    The hardware sets it without a store: a trace cannot know whether aging then cleared anything (DAMON, on 7.3).
+    """
+    flagless = [
+        (place, int(before, 16) & ~_ACCESS_FLAG, int(after, 16) & ~_ACCESS_FLAG) for place, before, after in changes
+    ]
+    return [(place, before, after) for place, before, after in flagless if before != after]
 
 
 def hold(machine: Machine, program: str, folder: Path) -> None:
@@ -161,10 +167,11 @@ def hold(machine: Machine, program: str, folder: Path) -> None:
     made = traced(machine, folder, seen[0][0])
     # A block write-protected, broken into a table, its page made, write-protected, made writable ..., a block again.
     assert len(seen) >= 8
-    # No store tells the trace that the hardware has set an access flag since the one before; the watch looks.
-    assert without_access_flag(seen) == without_access_flag(made[len(made) - len(seen) :])
-    # Nothing is missing before it either: what the trace has there is what was found when the watch began.
-    assert int(made[len(made) - len(seen) - 1][2], 16) & ~_ACCESS_FLAG == int(seen[0][1], 16) & ~_ACCESS_FLAG
+    known, told = without_access_flag(made), without_access_flag(seen)
+    # The trace has more: what came before the watch, and what DAMON looked at after it.
+    begins = [at for at in range(len(known)) if known[at : at + len(told)] == told]
+    assert len(begins) == 1, (seen, made)
+    assert known[begins[0] - 1][2] == told[0][1], "nothing is missing between what was found and the first"
 
 
 def test_watch_tells_every_change_that_a_trace_has(machine: Machine, tmp_path: Path) -> None:
