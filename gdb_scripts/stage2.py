@@ -193,7 +193,7 @@ class _Watch(_Command):
         with lend.as_selected():
             why = one.follow(int(count) if count else None, count is None and not forever)
         facts.forget()
-        gdb.write(f"{why}\n")
+        gdb.write(f"{why} ({one.changes} changes, {one.stops} stops)\n")
 
 
 class _Function(gdb.Function):  # type: ignore[misc]

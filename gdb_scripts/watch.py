@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import gdb
+
 from gdb_scripts import lend, moving
 from gdb_scripts.facts import Facts, Table
 from inspector.codec import Descriptor, decode
@@ -64,6 +66,8 @@ class Watch:
     def follow(self, count: int | None, stop_at_each: bool) -> str:
         """Why it ended, in words."""
         self._look()
+        if not self._steps:
+            raise gdb.GdbError(f"IPA {self._ipa:#x} of {self._table.vm}: {self._table.walk(self._ipa).verdict}")
         self._show()
         ends = {self._facts.operations[name][0]: name for name in DESTROYING if name in self._facts.operations}
         try:
@@ -79,7 +83,7 @@ class Watch:
                     if stop_at_each and self.changes:
                         return "stopped after the store"
                     if count is not None and self.changes >= count:
-                        return f"{self.changes} changes seen"
+                        return "seen as often as asked for"
         except moving.Gone:
             return "the machine is gone"
 
