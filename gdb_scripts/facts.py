@@ -109,6 +109,11 @@ def forget() -> None:
     _known.clear()
 
 
+def is_known() -> bool:
+    """Whether `facts` needs to ask nobody."""
+    return bool(_known)
+
+
 def facts(fresh: bool = False) -> Facts:
     """What the tool says of this machine.  Raises ``gdb.GdbError`` with the tool's own sentence when it cannot."""
     if fresh:

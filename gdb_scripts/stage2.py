@@ -18,7 +18,7 @@ _HERE = Path(__file__).resolve().parents[1]
 if str(_HERE) not in sys.path:
     sys.path.append(str(_HERE))  # last: what this gdb's Python has of its own comes first
 
-from gdb_scripts import facts, lend, operations, watch  # noqa: E402 - found only now
+from gdb_scripts import facts, lend, operations, printers, watch  # noqa: E402 - found only now
 
 _LOOKS = {
     "info": "The host: kernel, KASLR slide, mode, CPU features, memory.",
@@ -46,12 +46,9 @@ The functions $s2_pa(IPA, VM), $s2_desc(IPA, VM) and $s2_ipa(HVA, VM) can be use
 
 def _vm_names(word: str) -> list[str]:
     """For completion: of the VMs told of last; the machine is not asked."""
-    known = facts._known
-    return (
-        [name for name in dict.fromkeys(table.vm for table in known[0].tables) if name.startswith(word)]
-        if (known)
-        else []
-    )
+    if not facts.is_known():
+        return []
+    return [name for name in dict.fromkeys(table.vm for table in facts.facts().tables) if name.startswith(word)]
 
 
 class _Stage2(gdb.Command):  # type: ignore[misc]
@@ -260,6 +257,7 @@ def _load() -> None:
     for each in (_Break, _Finish, _Watch, _Pa, _Descriptor, _Ipa):
         each()
     gdb.events.stop.connect(operations.show(gdb.write))
+    printers.load()
 
 
 _load()
