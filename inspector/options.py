@@ -22,7 +22,7 @@ from click.shell_completion import CompletionItem
 
 from inspector import streams
 from inspector.budget import DEFAULT
-from inspector.capture.source import Again, load_for, take_from
+from inspector.capture.source import Again, load_for, take_from, take_of_dump
 from inspector.findings import BadInput, InspectorError
 from inspector.numbers import parse_number
 from inspector.printable import printable
@@ -48,6 +48,12 @@ _MACHINE = (
         metavar="HOST:PORT|SOCKET",
         envvar="INSPECTOR_CONNECT",
         help="The QEMU gdbstub. Also $INSPECTOR_CONNECT.",
+    ),
+    click.option(
+        "--core",
+        metavar="FILE",
+        type=_FILE,
+        help="A dump of the whole machine, or /proc/kcore, in place of a connection.",
     ),
     click.option("--from", "source", metavar="FILE", type=_FILE, help="A capture file, in place of a connection."),
     click.option(
@@ -91,6 +97,7 @@ class Options:
     """The shared options as given; ``environment`` is what the environment has for those that may come from there."""
 
     connect: str | None = None
+    core: str | None = None
     source: str | None = None
     vmlinux: str | None = None
     image: str | None = None
@@ -140,9 +147,16 @@ class Options:
         Raises `BadInput` when neither or both are named, or the file lacks what is needed; `TargetLost` as the target.
         """
         if self.source is not None:
+            if self.core is not None:
+                raise BadInput("--from and --core exclude each other: a command reads a capture or a dump")
             if self.connect is not None:
                 raise BadInput("--from and --connect exclude each other: a command reads a capture or a machine")
             return self.load(self.source, scope)
+        if self.core is not None:
+            if self.connect is not None:
+                raise BadInput("--core and --connect exclude each other: a command reads a dump or a machine")
+            with streams.progress(self.debug) as tell:
+                return take_of_dump(self.core, *self.kernel_files, scope=scope, progress=tell, most=self.most)
         connect = self.connect or (self.environment or {}).get("connect")
         if not connect:
             raise BadInput(

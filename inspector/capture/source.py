@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -69,3 +70,31 @@ def take_from(
             return taken
         count, pages = again
         return look_again(target, symbols, taken, pages(taken), count, progress)
+
+
+def take_of_dump(
+    core: str,
+    vmlinux: Path | None,
+    image: Path | None,
+    *,
+    scope: Scope,
+    progress: Callable[[str], None],
+    most: int = DEFAULT,
+) -> Capture:
+    """A capture of the machine in a dump.
+
+    Raises `BadInput` for a file that is no dump of an arm64 machine, and for unusable kernel files; `TargetLost` when
+    no kernel is in it.
+    """
+    from inspector.capture.take import take
+    from inspector.symbols import open_symbols
+    from inspector.target.core import opened
+
+    if vmlinux is None and image is None:
+        raise BadInput("a dump does not say where its kernel's file is: give --vmlinux or --image")
+    symbols = open_symbols(vmlinux=vmlinux, image=image, progress=progress, most=most)
+    with opened(core, progress) as target:
+        command = " ".join(["inspector", *sys.argv[1:]])
+        taken = take(target, symbols, scope=scope, progress=progress, command=command)
+        notes = (*taken.host.notes, *target.notes)
+        return replace(taken, stopped_seconds=0.0, host=replace(taken.host, notes=notes))

@@ -54,6 +54,10 @@ def cpu_state(cpu: Cpu, kernel: HostKernel | None, *, protected: bool = False) -
     symbol = None
     if kernel is not None and "pc" in r and kernel.space.in_image(r["pc"]):
         symbol, _ = kernel.symbols.nearest(kernel.space.link(r["pc"])) or (None, 0)
+    if "HCR_EL2" not in r:  # of a dump
+        at_home = symbol is not None or level == 2
+        running = Running.HOST if at_home else Running.USER if level == 0 else Running.GUEST
+        return CpuState(cpu.index, dict(r), running, symbol, False)
     if level == 2 and symbol is not None and symbol.startswith(_TLB_HELPERS):
         running = Running.TLB_HELPER
     elif level == 2 and not hcr["E2H"]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from inspector.kernel.cpus import cpu_states
 from inspector.kernel.features import features
+from inspector.kernel.idregs import id_registers
 from inspector.kernel.locate import Progress, locate
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.mode import kvm_mode
@@ -41,7 +42,7 @@ def describe(kernel: HostKernel, cpus: Sequence[Cpu], memory_backend: str, notes
         va_bits=space.geometry.ia_bits,
         mode=mode,
         cpus=cpu_states(cpus, kernel, protected=mode is Mode.PROTECTED),
-        features=features(cpus),
+        features=features(_with_id_registers(kernel, cpus)),
         traits=traits(symbols),
         ram=tuple((r.start, r.end) for r in space.memory.ram),
         image_pa=(space.image_pa, space.image_pa + space.image_size),
@@ -49,6 +50,13 @@ def describe(kernel: HostKernel, cpus: Sequence[Cpu], memory_backend: str, notes
         notes=tuple(notes),
         zero_page=_zero_page(kernel),
     )
+
+
+def _with_id_registers(kernel: HostKernel, cpus: Sequence[Cpu]) -> Sequence[Cpu]:
+    """The CPUs, or one that has the ID registers as the kernel found them, where those of the CPUs are not known."""
+    if any("ID_AA64MMFR0_EL1" in cpu.registers for cpu in cpus):
+        return cpus
+    return [Cpu(0, id_registers(kernel))]
 
 
 def _zero_page(kernel: HostKernel) -> int | None:

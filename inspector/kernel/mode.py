@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inspector.codec import has_e2h, table_address
+from inspector.codec import decode_register, has_e2h, table_address
 from inspector.kernel.accessors import accessor_variable
+from inspector.kernel.idregs import id_registers
 from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 from inspector.snapshot import Mode
 from inspector.target.api import Cpu
+from inspector.target.register_names import exception_level
 
 
 def kvm_mode(kernel: HostKernel, cpus: Sequence[Cpu]) -> Mode:
@@ -31,6 +33,8 @@ def kvm_mode(kernel: HostKernel, cpus: Sequence[Cpu]) -> Mode:
     e2h = any(has_e2h(cpu.registers) for cpu in cpus)
     if protected:
         return Mode.PROTECTED
+    if not any("HCR_EL2" in cpu.registers for cpu in cpus):
+        return _mode_of_dump(kernel, cpus)
     if not e2h:
         return Mode.NVHE
     # hVHE sets E2H at EL2 while the kernel stays at EL1; a VHE kernel has its tables in TTBR1_EL2.
@@ -38,6 +42,22 @@ def kvm_mode(kernel: HostKernel, cpus: Sequence[Cpu]) -> Mode:
     page = kernel.space.geometry.granule
     at_el2 = any(table_address(cpu.registers.get("TTBR1_EL2", 0)) & -page == root for cpu in cpus)
     return Mode.VHE if at_el2 else Mode.HVHE
+
+
+def _mode_of_dump(kernel: HostKernel, cpus: Sequence[Cpu]) -> Mode:
+    """By where the kernel runs: at EL2 with VHE.  What is at EL1 may be hVHE, which changes nothing in a stage 2.
+
+    With every CPU in a guest or in user space: VHE where the kernel uses it (it takes VH out of the register else).
+    """
+    levels = {
+        exception_level(cpu.registers["cpsr"])
+        for cpu in cpus
+        if "cpsr" in cpu.registers and kernel.space.in_image(cpu.registers.get("pc", 0))
+    }
+    if levels:
+        return Mode.VHE if 2 in levels else Mode.NVHE
+    vhe = decode_register("ID_AA64MMFR1_EL1", id_registers(kernel).get("ID_AA64MMFR1_EL1", 0))["VH"]
+    return Mode.VHE if vhe else Mode.NVHE
 
 
 def _enum_value(kernel: HostKernel, accessor: str, variable: str) -> int | None:

@@ -113,6 +113,13 @@ def info_document(capture: Capture) -> Info:
     )
 
 
+def _how_read(capture: Capture) -> str:
+    if capture.host.memory_backend == "core":
+        return "read from a dump"
+    stopped = f"machine stopped for {capture.stopped_seconds * 1000:.0f} ms"
+    return f"read by {capture.host.memory_backend}, {stopped}"
+
+
 def info_lines(paint: Painter, capture: Capture) -> Lines:
     """The host."""
     host = capture.host
@@ -131,7 +138,7 @@ def info_lines(paint: Painter, capture: Capture) -> Lines:
         ("traits", " ".join(sorted(name for name, has in host.traits.items() if has)) or "-"),
         ("behaviours", code_of(host).text),
         ("RAM", ", ".join(f"{address(a)}-{address(b)} ({size(b - a)})" for a, b in host.ram)),
-        ("memory", f"read by {host.memory_backend}, machine stopped for {capture.stopped_seconds * 1000:.0f} ms"),
+        ("memory", _how_read(capture)),
         ("CPUs", cpus),
         ("VMs", str(len(capture.vms))),
         ("taken", f"{capture.made} by {capture.tool}"),
