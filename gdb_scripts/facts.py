@@ -62,7 +62,6 @@ class Facts:
 
     release: str
     slide: int
-    va_bits: int
     page_size: int
     operations: Mapping[str, tuple[int, Sequence[str]]]
     tables: Sequence[Table]
@@ -139,7 +138,6 @@ def _of(told: Mapping[str, Any]) -> Facts:
     return Facts(
         told["release"],
         told["slide"],
-        told["va_bits"],
         told["page_size"],
         {name: (address, tuple(arguments)) for name, (address, arguments) in told["operations"].items()},
         tuple(_table(each) for each in told["vms"]),

@@ -16,7 +16,7 @@ from inspector.tables import Translation
 
 _PREFIX = "kvm_pgtable_stage2_"
 _CONDITION = re.compile(r"\s*overlaps\(\s*(\S+?)\s*([-+])\s*(\S+?)\s*\)\s*$")
-_UNITS = {"k": 10, "m": 11 + 9, "g": 30, "t": 40}
+_UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
 _ENTRIES = 8
 """So many places of an operation's range are shown."""
 

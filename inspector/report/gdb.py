@@ -29,10 +29,7 @@ def facts_json(
     walk_flags = code_of(host).behaviours.attr_walk_flags
     return {
         "release": host.release,
-        "build_id": host.build_id,
-        "mode": str(host.mode),
         "slide": host.kaslr_slide,
-        "va_bits": host.va_bits,
         "page_size": host.page_size,
         "operations": {
             name: [address, [each for each in arguments if each != "flags" or _has_flags(name, walk_flags)]]
