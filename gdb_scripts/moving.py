@@ -44,12 +44,11 @@ class Registers(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """``thread`` as the stub names it, ``cpu`` from 0, ``watch``: at a watchpoint, ``by_us``: because we were asked."""
+    """``thread`` as the stub names it, ``cpu`` from 0, ``watch``: at a watchpoint."""
 
     thread: str
     cpu: int
     watch: bool
-    by_us: bool
 
 
 class Gone(Exception):
@@ -129,7 +128,7 @@ def _stopped(answer: bytes) -> Stopped:
         raise Gone
     thread = answer.partition(b"thread:")[2].partition(b";")[0].decode()
     number = thread.rpartition(".")[2]
-    return Stopped(thread, int(number, 16) - 1 if number else 0, b"watch:" in answer, not answer.startswith(b"T05"))
+    return Stopped(thread, int(number, 16) - 1 if number else 0, b"watch:" in answer)
 
 
 @contextlib.contextmanager

@@ -102,15 +102,15 @@ class Watch:
             return None
         chain = self._chain(registers)
         # Whatever is other by now and was not stored by this CPU's instruction, which comes next.
-        self._tell(None, (), all_at_once=False)
+        self._tell(None, ())
         mover.step(stopped.thread, again=False)
-        self._tell(stopped.cpu, chain, all_at_once=True)
+        self._tell(stopped.cpu, chain)
         return None
 
     def _look(self) -> None:
         self._steps = {step.level: step for step in self._table.walk(self._ipa).steps}
 
-    def _tell(self, cpu: int | None, chain: Sequence[str], all_at_once: bool) -> None:
+    def _tell(self, cpu: int | None, chain: Sequence[str]) -> None:
         """Each entry watched that is not what it was; then the tree as it is."""
         changed = False
         for step in self._steps.values():

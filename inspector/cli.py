@@ -545,6 +545,8 @@ def trace(
     """
     from inspector.trace.command import Wanted, traced
 
+    if options.core is not None:
+        raise BadInput("--core is a dump, one instant: a trace is of a machine (--connect), or a file for 'replay'")
     if options.source is not None:
         raise BadInput("--from is a capture, one instant: a trace is of a machine (--connect), or a file for 'replay'")
     if until_exit and (seconds is not None or command):
