@@ -629,6 +629,9 @@ def replay(
 @click.option(
     "--kernel", "kernels", metavar="WHAT", multiple=True, help="With --matrix: as of run_qemu.sh. Repeatable."
 )
+@click.option(
+    "--mode", type=click.Choice(["nvhe", "hvhe"]), help="With --matrix: KVM's. Default: as the kernel chooses."
+)
 @click.option("-o", "--output", metavar="FILE", type=click.Path(), help="With --matrix: cells that are done, kept.")
 @click.option(
     "--for", "seconds", metavar="SECONDS", type=click.FloatRange(0), default=60, help="Wait so long. Default: 60."
@@ -638,6 +641,7 @@ def inject(
     faults: tuple[str, ...],
     wanted: str | None,
     kernels: tuple[str, ...],
+    mode: str | None,
     output: str | None,
     seconds: float,
 ) -> int:
@@ -659,7 +663,7 @@ def inject(
     if wanted == "matrix":
         path = Path(output) if output is not None else None
         with progress(options.debug) as tell:
-            cells = list(run_matrix(faults or tuple(FAULTS), kernels or ("",), path, tell))
+            cells = list(run_matrix(faults or tuple(FAULTS), kernels or ("",), mode or "", path, tell))
         options.emit(report.inject.matrix, report.inject.matrix_lines, cells)
         return report.inject.code_of(cells)
     if len(faults) != 1:

@@ -27,8 +27,8 @@ M3 Write protection covers the whole range that it was asked for, also where no 
    against the model
 M5 On CPUs without CTR_EL0.DIC a page of RAM is executable only after the guest tried to execute it.
  = user_mem_abort (exec_fault), ARM64_HAS_CACHE_DIC
- ? whether there was such a fault is not recorded: an executable page of RAM is legal at any instant; nor does
-   'inspector trace' look at faults
+ ? whether there was such a fault is not recorded: an executable page of RAM is legal at any instant;
+   'inspector trace' knows each fault's syndrome
 M8 The access flag is set when a page is mapped and cleared over the whole range that is aged.
  = stage2_set_prot_attr, kvm_pgtable_stage2_test_clear_young (up to 6.5: kvm_pgtable_stage2_mkold)
  ? the host may age any page of RAM at any time, so a clear flag is legal at any instant;
@@ -43,7 +43,7 @@ V4 A vCPU that comes to a CPU on which another of its VM ran last has that CPU's
  = kvm_arch_vcpu_load, __kvm_flush_cpu_context
 V5 Initialising a CPU for KVM invalidates with ALLE1, not VMALLS12E1.
  = __kvm_init_el2_state, __kvm_tlb_flush_local_all
- ? it is done once, before there is a table; 'inspector trace' does not look at it either
+ ? it is done once, before there is a table; 'inspector trace' reads it in the kernel's text
 B1 A valid entry changes in more than permissions, access flag and software bits only by way of an invalid one.
  = DDI 0487 D8.16 (break-before-make); stage2_try_break_pte
 B2 Between break and make stand DSB, a TLBI that covers the entry, and DSB ISH.

@@ -126,6 +126,8 @@ class Generation:
     # --- hyp stage-1
     hyp_unmap: bool
     """kvm_pgtable_hyp_unmap exists and entries are counted."""
+    init_all_vmids: bool
+    """A CPU that KVM is initialised on in nVHE invalidates for all VMIDs (ALLE1), not for the one in force."""
     hyp_get_before_store: bool
     """A table entry's reference is taken before it is stored."""
     hyp_conflict_goes_on: bool

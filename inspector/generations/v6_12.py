@@ -49,6 +49,7 @@ GENERATION: Final = Generation(
     unlinked_double_put=False,
     destroy_in_ranges=False,
     hyp_unmap=True,
+    init_all_vmids=True,
     get_leaf=True,
     hyp_get_before_store=True,
     hyp_conflict_goes_on=True,

@@ -26,5 +26,6 @@ GENERATION: Final = replace(
     relax_flush_on_eagain=False,
     split_barrier_each=True,
     unlinked_double_put=True,
+    init_all_vmids=False,
     present_invalid_bit11=False,
 )

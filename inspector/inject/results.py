@@ -20,7 +20,9 @@ class Injected:
 class Cell:
     """One fault in one kernel: ``found`` are the rules that it broke, and ``model`` if the model does otherwise.
 
-    ``verdict``: ``found`` by an owner, ``missed``, or ``not injected`` for ``reason``.
+    ``mode`` is what was asked for (empty: as the kernel chooses).  ``verdict``: ``found`` by its ``owner``, or
+    ``missed``; ``silent`` where nothing must be found, or ``false alarm``; ``not there``: this kernel does no such
+    thing; ``not injected`` for ``reason``.
     """
 
     fault: str
@@ -29,3 +31,5 @@ class Cell:
     found: tuple[str, ...]
     seconds: float
     reason: str = ""
+    mode: str = ""
+    owner: str = ""

@@ -6,6 +6,7 @@ V1, V3 and V4 of docs/invariants.md).  One for a whole machine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,7 +18,7 @@ NVHE: Final = "__kvm_nvhe_"
 """How the functions of EL2's own code begin where that is not the kernel's level."""
 _TGE: Final = 1 << 27
 """HCR_EL2.TGE: with E2H too, TLBI of the EL1&0 regime is of the host's (DDI 0487 D8.17)."""
-_ANY_VMID: Final = "alle1"
+ALL_VMIDS: Final = "alle1"
 _VMID: Final = 48
 _BADDR: Final = (1 << _VMID) - 2
 """VTTBR_EL2: VMID in [63:48], BADDR below, CnP in bit 0; with 52-bit addresses bits [5:2] are BADDR's upper ones."""
@@ -25,6 +26,12 @@ _LOW: Final = 0x3E
 _HISTORY: Final = 12
 _BROADCAST: Final = frozenset({"ish", "sy", "osh"})
 _LOCAL: Final = frozenset({*_BROADCAST, "nsh"})
+
+
+def stale_at_init(invalidated: Sequence[str], event: RawEvent) -> Violation:
+    """What a CPU's TLB has from before KVM was initialised on it stays (`___kvm_hyp_init`, nvhe/hyp-init.S)."""
+    what = f"EL2 is initialised with {', '.join(invalidated)}: entries of other VMIDs than the one in force stay"
+    return Violation("V5", what, "__kvm_nvhe____kvm_hyp_init", "before the first guest", 0, "hyp_init", event)
 
 
 def root_of(vttbr: int) -> int:
@@ -205,7 +212,7 @@ class Contexts:
             # vale2is after the others: the workaround of an erratum (__tlbi_sync_s1ish_hyp).
             return
         flush.open = True
-        if word.startswith(_ANY_VMID):
+        if word.startswith(ALL_VMIDS):
             if not tlbi.local:
                 self._owners.clear()
                 self._vmids.clear()

@@ -21,6 +21,7 @@ RULES: Final[Mapping[str, str]] = {
     "B10": "an invalidation is made in its table's context: VTTBR_EL2 switched in order, TGE clear in VHE, ISB after",
     "B11": "caches are maintained before the entry that lets the guest at the memory",
     "C3": "in a shared walk entries are changed by cmpxchg, and a LOCKED one by who locked it",
+    "M5": "what becomes executable was to be executed: an instruction abort, but where CTR_EL0.DIC is set",
     "R1": "a table page's count is 1 and one for each counted entry",
     "R2": "every table page is freed once, when nobody uses it, and none is left",
     "S3": "a table is a page that was allocated, and has one parent",
@@ -28,6 +29,7 @@ RULES: Final[Mapping[str, str]] = {
     "V1": "a guest runs with a VMID of its own, which is not 0",
     "V3": "a VMID is used again only after all TLB entries were invalidated",
     "V4": "a vCPU comes to a CPU on which it did not run last only after that CPU's TLB was invalidated",
+    "V5": "a CPU that KVM is initialised on in nVHE invalidates for all VMIDs: ALLE1",
 }
 
 

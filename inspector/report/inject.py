@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, convert
 
 from inspector.findings import ExitCode
 from inspector.inject.catalogue import FAULTS, Fault
@@ -14,6 +15,8 @@ from inspector.printable import printable
 from inspector.report.document import Document, Hex, Number, Record, hexed
 from inspector.report.format import Lines, Painter, columns
 
+CellVerdict = Literal["found", "missed", "silent", "false alarm", "not there", "not injected"]
+
 
 class FaultFacts(Record, frozen=True):
     """A fault of the catalogue."""
@@ -21,7 +24,8 @@ class FaultFacts(Record, frozen=True):
     name: str
     what: str
     function: str
-    owners: Annotated[Sequence[str], Meta(description="Rules of docs/invariants.md, or model.")]
+    owner: Annotated[str, Meta(description="A rule of docs/invariants.md, or model; empty: it is legal.")]
+    unshared: Annotated[str, Meta(description="The owner where faults do not share a table (before 6.2).")]
     workload: Annotated[str, Meta(description="The exerciser's scenario that reaches it.")]
 
 
@@ -47,9 +51,10 @@ class MatrixCell(Record, frozen=True):
 
     fault: str
     kernel: str
-    verdict: Literal["found", "missed", "not injected"]
+    mode: Annotated[str, Meta(description="nvhe or hvhe; empty: as the kernel chooses.")]
+    verdict: CellVerdict
     found: Annotated[Sequence[str], Meta(description="Rules that were broken, and model if it does otherwise.")]
-    owners: Sequence[str]
+    owner: str
     seconds: float
     reason: str
 
@@ -62,7 +67,9 @@ class FaultMatrix(Document, frozen=True, kw_only=True):
 
 
 def _facts(fault: Fault) -> FaultFacts:
-    return FaultFacts(fault.name, fault.what, fault.function, fault.owners, fault.workload)
+    return FaultFacts(
+        fault.name, fault.what, fault.place.function, fault.owner, fault.owned_by(shared=False), fault.workload
+    )
 
 
 def listed() -> FaultList:
@@ -72,8 +79,8 @@ def listed() -> FaultList:
 
 def listed_lines(paint: Painter) -> Lines:
     """The catalogue."""
-    rows = [[each.name, each.what, each.function, " ".join(each.owners), each.workload] for each in FAULTS.values()]
-    yield from columns(("fault", "what is done", "in", "found by one of", "workload"), rows, paint=paint)
+    rows = [[each.name, each.what, each.place.function, each.owner or "-", each.workload] for each in FAULTS.values()]
+    yield from columns(("fault", "what is done", "in", "found by", "workload"), rows, paint=paint)
 
 
 def injected(done: Injected) -> InjectedFault:
@@ -94,13 +101,16 @@ def injected_lines(paint: Painter, done: Injected) -> Lines:
 
 
 def _cell(cell: Cell) -> MatrixCell:
-    verdict: Literal["found", "missed", "not injected"] = "not injected"
-    if cell.verdict == "found":
-        verdict = "found"
-    elif cell.verdict == "missed":
-        verdict = "missed"
-    owners = FAULTS[cell.fault].owners
-    return MatrixCell(cell.fault, cell.kernel, verdict, cell.found, owners, cell.seconds, cell.reason)
+    return MatrixCell(
+        cell.fault,
+        cell.kernel,
+        cell.mode,
+        convert(cell.verdict, CellVerdict),
+        cell.found,
+        cell.owner,
+        cell.seconds,
+        cell.reason,
+    )
 
 
 def matrix(cells: Sequence[Cell]) -> FaultMatrix:
@@ -111,20 +121,24 @@ def matrix(cells: Sequence[Cell]) -> FaultMatrix:
 def matrix_lines(paint: Painter, cells: Sequence[Cell]) -> Lines:
     """Faults and what finds them."""
     rows = [
-        [each.kernel or "default", each.fault, each.verdict, " ".join(each.found) or "-",
-         " ".join(FAULTS[each.fault].owners), f"{each.seconds:.1f}", printable(each.reason)]
+        [each.kernel or "default", each.mode or "-", each.fault, each.verdict, " ".join(each.found) or "-",
+         each.owner or "-", f"{each.seconds:.1f}", printable(each.reason)]
         for each in cells
     ]  # fmt: skip
-    yield from columns(("kernel", "fault", "verdict", "found by", "owners", "s", ""), rows, right=(5,), paint=paint)
-    missed = sum(each.verdict == "missed" for each in cells)
-    found = sum(each.verdict == "found" for each in cells)
+    head = ("kernel", "mode", "fault", "verdict", "found by", "owner", "s", "")
+    yield from columns(head, rows, right=(6,), paint=paint)
+    counts = Counter(each.verdict for each in cells)
     yield ""
-    said = f"{found} of {len(cells)} found, {missed} missed, {len(cells) - found - missed} not injected"
-    yield paint(said, "red" if missed else "green")
+    said = f"{counts['found']} of {len(cells)} found, {counts['missed']} missed, {counts['not injected']} not injected"
+    more = [f"{counts[each]} {each}" for each in ("silent", "false alarm", "not there") if counts[each]]
+    bad = counts["missed"] or counts["false alarm"]
+    yield paint(", ".join([said, *more]), "red" if bad else "green")
 
 
 def code_of(cells: Sequence[Cell]) -> ExitCode:
     """A fault that is missed is a finding about the tool; of one that could not be injected nothing is known."""
-    if any(each.verdict == "missed" for each in cells):
+    verdicts = {each.verdict for each in cells}
+    if verdicts & {"missed", "false alarm"}:
         return ExitCode.FINDINGS
-    return ExitCode.CLEAN if cells and all(each.verdict == "found" for each in cells) else ExitCode.UNTESTABLE
+    done = verdicts & {"found", "silent"} and "not injected" not in verdicts
+    return ExitCode.CLEAN if done else ExitCode.UNTESTABLE

@@ -33,7 +33,7 @@ from inspector.events import (
     RawEvent,
 )
 from inspector.protocol.facts import AF
-from inspector.trace.functions import FUNCTIONS, LOADING, PROTECTING, Function, Role
+from inspector.trace.functions import ABORTING, FUNCTIONS, LOADING, PROTECTING, Function, Role
 from inspector.trace.instructions import event_of, register_of
 from inspector.trace.plan import EXIT, REGISTERS, Plan
 from inspector.trace.raw import SIZES, Record, RecordKind
@@ -51,29 +51,36 @@ _AROUND: Final = 2 * OUTSIDE
 """Likewise, of what has operations in it."""
 _HVC: Final[RawEvent] = (BARRIER, "hvc")
 _FEATURES: Final = {
-    # What the kernel's capabilities are decided by (arch/arm64/kernel/cpufeature.c): register, lowest bit, least value.
+    # What the kernel's capabilities are decided by (arch/arm64/kernel/cpufeature.c): register, lowest bit, least value,
+    # of four bits but for CTR_EL0.DIC, bit 29, above which are reserved zeroes (bit 31 is one).
     "fwb": ("ID_AA64MMFR2_EL1", 40, 1),
     "ttl": ("ID_AA64MMFR2_EL1", 48, 1),
     "xnx": ("ID_AA64MMFR1_EL1", 28, 1),
     "tlb_range": ("ID_AA64ISAR0_EL1", 56, 2),
+    "dic": ("CTR_EL0", 29, 1),
 }
 
 
 def features_of(values: Sequence[int]) -> dict[str, int]:
     """ARM64_HAS_STAGE2_FWB and so on, 0 or 1, by the ID registers of `plan.REGISTERS`."""
     registers = dict(zip(REGISTERS, values, strict=True))
-    return {name: int(registers[of] >> low & 15 >= least) for name, (of, low, least) in _FEATURES.items()}
+    return {
+        name: int(registers[of] >> low & (1 if of == "CTR_EL0" else 15) >= least)
+        for name, (of, low, least) in _FEATURES.items()
+    }
 
 
 @dataclass
 class _Call:
-    """A function that is being run; ``lane`` is the number under which its operation's events are told."""
+    """A function that is being run; ``lane`` is the number under which its operation's events are told; ``waiting`` is
+    what is told of it once there is an operation in it."""
 
     function: Function
     words: tuple[int, ...]
     stack: int
     lane: int = 0
     events: list[RawEvent] = field(default_factory=list)
+    waiting: RawEvent | None = None
 
     @property
     def flushes(self) -> bool:
@@ -280,6 +287,7 @@ class Assembler:
             call.lane = self._free_lane(record.cpu)
             calls.append(call)
             if function.role is Role.OPERATION:
+                yield from self._tell_section(stack)
                 section = self._section(stack)
                 within = f",in={section}" if section is not None else ""
                 callers = record.words[len(function.arguments) : -2]
@@ -324,8 +332,20 @@ class Assembler:
         sections.append(call)
         if function.name == LOADING:
             self._loading.add(record.cpu)
-        words = (f"cpu={record.cpu}", self._arguments(call))
+        words = [f"cpu={record.cpu}", self._arguments(call)]
+        if function.name == ABORTING:
+            if self.plan.syndrome:
+                words.append(f"esr={record.words[len(function.arguments)]:#x}")
+            # Most are emulated devices', without an operation.
+            call.waiting = (ENTER, function.name, ",".join(words))
+            return
         yield call.lane, (ENTER, function.name, ",".join(filter(None, words)))
+
+    def _tell_section(self, stack: int) -> Iterator[tuple[int, RawEvent]]:
+        for call in self._sections.get(stack, [])[-1:]:
+            if call.waiting is not None:
+                yield call.lane, call.waiting
+                call.waiting = None
 
     def _leave_section(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
         sections = self._sections.get(stack, [])
@@ -335,7 +355,8 @@ class Assembler:
         if not sections:
             del self._sections[stack]
         self._lanes.discard(call.lane)
-        yield call.lane, (LEAVE, function.name)
+        if call.waiting is None:
+            yield call.lane, (LEAVE, function.name)
 
     def _section(self, stack: int) -> int | None:
         """The lane of what runs on this stack around operations."""

@@ -80,6 +80,9 @@ IOCTL: Final = "kvm_vm_ioctl"
 SWITCHING: Final = ("__tlb_switch_to_guest", "__tlb_switch_to_host", "enter_vmid_context", "exit_vmid_context")
 """What they call, with barriers of their own."""
 
+ABORTING: Final = "kvm_handle_guest_abort"
+"""What a fault of a guest is for, its syndrome says: ``vcpu->arch.fault.esr_el2`` (arch/arm64/kvm/mmu.c)."""
+
 PROTECTING: Final = "_kvm_host_prot_finalize"
 
 _ALL: Final = (
@@ -123,6 +126,7 @@ _ALL: Final = (
     # Within which operations are done and TLBs invalidated.
     Function(IOCTL, Role.SECTION, ()),
     Function(LOADING, Role.SECTION, ("vcpu",)),
+    Function(ABORTING, Role.SECTION, ("vcpu",)),
     # Each CPU of a host in protected mode runs it, and no other (arch/arm64/kvm/pkvm.c; 6.1: arm.c).
     Function(PROTECTING, Role.PROTECTED, ()),
     Function("clean_dcache_guest_page", Role.DCACHE, ("va", "size")),

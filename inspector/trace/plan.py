@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from inspector.events import TLBI
 from inspector.findings import InspectorError, Untestable
 from inspector.generations import recognise
 from inspector.kernel.traits import traits
 from inspector.symbols.kernel import KernelSymbols
 from inspector.trace.functions import (
+    ABORTING,
     FLUSHING,
     FUNCTIONS,
     HYP_PREFIX,
@@ -24,17 +26,19 @@ from inspector.trace.functions import (
     Function,
     Role,
 )
+from inspector.trace.instructions import event_of
 
 EXIT: Final = 1000
 """Added to a function's number at its return: ``EXIT`` of probe.c."""
 
-REGISTERS: Final = ("ID_AA64ISAR0_EL1", "ID_AA64MMFR1_EL1", "ID_AA64MMFR2_EL1")
+REGISTERS: Final = ("ID_AA64ISAR0_EL1", "ID_AA64MMFR1_EL1", "ID_AA64MMFR2_EL1", "CTR_EL0")
 """What the CPU can do, in the order of the probe's record."""
 
 _RETURNS: Final = frozenset({0xD65F03C0, 0xD65F0BFF, 0xD65F0FFF})
 """RET, RETAA and RETAB (DDI 0487 C6.2)."""
 
 _TRANSLATING: Final = "__kvm_at_"
+_HYP_INIT: Final = "__kvm_nvhe____kvm_hyp_init"
 _HYP_VECTORS: Final = "__kvm_nvhe___kvm_hyp_host_vector"
 _FRAMES: Final = 12
 """Callers of an operation that are told of; at most ``MOST_FRAMES`` of probe.c."""
@@ -53,7 +57,9 @@ class Plan:
     ``hyp`` is the code that invalidates at EL2 in nVHE, whose vectors are ``vectors`` (0: none is there);
     ``anchor`` is the address of a function that every boot runs, and its first three instructions.
     ``contexts`` are like ``invalidating``: what is in no operation, and each instruction that writes VTTBR_EL2.
-    ``walk_flags`` are all that the model knows, by their names without KVM_PGTABLE_WALK_.
+    ``walk_flags`` are all that the model knows, by their names without KVM_PGTABLE_WALK_.  ``syndrome`` is the offset
+    of the fault's ESR_EL2 in ``struct kvm_vcpu`` (0: not known).  ``initialising`` are the TLBI of what each CPU runs
+    at EL2 first in nVHE, before anything can be followed there.
     """
 
     release: str
@@ -75,6 +81,8 @@ class Plan:
     vectors: int = 0
     anchor: tuple[int, ...] = ()
     contexts: tuple[tuple[int, int], ...] = ()
+    syndrome: int = 0
+    initialising: tuple[str, ...] = ()
 
     def config(self) -> str:
         """What the probe reads."""
@@ -83,6 +91,9 @@ class Plan:
         lines += [f"i {low:x} {high:x}" for low, high in (self.walkers, *self.invalidating)]
         lines += [f"i {low:x} {high:x}" for low, high in self.contexts]
         lines += [f"r {name}" for name in REGISTERS]
+        lines += [
+            f"o {address:x} {self.syndrome:x}" for address, number, _ in self.probes if self.tells_syndrome(number)
+        ]
         lines += [f"h {low:x} {high:x}\ni {low:x} {high:x}" for low, high in self.hyp]
         if self.hyp:
             lines.append(f"v {self.vectors:x}")
@@ -90,6 +101,10 @@ class Plan:
         if self.anchor:
             lines.append("a " + " ".join(f"{each:x}" for each in self.anchor))
         return "\n".join([*lines, ""])
+
+    def tells_syndrome(self, number: int) -> bool:
+        """The record of this function's entry has, after its arguments, what the fault is for."""
+        return bool(self.syndrome) and number < EXIT and self.functions[number] == ABORTING
 
     def _frames(self, number: int) -> int:
         """How many callers are told of."""
@@ -128,6 +143,8 @@ def of_header(header: Mapping[str, Any]) -> Plan:
         header["vectors"],
         tuple(header["anchor"]),
         tuple((low, high) for low, high in header["contexts"]),
+        header.get("syndrome", 0),
+        tuple(header.get("initialising", ())),
     )
 
 
@@ -170,6 +187,8 @@ def make_plan(symbols: KernelSymbols, page_shift: int = 12) -> Plan:
         symbols.address(_HYP_VECTORS) or 0,
         _anchor(symbols),
         tuple(_contexts(symbols)),
+        _syndrome(symbols),
+        tuple(_initialising(symbols)),
     )
 
 
@@ -238,6 +257,21 @@ def _members(symbols: KernelSymbols) -> dict[str, tuple[int, int]]:
             continue
         found[name] = member.offset, member.type.size
     return found
+
+
+def _syndrome(symbols: KernelSymbols) -> int:
+    return symbols.member("kvm_vcpu", "arch.fault.esr_el2").offset if symbols.address(ABORTING) is not None else 0
+
+
+def _initialising(symbols: KernelSymbols) -> Iterator[str]:
+    if symbols.address(_HYP_INIT) is None:
+        return
+    low, high = _extent(symbols, _HYP_INIT)
+    text = symbols.text(low, high - low) or b""
+    for word in struct.unpack(f"<{len(text) // 4}I", text):
+        event = event_of(word, 0)
+        if event is not None and event[0] == TLBI:
+            yield event[1]
 
 
 def _walk_flags(symbols: KernelSymbols) -> dict[str, int]:

@@ -28,17 +28,21 @@ from inspector.events import (
     format_raw,
 )
 from inspector.generations import WalkFlags
+from inspector.model.prot import Prot, model_prot
 from inspector.protocol.automaton import Protocol
-from inspector.protocol.context import Contexts, Flush
+from inspector.protocol.context import ALL_VMIDS, Contexts, Flush, stale_at_init
 from inspector.protocol.facts import Call, facts_of, operation_name
+from inspector.protocol.faults import is_exec_fault, unasked_execution
 from inspector.protocol.rules import Violation
-from inspector.trace.functions import IOCTL, LOADING, PROTECTING
+from inspector.trace.functions import ABORTING, IOCTL, LOADING, PROTECTING
 from inspector.trace.lockstep import Difference, HypShadow, Shadow, Verdicts
 from inspector.trace.performed import CALLBACK, ENDS, Performed, bounded, generation_of, geometry_of, words_of
 
 _ON_PAGE = frozenset({GET, PUT, ALLOC, FREE, DEFER, ALLOC_EXACT, FREE_EXACT})
 _CONTEXT = frozenset({ENTER, LEAVE, SYSREG})
 _ENTRIES = frozenset({"mkyoung", "mkold"})
+_UNREADABLE = (1 << 64) - 1
+"""What the probe tells of memory that it cannot read."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,13 @@ class Counts:
 
 @dataclass
 class _Table:
-    """``shadow`` is the table in the model, ``None`` where the CPU's features are not known."""
+    """``shadow`` is the table in the model, ``None`` where the CPU's features are not known; ``dic`` is CTR_EL0.DIC, 1
+    where it is not known."""
 
     number: int
     protocol: Protocol
     shadow: Shadow | HypShadow | None
+    dic: int = 1
 
 
 @dataclass
@@ -123,6 +129,7 @@ class Judge:
         self.broken: list[Broken] = []
         self.differing: list[Differing] = []
         self.verdicts = Verdicts()
+        self._initialising: tuple[str, ...] = tuple(header.get("initialising", ()))
         self._walk_flags: Mapping[str, int] = header.get("walk_flags", {})
         self._tables: dict[int, _Table] = {}
         self._owners: dict[int, _Table] = {}
@@ -131,6 +138,7 @@ class Judge:
         self._flushes: dict[int, tuple[Flush, int | None, Performed]] = {}
         self._loading: dict[int, int] = {}
         self._chains: dict[int, tuple[str, ...]] = {}
+        self._aborts: dict[int, tuple[int, int | None]] = {}
 
     def take(self, lane: int, raw: RawEvent) -> None:
         """One event.  Raises one of `performed.NONSENSE` for what no kernel does."""
@@ -187,12 +195,16 @@ class Judge:
             self._flush(lane, raw)
         elif kind == ENTER:
             words = words_of(str(raw[2]))
-            if raw[1] == LOADING:
+            if raw[1] == ABORTING:
+                self._aborts[lane] = words.get("cpu", 0), words.get("esr")
+            elif raw[1] == LOADING:
                 self._loading[lane] = words.get("cpu", 0)
                 self._contexts.load(words.get("cpu", 0), words.get("vcpu", 0))
             elif raw[1] != IOCTL:
                 flush = self._contexts.enter(raw[1], words.get("cpu", 0), None)
                 self._flushes[lane] = flush, words.get("in"), _around(raw)
+        elif kind == LEAVE and raw[1] == ABORTING:
+            self._aborts.pop(lane, None)
         elif kind == LEAVE and raw[1] == LOADING:
             self._contexts.loaded(self._loading.pop(lane, 0))
         elif kind == LEAVE:
@@ -245,7 +257,7 @@ class Judge:
             name,
             shared=shared and self._generation.shared_walks,
             waited=function == CALLBACK,
-            section=numbers.get("in"),
+            section=numbers.get("in") if numbers.get("in") not in self._aborts else None,
         )
         operation = _Lane(Performed(self.counts.operations, name, format_raw(raw), numbers), call)
         self.counts.unfinished += lane in self._lanes
@@ -255,13 +267,33 @@ class Judge:
         pgt = numbers.get("pgt", 0)
         if "ia_bits" in numbers:
             self._tables[pgt] = self._made(numbers, hyp=name == "hyp_init")
+            if name == "hyp_init":
+                self._initialised(operation.performed, self._tables[pgt], raw)
         operation.table = self._tables.get(pgt)
         if operation.table is None:
             self.counts.unknown += 1
         else:
             self._start(lane, operation, operation.table)
+            if "prot" in numbers and numbers.get("in") in self._aborts:
+                self._fault(operation, operation.table, raw)
         if name in ENDS:
             self._tables.pop(pgt, None)
+
+    def _initialised(self, done: Performed, table: _Table, raw: RawEvent) -> None:
+        """The hypervisor gets a table of its own: nVHE, in which each CPU's EL2 is initialised next."""
+        if self._generation.init_all_vmids and self._initialising and ALL_VMIDS not in self._initialising:
+            self.broken.append(self._is_broken(done, table.number, stale_at_init(self._initialising, raw)))
+
+    def _fault(self, operation: _Lane, table: _Table, raw: RawEvent) -> None:
+        """An operation in a guest's fault: whether that entitles it to what it makes of the page."""
+        words = operation.performed.words
+        cpu, esr = self._aborts[words["in"]]
+        if table.dic or esr is None or esr == _UNREADABLE or is_exec_fault(esr):
+            return
+        if model_prot(words["prot"], self._generation) & Prot.X:
+            where = f"IPA {words.get('addr', 0):#x}"
+            broken = unasked_execution(operation.name, where, esr, cpu, raw)
+            self.broken.append(self._is_broken(operation.performed, table.number, broken))
 
     def _start(self, lane: int, operation: _Lane, table: _Table) -> None:
         table.protocol.begin(lane, operation.call)
@@ -275,7 +307,7 @@ class Judge:
         facts = facts_of(self._generation, geometry, xnx=self._generation.two_bit_xn, hyp=hyp)
         of = HypShadow if hyp else Shadow
         shadow = of(self._generation, geometry, words, self._walk_flags) if "fwb" in words else None
-        return _Table(self.counts.tables_made, Protocol(facts), shadow)
+        return _Table(self.counts.tables_made, Protocol(facts), shadow, words.get("dic", 1))
 
     def _find(self, lane: int, operation: _Lane, raw: RawEvent) -> bool:
         """The table of the RCU callback's operation, by the first page it touches."""

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from inspector.inject.catalogue import FAULTS
-from inspector.inject.perform import place
+from inspector.inject.places import places
 from inspector.symbols import open_symbols
 
 pytestmark = pytest.mark.live
@@ -34,7 +34,7 @@ def image() -> Path:
 def without(fault: str, path: Path) -> Path:
     """The default kernel's Image, without the instruction that ``fault`` would pass by."""
     symbols = open_symbols(image=image())
-    address, _ = place(symbols, FAULTS[fault])
+    address = places(symbols, FAULTS[fault].place, fault)[0].address
     code = bytearray(image().read_bytes())
     struct.pack_into("<I", code, address - symbols.link_text, NOP)
     path.write_bytes(code)

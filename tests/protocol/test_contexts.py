@@ -1,7 +1,8 @@
 """VTTBR_EL2, HCR_EL2, VMIDs and vCPUs: traces written by hand from the kernel's tlb.c, vmid.c and arm.c.
 
-Written as those of `test_traces`, with ``kernel:`` where it is not 6.12, and judged as a trace file is: ``cpu=`` is the
-lane, from 4096 on what a CPU does in nothing that is followed, from 8192 on what has operations in it.
+Written as those of `test_traces`, with ``kernel:`` where it is not 6.12 and the plan's ``initialising:``, and judged
+as a trace file is: ``cpu=`` is the lane, from 4096 on what a CPU does in nothing that is followed, from 8192 on what
+has operations in it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def feed(judge: Judge, name: str) -> None:
 
 
 def judged(name: str) -> list[Broken]:
-    judge = Judge({"generation": header(text_of(name), "kernel") or "6.12", "page_shift": 12})
+    text = text_of(name)
+    plan = {"page_shift": 12, "initialising": header(text, "initialising").split()}
+    judge = Judge({"generation": header(text, "kernel") or "6.12", **plan})
     feed(judge, name)
     judge.finish()
     assert not judge.counts.unfinished

@@ -38,6 +38,16 @@ def test_a_plan(symbols: KernelSymbols) -> None:
     assert of_header(json.loads(json.dumps(plan.header()))) == plan
 
 
+def test_what_a_fault_is_for_and_how_el2_begins(symbols: KernelSymbols) -> None:
+    """TLBI as the disassembled ``___kvm_hyp_init`` of each has them; dc0dddb1d66d came with 6.12."""
+    plan = make_plan(symbols)
+    (told,) = (line for line in plan.config().splitlines() if line.startswith("o "))
+    assert told == f"o {symbols.require('kvm_handle_guest_abort'):x} {plan.syndrome:x}"
+    assert 0 < plan.syndrome < symbols.sizeof("kvm_vcpu")
+    before = plan.release.startswith("6.1.")
+    assert plan.initialising == ("alle2", "vmalls12e1" if before else "alle1")
+
+
 def test_the_walkers_are_all_of_the_file(symbols: KernelSymbols) -> None:
     """Every function of pgtable.c that can be told by its name is in the stretch, and no other file's is."""
     low, high = make_plan(symbols).walkers

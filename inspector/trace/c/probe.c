@@ -12,6 +12,8 @@
  *					moved to: by how much all of these addresses are off (KASLR)
  *	v ADDRESS			the vectors that EL2 has where it is not the kernel's own level (nVHE)
  *	h LOW HIGH			code that EL2 runs then, elsewhere in its own map: p and i within it are looked for there
+ *	o ADDRESS OFFSET		at that probe the word in memory at x0 and so many bytes is told too, after the
+ *					registers; ones in all bits where it cannot be read
  *	r NAME				a register whose value is told once, before everything else, in the order of these lines
  * out=FILE gets the records: kind, CPU, number of words (8, 8, 16 bits), number (32 bits), the words (64 bits each).
  *
@@ -36,7 +38,7 @@ enum { RECORD_PROBE = 1, RECORD_STORE, RECORD_INSTRUCTION, RECORD_REGISTERS };
 
 struct probe {
 	uint64_t address;
-	uint32_t number, registers, frames;
+	uint32_t number, registers, frames, offset;
 };
 
 struct ranges {
@@ -184,13 +186,15 @@ static unsigned int read_frames(unsigned int cpu, unsigned int most, uint64_t *f
 static void on_probe(unsigned int cpu, void *data)
 {
 	const struct probe *probe = data;
-	uint64_t words[MOST_REGISTERS + MOST_FRAMES + 2];
+	uint64_t words[MOST_REGISTERS + 1 + MOST_FRAMES + 2];
 	unsigned int count = probe->registers;
 
 	tell_registers(cpu);
 	find_hyp(cpu);
 	for (unsigned int i = 0; i < count; i++)
 		words[i] = value_of(cpu, i);
+	if (probe->offset && !read_words(cpu, words[0] + probe->offset, &words[count++], 1))
+		words[count - 1] = ~0ull;
 	if (probe->frames) {
 		words[count++] = unsigned_link(value_of(cpu, 30));
 		count += read_frames(cpu, probe->frames - 1, words + count);
@@ -425,7 +429,13 @@ static bool read_line(const char *line)
 		probes = realloc(probes, (probe_count + 1) * sizeof(*probes));
 		if (!probes)
 			return false;
-		probes[probe_count++] = (struct probe){ a, number, count, frames };
+		probes[probe_count++] = (struct probe){ a, number, count, frames, 0 };
+		return true;
+	}
+	if (sscanf(line, "o %llx %llx", &a, &b) == 2) {
+		for (size_t i = 0; i < probe_count; i++)
+			if (probes[i].address == a && probes[i].registers)
+				probes[i].offset = b;
 		return true;
 	}
 	if (sscanf(line, "a %llx %x %x %x", &a, &anchor.words[0], &anchor.words[1], &anchor.words[2]) == 4) {
