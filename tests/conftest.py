@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(name) for name in SLOW):
             item.add_marker(pytest.mark.fast)
-        if item.get_closest_marker("live") or item.path.is_relative_to(_BENCHMARKS):
+        if item.path.is_relative_to(_BENCHMARKS):
             item.add_marker(pytest.mark.alone)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -106,5 +107,6 @@ def _break(fault: Fault, machine: Machine, tell: Callable[[str], None]) -> tuple
     following.go(None, _AFTER, machine.alive, tell)
     judge = following.end().judge
     rules = sorted({broken.violation.rule for broken in judge.broken})
-    said = "" if fault.owner else f"{judge.verdicts.raced} operations raced"
+    lost = sum(count for (_, ret), count in judge.counts.returns.items() if ret == -errno.EAGAIN)
+    said = "" if fault.owner else f"{lost} operations were told -EAGAIN, {judge.verdicts.raced} raced"
     return (*rules, *(["model"] if judge.differing else [])), said

@@ -29,8 +29,10 @@ _MOST_HITS: Final = 10_000
 _HYP_VECTORS: Final = f"{EL2}__kvm_hyp_host_vector"
 _IN_IMAGE: Final = (1 << 21) - 1
 """What the address of an image at EL1 and at EL2 have in common: it begins at a multiple of 2 MiB in both."""
-_STANDSTILL: Final = 0.3
-"""Seconds that a CPU is delayed: thousands of faults of the others, and a seventieth of what RCU calls a stall."""
+_STANDSTILL: Final = 0.1
+"""Seconds that a CPU is delayed: a thousand faults of the others, and far less than what RCU calls a stall."""
+_DELAYS: Final = 40
+"""How often it is: whether another CPU wants the same entry meanwhile is chance."""
 
 
 def inject(
@@ -97,6 +99,7 @@ class _Breaking:
         self._nvhe = nvhe
         self.passed = 0
         self.done = False
+        self._delays = 0
         where = fault.where(nvhe=nvhe)
         self._places = self._addresses(where)
         self._gate = self._gate_at(fault.gate) if fault.gate is not None else 0
@@ -136,6 +139,7 @@ class _Breaking:
         while not self.done and self.passed < _MOST_HITS:
             thread = self._reached(until)
             if thread is None:
+                self.done = bool(self._delays)
                 return
             at = self._value("(unsigned long)$pc")
             if at == self._gate and not inside:
@@ -171,6 +175,11 @@ class _Breaking:
             return
         elif fault.do is Do.DELAY:
             self._delay(thread)
+            self._delays += 1
+            if self._delays < _DELAYS:
+                self._break_at(self._places)
+                self._continue()
+                return
         self.done = True
 
     def _later(self, at: int, thread: str, until: float) -> None:
