@@ -197,6 +197,8 @@ _ALL: Final = (
         when="$w2 != 3",
         caller=_TAKES,
         at_el2=Place(_IPA).of_el2(),
+        # A block as well: 6.1 passes the level of both.
+        unshared="B2",
     ),
     _flush(
         "no-dsb-before",

@@ -32,7 +32,7 @@ def rules(machine: Machine) -> set[str]:
     return {broken.violation.rule for broken in judge.broken} | ({"model"} if judge.differing else set())
 
 
-@pytest.mark.parametrize("name", ["no-stage-1", "no-put", "no-map"])
+@pytest.mark.parametrize("name", ["late-tlbi", "plain-link", "no-put"])
 def test_a_fault_is_found_and_leaves_nothing_else(name: str) -> None:
     fault = FAULTS[name]
     with Machine.start(scenario="none", options=["--trace"]) as machine:
@@ -62,14 +62,14 @@ def test_one_that_is_not_reached_is_said_so() -> None:
 
 
 def test_the_matrix_is_kept_and_gone_on_with(tmp_path: Path) -> None:
-    """Faults of contexts and callers, which no table shows, in machines of their own; again, from the file alone."""
-    names = ["other-vmid", "no-vcpu-flush", "no-log-flush"]
+    """Faults of contexts, which no table shows, in machines of their own; again, from the file alone."""
     kernel = os.environ["INSPECTOR_DEFAULT_KERNEL"]
-    arguments: list[str | Path] = ["inject", "--matrix", *names, "--kernel", kernel, "-o", tmp_path / "cells", "--json"]
-    done = inspect(*arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    document = json.loads(done.stdout)
-    assert [cell["verdict"] for cell in document["cells"]] == ["found"] * 3
-    assert [cell["found"] for cell in document["cells"]] == [["B3"], ["V4"], ["B8"]]
-    again = inspect(*arguments)
-    assert (again.returncode, json.loads(again.stdout)) == (0, document)
+    for names, mode, rule in ((["no-vcpu-flush", "no-log-flush"], (), ["V4", "B8"]), (["no-tlbi"], ("nvhe",), ["B2"])):
+        arguments: list[str | Path] = ["inject", "--matrix", *names, "--kernel", kernel, "-o", tmp_path / "cells"]
+        arguments += ["--json", *(("--mode", *mode) if mode else ())]
+        done = inspect(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        document = json.loads(done.stdout)
+        assert [(cell["verdict"], cell["owner"]) for cell in document["cells"]] == [("found", each) for each in rule]
+        again = inspect(*arguments)
+        assert (again.returncode, json.loads(again.stdout)) == (0, document)
