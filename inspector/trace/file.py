@@ -26,6 +26,12 @@ _MOST: Final = 1 << 26
 """Bytes of a block, packed or not."""
 
 
+def block(text: str) -> bytes:
+    """A block as it is in the file."""
+    packed = zlib.compress(text.encode(), 6)
+    return _BLOCK.pack(_MARK, len(packed), zlib.crc32(packed)) + packed
+
+
 class Writer:
     """Writes a trace into an unbuffered ``stream``; `flush` puts out what there is.  Both raise ``OSError``."""
 
@@ -51,8 +57,7 @@ class Writer:
             self._lines = []
 
     def _block(self, text: str) -> None:
-        packed = zlib.compress(text.encode(), 6)
-        self._put(_BLOCK.pack(_MARK, len(packed), zlib.crc32(packed)) + packed)
+        self._put(block(text))
 
     def _put(self, data: bytes) -> None:
         """All of it, in as many writes as it takes."""

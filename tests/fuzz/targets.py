@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import json
 import socket
 import tempfile
 import zipfile
@@ -407,6 +408,50 @@ def _command_line(data: bytes) -> object:
     if {"capture", "--connect", "--gdb"} & set(given) or any(word.startswith("-") and "c" in word for word in given):
         given = ["decode", *given[:1]]
     return command("--from", str(SMALL), *given)
+
+
+# --- traces ---
+
+
+def stories() -> dict[str, bytes]:
+    """Traces by hand: ``cpu=LANE event``, the lane left out where it is 0."""
+    return {path.stem: path.read_bytes() for path in sorted((REPO / "tests/protocol/contexts").glob("*.trace"))}
+
+
+@target("trace-events", stories)
+def _trace_events(data: bytes) -> object:
+    """Events behind their envelopes and checksums: judged, explained, and searched for an entry's life."""
+    from inspector.trace.file import MAGIC, block
+
+    first = (REPO / "tests/protocol/contexts/vm.trace").read_text()
+    lines = [line for line in (first + text_of(data)).split("\n") if line and not line.startswith("#")]
+    told = []
+    for number, line in enumerate(lines):
+        lane, _, event = line.partition(" ") if line.startswith("cpu=") else ("cpu=0", "", line)
+        told.append(f"@{number} {lane} source=plugin {event} ;{number};")
+    header = {"generation": "6.12", "page_shift": 12, "release": "6.12.1", "initialising": ["alle1"]}
+    made = MAGIC + block(json.dumps(header)) + block("\n".join(told))
+    with as_file(made, ".s2trace") as path:
+        codes = [command("replay", str(path), *words) for words in ((), ("--json",), ("--explain", "2"))]
+        codes += [command("replay", str(path), *words) for words in (("--until", "3"), ("--entry", "0x80000000"))]
+    if any(code not in (0, 1) for code in codes):
+        raise InspectorError("refused")
+    return None
+
+
+@target("trace-file", lambda: {"none": _a_trace()})
+def _trace_file(data: bytes) -> object:
+    """Whatever is said to be a trace."""
+    from inspector.trace.file import Trace
+
+    with as_file(data, ".s2trace") as path:
+        return list(Trace(path).events())
+
+
+def _a_trace() -> bytes:
+    from inspector.trace.file import MAGIC, block
+
+    return MAGIC + block('{"generation": "6.12", "page_shift": 12}') + block("@0 cpu=0 source=plugin ret value=0 ;0;")
 
 
 # --- the console of the exerciser ---
