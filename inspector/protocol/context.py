@@ -12,7 +12,7 @@ from typing import Final
 
 from inspector.events import BARRIER, SYSREG, TLBI, RawEvent, format_raw
 from inspector.protocol.rules import Violation
-from inspector.protocol.tlbi import TLBIS, Reach
+from inspector.protocol.tlbi import TLBIS, Reach, is_of_el2
 
 NVHE: Final = "__kvm_nvhe_"
 """How the functions of EL2's own code begin where that is not the kernel's level."""
@@ -208,8 +208,7 @@ class Contexts:
         tlbi = TLBIS.get(word)
         flush.did = True
         flush.waiting = word
-        if tlbi is None or "ae2" in word or "le2" in word:
-            # vale2is after the others: the workaround of an erratum (__tlbi_sync_s1ish_hyp).
+        if tlbi is None or is_of_el2(word):
             return
         flush.open = True
         if word.startswith(ALL_VMIDS):

@@ -67,3 +67,12 @@ TLBIS: Final[Mapping[str, Tlbi]] = {
     },
 }
 """DDI 0487 C5.5 (TLB maintenance instructions); ``is`` and ``os`` reach all CPUs that run a VM."""
+
+
+def is_of_el2(word: str) -> bool:
+    """The instruction is of EL2's own regime (VAE2, VALE2, ALLE2 and their like): no guest's.
+
+    In a guest's operation it is the workaround of an erratum: ``vale2is`` of 0, after the others (ARM64_WORKAROUND_
+    REPEAT_TLBI; ``__tlbi_sync_s1ish_hyp``).
+    """
+    return "ae2" in word or "le2" in word

@@ -15,7 +15,7 @@ from inspector.findings import BadInput
 from inspector.generations import GENERATIONS
 from inspector.protocol.facts import operation_name
 from inspector.protocol.rules import Violation
-from inspector.protocol.tlbi import TLBIS, Reach, Stages
+from inspector.protocol.tlbi import TLBIS, Reach, Stages, is_of_el2
 from inspector.trace.lockstep import Verdicts
 from inspector.trace.replay import Broken, Counts, Differing
 
@@ -89,6 +89,8 @@ class OperationJudge:
             self.counts.hypercalls += 1
         elif raw[0] == TLBI:
             self.counts.invalidations[raw[1]] += 1
+            if is_of_el2(raw[1]):
+                return
         operation.events.append(raw)
 
     def _begin(self, lane: int, raw: RawEvent) -> None:

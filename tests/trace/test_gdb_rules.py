@@ -12,6 +12,7 @@ ISHST, ISH, NSHST, NSH, ISB = ((BARRIER, kind) for kind in ("ishst", "ish", "nsh
 STAGE1 = (TLBI, "vmalle1is", None, None, None)
 LOCAL_STAGE1 = (TLBI, "vmalle1", None, None, None)
 ALL = (TLBI, "vmalls12e1is", None, None, None)
+AGAIN = (TLBI, "vale2is", 0, None, None)
 
 
 def by_ipa(ipa: int, level: int | None = None, name: str = "ipas2e1is") -> RawEvent:
@@ -53,6 +54,8 @@ GOOD = [
     ("relax_perms", "addr=0x5000", RELAXED),
     ("relax_perms", "addr=0x5000", helper(by_ipa(0x5000, 3))),
     ("wrprotect", "addr=0x4000,size=0x200000", []),
+    # cortex-a76 r3p0: ARM64_WORKAROUND_REPEAT_TLBI.
+    ("unmap", "addr=0x4000,size=0x1000", [ISHST, by_ipa(0x4000, 3), ISH, STAGE1, ISH, AGAIN, ISH, ISB]),
 ]
 
 
