@@ -77,7 +77,7 @@ def _run(fault: Fault, kernel: str, mode: str, tell: Callable[[str], None]) -> C
         if fault.needs and symbols.address(fault.needs) is None:
             verdict, reason = "not there", f"it has no {fault.needs}"
         else:
-            found, reason = _break(fault, machine, tell)
+            found, reason = _break(fault, machine, mode, tell)
             verdict = _judge(owner, found)
     except (Untestable, TargetLost) as error:
         # A fault may be the end of a kernel: the others have machines of their own.
@@ -93,10 +93,13 @@ def _judge(owner: str, found: Sequence[str]) -> str:
     return "found" if owner in found else "missed"
 
 
-def _break(fault: Fault, machine: Machine, tell: Callable[[str], None]) -> tuple[tuple[str, ...], str]:
+def _break(fault: Fault, machine: Machine, mode: str, tell: Callable[[str], None]) -> tuple[tuple[str, ...], str]:
     """What the trace says, and what is to be said of it.  Raises `Untestable` when nothing was injected."""
     state = machine.state()
     vmlinux = Path(state["vmlinux"]) if state.get("vmlinux") else None
+    if mode or fault.cpu:
+        # Up to 6.11 EL2 is the kernel's own only while there is a VM (kvm_arch_hardware_enable).
+        machine.send("run one")
     work = threading.Thread(target=machine.send, args=(f"run {fault.workload}",))
     done = inject(fault, state["connect"], Path(state["image"]), vmlinux, _WAIT, tell, work.start)
     work.join(_WAIT)

@@ -13,6 +13,7 @@ from inspector.symbols.kernel import KernelSymbols
 
 EL2: Final = "__kvm_nvhe_"
 """How the functions of EL2's own code begin (nVHE, hVHE)."""
+_COPIES: Final = ("isra", "constprop", "llvm")
 _MOST_CODE: Final = 1 << 12
 """Bytes of a function that are looked at."""
 
@@ -35,6 +36,7 @@ def places(symbols: KernelSymbols, place: Place, name: str) -> tuple[Found, ...]
     Raises `Untestable` when this kernel has no such function or instruction; ``name`` is the fault's.
     """
     there = [each for each in place.function.split() if symbols.address(each) is not None]
+    there = there or [copy for each in place.function.split() for copy in copies_of(symbols, each)]
     if not there:
         who = " or ".join(place.function.split())
         raise Untestable(f"{symbols.description} has no {who}: '{name}' cannot be injected")
@@ -43,6 +45,12 @@ def places(symbols: KernelSymbols, place: Place, name: str) -> tuple[Found, ...]
         if found:
             return found
     raise Untestable(f"{' or '.join(there)} of {symbols.description} has no such instruction: '{name}'")
+
+
+def copies_of(symbols: KernelSymbols, function: str) -> list[str]:
+    """What a compiler made of a function that it did not keep as it was: ``.isra.0``, ``.constprop.0``."""
+    names = (symbols.table[at].name for at in range(len(symbols.table.addresses)))
+    return [name for name in names if name.startswith(f"{function}.") and name.split(".")[1] in _COPIES]
 
 
 def plain_store(symbols: KernelSymbols, functions: str) -> Found:
