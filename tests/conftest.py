@@ -45,6 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.fast)
         if item.path.is_relative_to(_BENCHMARKS):
             item.add_marker(pytest.mark.alone)
+        if item.get_closest_marker("live"):
+            item.add_marker(pytest.mark.xdist_group(_machine_of(item)))
+
+
+def _machine_of(item: pytest.Item) -> str:
+    """What is booted once for several tests, which one worker then runs: a machine of the matrix, else a module's."""
+    callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("booted") if callspec is not None else None
+    return str(cell) if cell is not None else item.path.stem
 
 
 @pytest.fixture

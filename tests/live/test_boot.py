@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -73,6 +74,13 @@ def stub_answer(connection: socket.socket) -> bytes:
 
 
 @pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for run folders: a unix socket's path has 107 bytes, and ``tmp_path`` of a worker leaves few of them."""
+    with tempfile.TemporaryDirectory(prefix="s2-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
 def run_dir(tmp_path: Path) -> Iterator[Path]:
     """A run folder whose machine, if a test left one, is stopped."""
     folder = tmp_path / "m"
@@ -123,11 +131,11 @@ def test_start_status_run_send_stop(run_dir: Path) -> None:
     assert run_qemu(*where, "send", "progress").returncode == 3
 
 
-def test_a_machine_for_one_command_ends_with_it(tmp_path: Path) -> None:
+def test_a_machine_for_one_command_ends_with_it(short_path: Path) -> None:
     done = run_qemu(
-        *("--run-dir", str(tmp_path / "none"), "--kernel", default_kernel(), "--scenario", "one"),
+        *("--run-dir", str(short_path / "none"), "--kernel", default_kernel(), "--scenario", "one"),
         *("run", "--", "sh", "-c", 'cat "$INSPECTOR_RUN_DIR/pid"; echo "$INSPECTOR_RUN_DIR"; exit 42'),
-        TMPDIR=str(tmp_path),
+        TMPDIR=str(short_path),
     )
     assert done.returncode == 42, done.stderr
     pid, folder = done.stdout.split()
@@ -142,18 +150,18 @@ def test_a_machine_for_one_command_ends_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
-def test_a_signal_ends_the_machine_and_the_program(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_ends_the_machine_and_the_program(short_path: Path, number: signal.Signals, code: int) -> None:
     script = 'echo $$ $(cat "$INSPECTOR_RUN_DIR/pid"); exec sleep 1000'
     with subprocess.Popen(
         [
-            *(str(RUN_QEMU), *common_options(), "--run-dir", str(tmp_path / "none")),
+            *(str(RUN_QEMU), *common_options(), "--run-dir", str(short_path / "none")),
             *("--kernel", default_kernel(), "--scenario", "one", "run", "--", "sh", "-c", script),
         ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(short_path)},
         # A shell leaves SIGINT ignored when it was started so: as it is from a terminal, it is not.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
@@ -166,10 +174,10 @@ def test_a_signal_ends_the_machine_and_the_program(tmp_path: Path, number: signa
         wait_until(lambda pid=pid: not process_alive(pid), f"the end of {pid}")  # type: ignore[misc]
     if number == signal.SIGKILL:
         # Nobody could remove the folder; the next one does.
-        assert len(list(tmp_path.glob("s2-machine.*"))) == 1
-        after = run_qemu("--kernel", default_kernel(), "--scenario", "one", "run", "true", TMPDIR=str(tmp_path))
+        assert len(list(short_path.glob("s2-machine.*"))) == 1
+        after = run_qemu("--kernel", default_kernel(), "--scenario", "one", "run", "true", TMPDIR=str(short_path))
         assert after.returncode == 0, after.stderr
-    assert list(tmp_path.glob("s2-machine.*")) == []
+    assert list(short_path.glob("s2-machine.*")) == []
 
 
 def test_a_signal_while_booting_leaves_nothing(run_dir: Path) -> None:
