@@ -35,6 +35,8 @@ from inspector.generations import GENERATIONS, code_of
 from inspector.model import run_script
 from inspector.numbers import parse_number
 from inspector.options import Options, complete_vm, shared_options
+from inspector.printable import printable
+from inspector.report.format import size as size_text
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval
 from inspector.snapshot import Capture, Scope
 from inspector.streams import OutputFailed, forget, progress, require_stdout, say, write
@@ -103,6 +105,17 @@ def _vm_option(what: str) -> Callable[[F], F]:
     return click.option("--vm", metavar="VM", help=text, shell_complete=complete_vm)
 
 
+def _html_option(what: str) -> Callable[[F], F]:
+    return click.option("--html", metavar="FILE", type=click.Path(), help=f"{what}.")
+
+
+def _write_html(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}") from None
+
+
 # --- commands ---
 
 
@@ -140,8 +153,16 @@ def memslots(options: Options) -> None:
 @click.option("--range", "ipa", metavar="A-B", help="Only IPAs from A up to B (or A+SIZE).")
 @click.option("--pa", metavar="A-B", help="Only what maps PAs from A up to B (or A+SIZE).")
 @click.option("--filter", "rule", metavar="EXPR", help=f"Only leaves for which EXPR holds: {FILTER_HELP}.")
-def dump(options: Options, vm: str | None, tree: bool, ipa: str | None, pa: str | None, rule: str | None) -> None:
-    """Stage-2 tables as merged ranges, or entry by entry."""
+@_html_option("Draw the tables, and what 'check' finds in them, into one HTML file that fetches nothing")
+def dump(
+    options: Options, vm: str | None, tree: bool, ipa: str | None, pa: str | None, rule: str | None, html: str | None
+) -> None:
+    """Stage-2 tables as merged ranges, or entry by entry; or drawn."""
+    if html is not None:
+        if tree or ipa or pa or rule is not None:
+            raise BadInput("--html draws whole tables, and zooms: leave --tree, --range, --pa and --filter out")
+        _draw(options, vm, html)
+        return
     window = Window(
         **({"ipa": parse_interval(ipa)} if ipa else {}),
         **({"pa": parse_interval(pa)} if pa else {}),
@@ -152,6 +173,24 @@ def dump(options: Options, vm: str | None, tree: bool, ipa: str | None, pa: str 
         options.emit(report.dump.tree_document, report.dump.tree_lines, views, window)
     else:
         options.emit(report.dump.ranges_document, report.dump.ranges_lines, views, window)
+
+
+def _draw(options: Options, vm: str | None, path: str) -> None:
+    """`inspector dump --html`: everything of a capture that can be seen, with the findings of every rule."""
+    from inspector.report.html.dump import html
+
+    capture = get_capture(options, Scope.FULL, (_LOOKS_AGAIN, in_question))
+    views = choose_views(capture, vm)
+    found = run_checks(capture)
+    _write_html(path, html(views, found, [one.id for one in selected([], [])], capture))
+    if options.as_json:
+        options.emit(report.dump.ranges_document, report.dump.ranges_lines, views, Window())
+    else:
+        size = size_text(-(-Path(path).stat().st_size // 1024) * 1024)
+        errors = sum(one.severity is Severity.ERROR for one in found)
+        write(
+            (f"{printable(path)}: {len(views)} tables drawn, {errors} errors, {len(found) - errors} notes, {size}\n",)
+        )
 
 
 @_command("walk", epilog="Example: inspector walk 0x40001000 --vm vm0")
