@@ -36,6 +36,7 @@ from inspector.model import run_script
 from inspector.numbers import parse_number
 from inspector.options import Options, complete_vm, shared_options
 from inspector.printable import printable
+from inspector.report.format import count
 from inspector.report.format import size as size_text
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval
 from inspector.snapshot import Capture, Scope
@@ -146,7 +147,7 @@ def memslots(options: Options) -> None:
 @_command(
     "dump",
     epilog="Examples: inspector dump --vm vm0 --filter w,!x | inspector dump --tree --range 0x40000000+2M | "
-    "inspector dump --pa 0x80000000-0x80200000",
+    "inspector dump --pa 0x80000000-0x80200000 | inspector --from host.s2cap dump --html tables.html",
 )
 @_vm_option("Only this VM")
 @click.option("--tree", is_flag=True, help="Every table with PA, reference count and raw entries, in walk order.")
@@ -188,9 +189,8 @@ def _draw(options: Options, vm: str | None, path: str) -> None:
     else:
         size = size_text(-(-Path(path).stat().st_size // 1024) * 1024)
         errors = sum(one.severity is Severity.ERROR for one in found)
-        write(
-            (f"{printable(path)}: {len(views)} tables drawn, {errors} errors, {len(found) - errors} notes, {size}\n",)
-        )
+        said = ", ".join(map(count, (len(views), errors, len(found) - errors), ("table", "error", "note")))
+        write((f"{printable(path)}: {said}, {size}\n",))
 
 
 @_command("walk", epilog="Example: inspector walk 0x40001000 --vm vm0")
@@ -346,17 +346,23 @@ def _generation_option(function: F) -> F:
 
 @_command(
     "diff",
-    epilog="Examples: inspector --connect :1234 diff --vm vm0 | inspector diff before.s2cap after.s2cap. "
+    epilog="Examples: inspector --connect :1234 diff --vm vm0 | inspector diff before.s2cap after.s2cap | "
+    "inspector diff before.s2cap after.s2cap --html changed.html. "
     "Exit code 1: something differs that nothing legal explains; between two captures: anything. "
     "125: there was nothing that could be judged.",
 )
 @click.argument("captures", metavar="[BEFORE AFTER]", nargs=-1)
 @_vm_option("Only this VM")
 @_generation_option
-def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None) -> int:
+@_html_option("With two captures: also draw what changed, before and after, into one HTML file that fetches nothing")
+def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None, html: str | None) -> int:
     """Live tables against what the model makes of the same mappings; or two captures against each other."""
     if captures:
-        return _diff_captures(options, captures, vm, generation)
+        return _diff_captures(options, captures, vm, generation, html)
+    if html is not None:
+        raise BadInput(
+            "--html draws two captures: name BEFORE and AFTER (one capture is drawn by 'inspector dump --html')"
+        )
     capture = require_vms(get_capture(options, Scope.FULL))
     kernel = code_of(capture.host, generation)
     compared = compare_views(choose_views(capture, vm), kernel)
@@ -366,7 +372,9 @@ def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation
     return ExitCode.FINDINGS if any(one.errors for one in compared) else ExitCode.CLEAN
 
 
-def _diff_captures(options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None) -> int:
+def _diff_captures(
+    options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None, html: str | None
+) -> int:
     if len(captures) != 2:
         raise BadInput("two captures are compared: inspector diff BEFORE AFTER (or none, for live against modelled)")
     if options.source is not None or options.connect is not None:
@@ -374,6 +382,10 @@ def _diff_captures(options: Options, captures: tuple[str, ...], vm: str | None, 
     if vm is not None or generation is not None:
         raise BadInput("--vm and --generation are for live against modelled: between two captures all is compared")
     found = changes(*(options.load(path, Scope.WALK) for path in captures))
+    if html is not None:
+        from inspector.report.html.diff import html as drawn
+
+        _write_html(html, drawn(found))
     options.emit(report.changes.document, report.changes.lines, found)
     return ExitCode.CLEAN if found.same else ExitCode.FINDINGS
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from msgspec import Struct
-
 from inspector.capture.view import TableView
 from inspector.findings import Finding
 from inspector.report import check as check_report
@@ -16,6 +14,7 @@ from inspector.report.dump import range_cells
 from inspector.report.format import count
 from inspector.report.host import info_document
 from inspector.report.html.budget import shares
+from inspector.report.html.maps import Map, Maps, Mark
 from inspector.report.html.page import page
 from inspector.report.html.picture import Picture, pictures
 from inspector.report.vms import geometry_text
@@ -25,32 +24,6 @@ from inspector.tables import RangeTable, merged_ranges
 MOST_ROWS: Final = 4_000
 """Rows of ranges, as text, in one file."""
 MOST_FINDINGS: Final = 1_000
-
-
-class Mark(Struct, frozen=True):
-    """Something that is marked in a picture; ``ipa`` is ``None`` where it has no address."""
-
-    kind: str
-    ipa: int | None
-    size: int
-    text: str
-
-
-class Map(Struct, frozen=True, kw_only=True):
-    """What is drawn on one axis: a panel, or two that are compared."""
-
-    name: str
-    panels: Sequence[Picture | None]
-    marks: Sequence[Mark]
-    notice: Sequence[str] = ()
-
-
-class Maps(Struct, frozen=True, kw_only=True):
-    """What the script gets."""
-
-    maps: Sequence[Map]
-    mark_name: str
-    sides: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -193,7 +166,7 @@ def html(views: Sequence[TableView], found: Sequence[Finding], checked: Sequence
         Maps(maps=maps, mark_name="findings"),
         title=f"stage-2 tables, Linux {info.host.release}",
         verdict=f"{count(check.errors, 'error')}, {count(check.notes, 'note')}",
-        verdict_bad=bool(check.errors),
+        sign="✖" if check.errors else "✓",
         info=info,
         host=info.host,
         check=check,

@@ -141,7 +141,7 @@ function lane(items, extent, put) {
       if (column === last) continue;
       last = column;
     }
-    put(item, left, sliver ? 1.5 : right - left);
+    put(item, left, sliver ? 2 : right - left);
   }
 }
 function label(y, text, title) { shape(svg, 'text', {x: 0, y, class: 'lane'}, text, title); }
@@ -172,20 +172,19 @@ function drawOverview(y) {
 }
 const SIGN = {error: '✖', note: '▲', gone: '−', came: '+', changed: '~'};
 function drawMarks(y) {
-  const marks = map().marks;
   label(y + 13, DATA.mark_name, 'Each is listed in the table above');
-  let last = -100, text = null, many = 0;
+  let last = -100, text = null, many = 0, signs = null;
   map().marks.map((one, at) => [one, at]).sort((a, b) => a[0].ipa - b[0].ipa).forEach(([one, at]) => {
     if (one.ipa === null || one.ipa >= to || one.ipa + Math.max(one.size, 1) <= from) return;
     const left = Math.max(x(one.ipa), gutter), right = Math.min(x(one.ipa + one.size), width);
     if (right - left > 14) shape(svg, 'rect', {x: left, y: y + 15, width: right - left, height: 3, class: 'mark ' + one.kind});
     const px = (left + Math.max(right, left)) / 2;
-    if (px - last < 12) { many++; text.textContent = SIGN[one.kind] + (many + 1); return; }
-    last = px; many = 0;
-    text = shape(svg, 'text', {x: Math.min(Math.max(px, gutter + 5), width - 5), y: y + 12, class: 'mark ' + one.kind + (at === mark ? ' on' : ''), 'data-mark': at}, SIGN[one.kind]);
+    if (px - last < 20) { many++; signs.add(SIGN[one.kind]); text.textContent = [...signs].join('') + (many + 1); return; }
+    last = px; many = 0; signs = new Set([SIGN[one.kind]]);
+    const anchor = px < gutter + 20 ? 'start' : px > width - 20 ? 'end' : 'middle';
+    text = shape(svg, 'text', {x: Math.min(Math.max(px, gutter), width), y: y + 12, 'text-anchor': anchor, class: 'mark ' + one.kind + (at === mark ? ' on' : ''), 'data-mark': at}, SIGN[one.kind]);
     text.addEventListener('click', () => goMark(at));
   });
-  return marks;
 }
 function drawPanel(panel, y, name) {
   const data = panel.data;
@@ -193,7 +192,7 @@ function drawPanel(panel, y, name) {
   label(y + 13, 'slots', 'Memslots');
   lane(data.slots, slot => [slot[0], slot[0] + slot[1]], (slot, left, wide) => {
     const [ipa, length, id, space, hva, flags, backing] = slot;
-    const g = shape(svg, 'g', {class: 'slot'});
+    const g = shape(svg, 'g', {class: 'slot' + (wide > 2 ? '' : ' thin')});
     shape(g, 'rect', {x: left, y: y + 2, width: wide, height: LANE.slots - 4}, undefined, `memslot ${id}${space ? ` of address space ${space}` : ''}: IPA ${hex(ipa)}-${hex(ipa + length)}, HVA ${hva}, ${flags}; ${backing}`);
     const text = `${id}  ${size(length)}${flags === '-' ? '' : ' ' + flags}`, short = String(id);
     const fits = [text, short].find(one => roomFor(one) < wide);
@@ -205,7 +204,7 @@ function drawPanel(panel, y, name) {
     label(y + 11, `L${level}`, `Level ${level}: an entry covers ${size(panel.span(level))}`);
     shape(svg, 'text', {x: 22, y: y + 11, class: 'lane'}, size(panel.span(level)));
     lane(panel.tables[level], page => [page.ia, page.end], (page, left, wide) => {
-      const g = shape(svg, 'g', {class: 'table', 'data-page': hex(page.pa)});
+      const g = shape(svg, 'g', {class: 'table' + (wide > 2 ? '' : ' thin'), 'data-page': hex(page.pa)});
       const known = `level ${level} table ${hex(page.pa)}, IPA ${hex(page.ia)}-${hex(page.end)}, ${page.entries} entries${page.count === null ? '' : `, page_count ${page.count}`}`;
       shape(g, 'rect', {x: left, y, width: wide, height: LANE.level - 2}, undefined, known);
       const text = hex(page.pa) + (page.count === null ? '' : ` refs ${page.count}`);
@@ -215,7 +214,7 @@ function drawPanel(panel, y, name) {
     });
     lane(panel.leaves[level], range => [range[IPA], range[IPA] + range[SIZE]], (range, left, wide) => {
       const kind = kindOf(panel, range), pattern = panel.pattern(range), top = y + 12, tall = LANE.level - 14;
-      const g = shape(svg, 'g', {class: 'leaf ' + kind, 'data-ipa': hex(range[IPA]), 'data-size': range[SIZE], 'data-level': level});
+      const g = shape(svg, 'g', {class: 'leaf ' + kind + (wide > 2 ? '' : ' thin'), 'data-ipa': hex(range[IPA]), 'data-size': range[SIZE], 'data-level': level});
       const what = pattern ? pattern.text : 'several kinds of leaves';
       const where = `IPA ${hex(range[IPA])}-${hex(range[IPA] + range[SIZE])}`;
       shape(g, 'rect', {x: left, y: top, width: wide, height: tall}, undefined, `${where} level ${level} ${range[PA] < 0 ? 'PAs scattered' : 'PA ' + hex(range[PA])} ${what}, ${range[LEAVES]} x ${size(panel.span(level))}`);
@@ -243,6 +242,7 @@ function drawPanel(panel, y, name) {
   return y;
 }
 function draw() {
+  if (!box.clientWidth) return;
   width = box.clientWidth;
   gutter = width < 640 ? 46 : 74;
   const two = map().panels.length > 1;
@@ -343,7 +343,7 @@ function fill(panel, page, inside) {
 function branch(panel, page, name) {
   const refs = page.count === null ? 'refs not known' : `refs ${page.count}${page.state ? ' ' + page.state : ''}`;
   const entries = `${page.entries} ${page.entries === 1 ? 'entry' : 'entries'}`;
-  const head = el('summary', {}, `${name.padEnd(9)} ${hex(page.ia).padEnd(14)} ${page.raw ? page.raw + ' table at PA' : 'root table'} ${hex(page.pa)}  L${page.level}, ${refs}, ${entries}`);
+  const head = el('summary', {}, `${name.padEnd(9)} ${hex(page.ia).padEnd(14)} ${page.raw ? page.raw + ' table' : 'root table'} ${hex(page.pa)} L${page.level}, ${refs}, ${entries}`);
   const inside = el('div', {class: 'inside'}), made = el('details', {'data-pa': hex(page.pa)}, head, inside);
   const filled = () => { if (!inside.hasChildNodes()) fill(panel, page, inside); };
   made.addEventListener('toggle', filled);
