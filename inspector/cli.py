@@ -110,6 +110,14 @@ def _html_option(what: str) -> Callable[[F], F]:
     return click.option("--html", metavar="FILE", type=click.Path(), help=f"{what}.")
 
 
+def _require_html(path: str | None) -> None:
+    """Raises `BadInput` when no file could get this name, before any work is done."""
+    if path is not None and not Path(os.path.realpath(path)).parent.is_dir():
+        raise BadInput(f"{path} cannot be written: there is no such directory")
+    if path is not None and Path(path).is_dir():
+        raise BadInput(f"{path} cannot be written: it is a directory")
+
+
 def _write_html(path: str, text: str) -> None:
     try:
         Path(path).write_text(text, encoding="utf-8")
@@ -180,6 +188,7 @@ def _draw(options: Options, vm: str | None, path: str) -> None:
     """`inspector dump --html`: everything of a capture that can be seen, with the findings of every rule."""
     from inspector.report.html.dump import html
 
+    _require_html(path)
     capture = get_capture(options, Scope.FULL, (_LOOKS_AGAIN, in_question))
     views = choose_views(capture, vm)
     found = run_checks(capture)
@@ -381,6 +390,7 @@ def _diff_captures(
         raise BadInput("two captures are compared with each other: leave --from and --connect out")
     if vm is not None or generation is not None:
         raise BadInput("--vm and --generation are for live against modelled: between two captures all is compared")
+    _require_html(html)
     found = changes(*(options.load(path, Scope.WALK) for path in captures))
     if html is not None:
         from inspector.report.html.diff import html as drawn
@@ -631,15 +641,23 @@ def trace(
     "replay",
     machine=False,
     epilog="Examples: inspector replay run.s2trace --json | inspector replay run.s2trace --explain 18 | "
-    "inspector replay run.s2trace --entry 0x40001000 --table 3 | inspector replay run.s2trace --until 200",
+    "inspector replay run.s2trace --entry 0x40001000 --table 3 | inspector replay run.s2trace --until 200 | "
+    "inspector replay run.s2trace --html run.html",
 )
 @click.argument("file", metavar="FILE", type=click.Path())
 @click.option("--explain", metavar="N", type=click.IntRange(1), help="Operation N, event by event.")
 @click.option("--entry", metavar="IPA", help="All that happened to the translation of this address.")
 @click.option("--table", metavar="N", type=click.IntRange(1), help="With --entry: of this table alone.")
 @click.option("--until", metavar="N", type=click.IntRange(1), help="The tables as they were when operation N returned.")
+@_html_option("Also draw all operations, with the findings, into one HTML file that fetches nothing")
 def replay(
-    options: Options, file: str, explain: int | None, entry: str | None, table: int | None, until: int | None
+    options: Options,
+    file: str,
+    explain: int | None,
+    entry: str | None,
+    table: int | None,
+    until: int | None,
+    html: str | None,
 ) -> int:
     """The verdict on a trace again, without the machine; or one operation, one entry's life, the tables at one time."""
     from inspector.trace import story
@@ -649,6 +667,8 @@ def replay(
         raise BadInput("--explain, --entry and --until are three questions: ask one at a time")
     if table is not None and entry is None:
         raise BadInput("--table is of --entry: give the address too")
+    if html is not None and (explain, entry, until) != (None, None, None):
+        raise BadInput("--html draws the whole trace: leave --explain, --entry and --until out")
     if explain is not None:
         options.emit(report.story.explained, report.story.explained_lines, story.explain(Path(file), explain))
         return ExitCode.CLEAN
@@ -659,7 +679,14 @@ def replay(
     if until is not None:
         options.emit(report.story.then, report.story.then_lines, until, story.state(Path(file), until))
         return ExitCode.CLEAN
+    _require_html(html)
     followed = replay_file(Path(file))
+    if html is not None:
+        from inspector.report.html.trace import replay_html
+        from inspector.trace.timeline import course
+
+        found = report.trace.judged(followed), report.trace.unlike(followed)
+        _write_html(html, replay_html(followed, course("trace", Path(file), *found)))
     options.emit(report.trace.document, report.trace.lines, followed, "replay")
     if followed.cut:
         say("the file ends in the middle of a block: the verdict is on what is before")
@@ -730,7 +757,8 @@ def inject(
     "validate",
     machine=False,
     epilog="Examples: inspector validate --kernel arch/arm64/boot/Image --vmlinux vmlinux | inspector validate "
-    "--kernel 6.12 --quick --json | inspector validate --kernel Image --baseline-kernel 6.12 --junit report.xml | "
+    "--kernel 6.12 --quick --json | inspector validate --kernel Image --baseline-kernel 6.12 --junit report.xml "
+    "--html report.html | "
     "git bisect run inspector validate --kernel arch/arm64/boot/Image --quick. Exit code 1: something was found; "
     "3: interrupted; 125: something could not be tested, and nothing was found.",
 )
@@ -748,6 +776,7 @@ def inject(
 @click.option("--keep", metavar="FOLDER", type=click.Path(), help="Keep the traces, for `inspector replay`.")
 @click.option("--ktap", is_flag=True, help="The verdict as KTAP, a test a part.")
 @click.option("--junit", metavar="FILE", type=click.Path(), help="The verdict as JUnit XML, beside what is printed.")
+@_html_option("The verdict as one HTML file that fetches nothing, with all operations drawn, beside what is printed")
 def validate(
     options: Options,
     kernel: str,
@@ -761,6 +790,7 @@ def validate(
     keep: str | None,
     ktap: bool,
     junit: str | None,
+    html: str | None,
 ) -> int:
     """A kernel booted in several ways, its guests driven, every stage-2 operation followed: a verdict.
 
@@ -776,6 +806,7 @@ def validate(
 
     if ktap and options.as_json:
         raise BadInput("--json and --ktap exclude each other")
+    _require_html(html)
     if patches and tree is None:
         raise BadInput("--patch is about a tree: name it with --tree")
     source = None
@@ -789,6 +820,7 @@ def validate(
         seed,
         Path(keep) if keep is not None else None,
         source,
+        draw=html is not None,
     )
     with signals_raise(), progress(options.debug) as tell:
         verdict = run_validate(request, tell)
@@ -797,6 +829,10 @@ def validate(
             Path(junit).write_text(report.validate.junit(verdict))
         except OSError as error:
             raise BadInput(f"{junit} cannot be written: {error.strerror}") from None
+    if html is not None:
+        from inspector.report.html.trace import validate_html
+
+        _write_html(html, validate_html(verdict))
     shown = report.crosscheck.ktap if ktap else report.crosscheck.lines
     options.emit(report.validate.document, shown, verdict)
     if verdict.interrupted:

@@ -250,7 +250,7 @@ def test_what_changed_is_marked(chromium: Browser, tmp_path: Path) -> None:
 
 # --- how it looks ---
 
-_CONTRAST = (Path(__file__).with_name("contrast.js")).read_text()
+CONTRAST = (Path(__file__).with_name("contrast.js")).read_text()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -260,7 +260,7 @@ def test_text_is_readable(chromium: Browser, tmp_path: Path, dark: bool) -> None
         for keys in ("", "n", "]jj", "jj"):
             for key in keys:
                 chromium.key(key)
-            many, bad = chromium.js(_CONTRAST)
+            many, bad = chromium.js(CONTRAST)
             assert many > 50 and bad == []
 
 
