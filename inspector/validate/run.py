@@ -41,7 +41,10 @@ class Kernel:
 
 @dataclass
 class Run:
-    """What one boot came to; ``shapes`` is empty, and ``course`` `None` where it was not asked for, where nothing was followed."""
+    """What one boot came to.
+
+    Where nothing was followed ``shapes`` is empty and ``course`` is `None`, as it is where it was not asked for.
+    """
 
     configuration: Configuration
     release: str = ""

@@ -211,6 +211,29 @@ def test_keys_zoom_and_pan(chromium: Browser, tmp_path: Path) -> None:
     assert chromium.js("document.querySelector('section.current').id") == "t6"
 
 
+def test_holes_are_folded_on_demand(chromium: Browser, tmp_path: Path) -> None:
+    """All ranges of a sparse guest can be seen then, in order; and to scale again after."""
+    chromium.open(drawn(tmp_path, RECORDED), anchor="#t7")
+    thin = "document.querySelectorAll('#map g.leaf.thin').length"
+    wide = (
+        "[...document.querySelectorAll('#map g.leaf:not(.thin)')].map(g => [g.dataset.ipa, g.firstChild.getBBox().x])"
+    )
+    assert chromium.js(thin) > 5
+    scale = shown(chromium)
+    chromium.key("c")
+    ranges = told("--from", str(RECORDED), "dump", "--vm", "vm7")["tables"][0]["ranges"]
+    assert chromium.js(thin) == 0 and "not to scale" in chromium.js("$('shown').textContent")
+    places = sorted(chromium.js(wide), key=lambda one: int(one[0], 16))
+    assert [ipa for ipa, _ in places] == [one["ipa"] for one in ranges]
+    assert [left for _, left in places] == sorted(left for _, left in places)
+    chromium.key("+")
+    chromium.key("ArrowLeft")
+    start, end = shown(chromium)
+    assert 0 <= start < end < 1 << 40
+    chromium.key("c")
+    assert shown(chromium) == scale
+
+
 def test_a_finding_leads_to_its_place(chromium: Browser, tmp_path: Path) -> None:
     made = bad_page(tmp_path)
     findings = told("--from", str(tmp_path / "bad.s2cap"), "check")["findings"]

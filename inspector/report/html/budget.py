@@ -68,14 +68,12 @@ def drawn(found: RangeTable, which: Flat, most: int) -> Drawn:
         how = "neighbours that differ in PA alone"
     else:
         shift = found.geometry.granule_shift
-        while True:
+        folded = _at(folded, np.lexsort((folded.ia, folded.level)))
+        while len(folded.ia) > max(most, 4) and shift < found.geometry.ia_bits:
+            # What is folded already begins in the same smaller piece, so it may be folded further.
             shift += 1
-            order = np.lexsort((folded.ia, folded.level))
-            bucket = folded.ia[order] >> np.uint64(shift)
-            start, end = runs((bucket, 0), (folded.level[order], 0))
-            if len(start) <= max(most, 4) or shift >= found.geometry.ia_bits:
-                break
-        folded = _folded(_at(folded, order), start, end)
+            start, end = runs((folded.ia >> np.uint64(shift), 0), (folded.level, 0))
+            folded = _folded(folded, start, end)
         folded = _at(folded, np.argsort(folded.ia, kind="stable"))
         how = f"those of one level that begin within the same 2^{shift} bytes, holes between them included"
     return replace(folded, how=f"{len(found):,} ranges are drawn as {len(folded.ia):,}: {how} are drawn as one")

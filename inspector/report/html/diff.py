@@ -12,7 +12,7 @@ from inspector.report.changes import ChangedTable
 from inspector.report.format import count, size
 from inspector.report.html.maps import Map, Maps, Mark
 from inspector.report.html.page import page
-from inspector.report.html.picture import pictures
+from inspector.report.html.picture import merged_of, pictures
 from inspector.snapshot import Capture, Vm
 
 _SIDES: Final = ("before", "after")
@@ -103,7 +103,8 @@ def html(found: Changes) -> str:
     """The file."""
     document = changes_report.document(found)
     pairs = list(_pairs(found))
-    drawn = iter(pictures([view for pair in pairs for view in (pair.before, pair.after) if view is not None]))
+    views = [view for pair in pairs for view in (pair.before, pair.after) if view is not None]
+    drawn = iter(pictures(views, [merged_of(view) for view in views]))
     maps = [_map(pair, drawn) for pair in pairs]
     kinds = [vm.kind for vm in found.vms]
     said = ", ".join(

@@ -16,10 +16,10 @@ from inspector.report.host import info_document
 from inspector.report.html.budget import shares
 from inspector.report.html.maps import Map, Maps, Mark
 from inspector.report.html.page import page
-from inspector.report.html.picture import Picture, pictures
+from inspector.report.html.picture import Picture, merged_of, pictures
 from inspector.report.vms import geometry_text
 from inspector.snapshot import Capture
-from inspector.tables import RangeTable, merged_ranges
+from inspector.tables import RangeTable
 
 MOST_ROWS: Final = 4_000
 """Rows of ranges, as text, in one file."""
@@ -44,10 +44,8 @@ class Row:
     raw: str
 
 
-def rows_of(view: TableView, most: int) -> tuple[list[Row], int]:
+def rows_of(found: RangeTable, most: int) -> tuple[list[Row], int]:
     """The first ranges of a table as text, and how many more there are."""
-    found = merged_ranges(view.tree)
-    assert isinstance(found, RangeTable)
     shown = found[:most]
     cells = range_cells(shown) if len(shown) else []
     sizes = shown.size.tolist()
@@ -114,17 +112,14 @@ def _worst(marks: Sequence[Mark]) -> str:
 
 
 def _tables(
-    views: Sequence[TableView], drawn: Sequence[Picture], marks: Sequence[Sequence[Mark]]
+    views: Sequence[TableView],
+    merged: Sequence[RangeTable],
+    drawn: Sequence[Picture],
+    marks: Sequence[Sequence[Mark]],
 ) -> Iterator[dict[str, Any]]:
-    counts = []
-    for view in views:
-        found = merged_ranges(view.tree)
-        assert isinstance(found, RangeTable)
-        counts.append((len(found), int(found.leaves.sum()), int(found.size.sum())))
-    most = shares([ranges for ranges, _, _ in counts], MOST_ROWS)
-    for at, view in enumerate(views):
-        rows, omitted = rows_of(view, most[at])
-        ranges, leaves, mapped = counts[at]
+    most = shares([len(found) for found in merged], MOST_ROWS)
+    for at, (view, found) in enumerate(zip(views, merged, strict=True)):
+        rows, omitted = rows_of(found, most[at])
         yield {
             "name": view.title,
             "vm": view.vm.name,
@@ -137,9 +132,9 @@ def _tables(
             "levels": f"{view.geometry.start_level}-3",
             "geometry": geometry_text(view.mmu),
             "tables": sum(len(level.pa) for level in view.tree.levels),
-            "mapped": mapped,
-            "leaves": leaves,
-            "ranges": ranges,
+            "mapped": int(found.size.sum()),
+            "leaves": int(found.leaves.sum()),
+            "ranges": len(found),
             "slots": len(view.vm.memslots),
             "findings": len(marks[at]),
             "worst": _worst(marks[at]),
@@ -155,7 +150,8 @@ def html(views: Sequence[TableView], found: Sequence[Finding], checked: Sequence
     """The file: ``views`` drawn, ``found`` marked where it is of one of them, and listed in any case."""
     check = check_report.document(found, dict.fromkeys(checked, ""), capture)
     listed, marks = _marked(found[:MOST_FINDINGS], check, views)
-    drawn = pictures(views)
+    merged = [merged_of(view) for view in views]
+    drawn = pictures(views, merged)
     info = info_document(capture)
     maps = [
         Map(name=view.title, panels=[picture], marks=marked, notice=picture.left_out)
@@ -172,6 +168,6 @@ def html(views: Sequence[TableView], found: Sequence[Finding], checked: Sequence
         check=check,
         findings=listed,
         more_findings=len(found) - len(listed),
-        shown=list(_tables(views, drawn, marks)),
+        shown=list(_tables(views, merged, drawn, marks)),
         mark_one="finding",
     )

@@ -108,17 +108,17 @@ class Picture(Struct, frozen=True, kw_only=True):
     left_out: Sequence[str]
 
 
-def pictures(views: Sequence[TableView]) -> list[Picture]:
-    """All of ``views``, within the budget of one file."""
-    found = [_merged(view) for view in views]
-    ranges = shares([len(each) for each in found], MOST_RANGES)
+def pictures(views: Sequence[TableView], merged: Sequence[RangeTable]) -> list[Picture]:
+    """All of ``views``, whose ranges are ``merged``, within the budget of one file."""
+    ranges = shares([len(each) for each in merged], MOST_RANGES)
     pages = shares([sum(len(level.pa) for level in view.tree.levels) for view in views], MOST_PAGES)
     others = shares([MOST_OTHERS] * len(views), MOST_OTHERS)
     slots = shares([len(view.vm.memslots) for view in views], MOST_SLOTS)
-    return [_picture(*each) for each in zip(views, found, ranges, pages, others, slots, strict=True)]
+    return [_picture(*each) for each in zip(views, merged, ranges, pages, others, slots, strict=True)]
 
 
-def _merged(view: TableView) -> RangeTable:
+def merged_of(view: TableView) -> RangeTable:
+    """What `inspector dump` shows of a table."""
     found = merged_ranges(view.tree)
     assert isinstance(found, RangeTable)
     return found

@@ -80,7 +80,58 @@ const grain = () => 2 ** panels()[0].data.shift;
 const box = $('map'), svg = document.createElementNS(SVG, 'svg');
 box.append(svg);
 let width = 0, gutter = 0;
-const x = address => gutter + (address - from) / (to - from) * (width - gutter);
+// Folded: what is in use gets room by the logarithm of its size, holes a little each, and nothing is to scale.
+let folds = null;
+function foldsOf() {
+  const bounds = new Set([0, whole()]), used = [], slots = [];
+  for (const panel of panels()) for (const [rows, into] of [[panel.data.ranges, used], [panel.data.slots, slots]]) for (const row of rows) {
+    into.push([row[0], row[0] + row[1]]);
+  }
+  for (const list of [used, slots]) {
+    list.sort((a, b) => a[0] - b[0]);
+    const joined = [];
+    for (const [start, end] of list) {
+      const last = joined[joined.length - 1];
+      if (last && start <= last[1]) last[1] = Math.max(last[1], end); else joined.push([start, end]);
+    }
+    list.splice(0, list.length, ...joined);
+    for (const [start, end] of list) { bounds.add(start); bounds.add(end); }
+  }
+  const edges = [...bounds].sort((a, b) => a - b), found = [];
+  let room = 0, at = 0, slot = 0;
+  for (let n = 0; n + 1 < edges.length; n++) {
+    const [start, end] = [edges[n], edges[n + 1]];
+    while (at < used.length && used[at][1] <= start) at++;
+    while (slot < slots.length && slots[slot][1] <= start) slot++;
+    const inUse = at < used.length && used[at][0] <= start, inSlot = slot < slots.length && slots[slot][0] <= start;
+    const takes = inUse ? 1 + Math.log2((end - start) / grain()) / 2 : 0.5;
+    found.push({start, end, room, takes, hole: !inUse, slot: inSlot});
+    room += takes;
+  }
+  found.total = room;
+  return found;
+}
+function search(key, value) {
+  let low = 0, high = folds.length - 1;
+  while (low < high) { const mid = (low + high + 1) >> 1; if (folds[mid][key] <= value) low = mid; else high = mid - 1; }
+  return folds[low];
+}
+function roomOf(address) {
+  if (!folds) return address;
+  const one = search('start', address);
+  return one.room + (address - one.start) / (one.end - one.start) * one.takes;
+}
+function addressOf(room) {
+  if (!folds) return room;
+  const one = search('room', room);
+  return one.start + (room - one.room) / one.takes * (one.end - one.start);
+}
+const x = address => gutter + (roomOf(address) - roomOf(from)) / (roomOf(to) - roomOf(from)) * (width - gutter);
+const addressAt = px => addressOf(roomOf(from) + (px - gutter) / (width - gutter) * (roomOf(to) - roomOf(from)));
+function fold() {
+  folds = folds ? null : foldsOf();
+  if (folds) view(0, whole()); else fit();
+}
 function view(a, b) {
   const end = whole(), least = grain();
   let span = Math.min(Math.max(b - a, least), end);
@@ -105,10 +156,20 @@ function zoom(factor, at) {
     at = (from + to) / 2;
     if (selected && selected.ia < to && selected.ia + selected.size > from && selected.size < to - from) at = selected.ia + selected.size / 2;
   }
-  const span = (to - from) * factor;
-  view(at - (at - from) * factor, at - (at - from) * factor + span);
+  const [left, middle, right] = [from, at, to].map(roomOf);
+  move(middle - (middle - left) * factor, middle + (right - middle) * factor);
 }
-const pan = part => view(from + (to - from) * part, to + (to - from) * part);
+// To places in units of the axis: addresses, or where it is folded what they have room for.
+function move(left, right) {
+  if (!folds) { view(left, right); return; }
+  const span = Math.min(right - left, folds.total);
+  left = Math.min(Math.max(left, 0), folds.total - span);
+  view(addressOf(left), left + span >= folds.total ? whole() : addressOf(left + span));
+}
+function pan(part) {
+  const [left, right] = [from, to].map(roomOf);
+  move(left + (right - left) * part, right + (right - left) * part);
+}
 
 // --- drawing ---
 
@@ -147,6 +208,7 @@ function lane(items, extent, put) {
 function label(y, text, title) { shape(svg, 'text', {x: 0, y, class: 'lane'}, text, title); }
 const roomFor = text => text.length * 6.7 + 8;
 function drawAxis(y) {
+  if (folds) { drawFolds(y); return; }
   const step = 2 ** Math.ceil(Math.log2((to - from) / Math.max(1, (width - gutter) / 118)));
   const g = shape(svg, 'g', {class: 'axis'});
   for (let at = Math.ceil(from / step) * step; at < to; at += step) {
@@ -154,6 +216,20 @@ function drawAxis(y) {
     const px = x(at), text = hex(at);
     shape(g, 'line', {x1: px, x2: px, y1: y + 14, y2: height});
     if (px + roomFor(text) <= width + 4) shape(g, 'text', {x: px + 3, y: y + 13}, text);
+  }
+}
+function drawFolds(y) {
+  const g = shape(svg, 'g', {class: 'axis'});
+  let free = gutter;
+  for (const one of folds) {
+    if (one.end <= from || one.start >= to) continue;
+    const left = Math.max(x(one.start), gutter), right = Math.min(x(one.end), width);
+    if (one.hole) shape(svg, 'rect', {x: left, y: y + 16, width: Math.max(right - left, 1), height: height - y - 16, class: one.slot ? 'empty' : 'hole'}, undefined, `${one.slot ? 'in a memslot, not mapped' : 'hole'}: IPA ${hex(one.start)}-${hex(one.end)}, ${approximate(one.end - one.start)}`);
+    const text = one.hole ? approximate(one.end - one.start) : hex(one.start);
+    if (left < free || (one.hole && roomFor(text) > right - left) || left + roomFor(text) > width) continue;
+    shape(g, 'text', {x: left + 2, y: y + 13, class: one.hole ? 'gap' : ''}, text);
+    if (!one.hole) shape(g, 'line', {x1: left, x2: left, y1: y + 5, y2: height});
+    free = left + roomFor(text);
   }
 }
 function drawOverview(y) {
@@ -269,7 +345,7 @@ function draw() {
     else { label(y + 11, DATA.sides[at] + ': no table'); y += 32; }
   });
   const span = to - from;
-  $('shown').textContent = `IPA ${hex(Math.floor(from))} – ${hex(Math.ceil(to))}  (${span < 1024 * 1024 ? Math.round(span / 1024 * 10) / 10 + 'K' : approximate(span)})`;
+  $('shown').textContent = `IPA ${hex(Math.floor(from))} – ${hex(Math.ceil(to))}  (${folds ? 'holes folded, not to scale; ' : ''}${span < 1024 * 1024 ? Math.round(span / 1024 * 10) / 10 + 'K' : approximate(span)})`;
   box.dataset.from = from;
   box.dataset.to = to;
 }
@@ -392,6 +468,7 @@ function reveal(ia, length) {
 
 function choose(at) {
   now = (at + MAPS.length) % MAPS.length;
+  if (folds) folds = foldsOf();
   selected = null;
   mark = -1;
   $('which').value = now;
@@ -456,7 +533,7 @@ function follow() {
 Object.assign(KEYS, {
   '+': () => zoom(0.5), '=': () => zoom(0.5), '-': () => zoom(2), 'ArrowLeft': () => pan(-0.2), 'ArrowRight': () => pan(0.2),
   'ArrowUp': () => zoom(0.5), 'ArrowDown': () => zoom(2),
-  'Home': () => view(0, whole()), 'f': fit, 'n': () => step(1), 'p': () => step(-1), 'j': () => neighbour(1), 'k': () => neighbour(-1),
+  'Home': () => view(0, whole()), 'f': fit, 'c': fold, 'n': () => step(1), 'p': () => step(-1), 'j': () => neighbour(1), 'k': () => neighbour(-1),
   ']': () => choose(now + 1), '[': () => choose(now - 1), 'Enter': () => selected && around(selected.ia, selected.size),
   'g': () => $('goto').focus(), 'Escape': () => select(null),
 });
@@ -484,18 +561,17 @@ document.addEventListener('click', event => {
 box.addEventListener('wheel', event => {
   if (!event.ctrlKey) return;
   event.preventDefault();
-  const at = from + (event.clientX - box.getBoundingClientRect().left - gutter) / (width - gutter) * (to - from);
-  zoom(event.deltaY < 0 ? 0.7 : 1 / 0.7, at);
+  zoom(event.deltaY < 0 ? 0.7 : 1 / 0.7, addressAt(event.clientX - box.getBoundingClientRect().left));
 }, {passive: false});
 let drag = null;
-box.addEventListener('pointerdown', event => { drag = {x: event.clientX, from, to}; });
+box.addEventListener('pointerdown', event => { drag = {x: event.clientX, left: roomOf(from), right: roomOf(to)}; });
 addEventListener('pointerup', () => { drag = null; });
 box.addEventListener('pointermove', event => {
   if (!drag || Math.abs(event.clientX - drag.x) < 4) return;
-  const by = (drag.x - event.clientX) / (width - gutter) * (drag.to - drag.from);
-  view(drag.from + by, drag.to + by);
+  const by = (drag.x - event.clientX) / (width - gutter) * (drag.right - drag.left);
+  move(drag.left + by, drag.right + by);
 });
-box.addEventListener('dblclick', event => zoom(0.25, from + (event.clientX - box.getBoundingClientRect().left - gutter) / (width - gutter) * (to - from)));
+box.addEventListener('dblclick', event => zoom(0.25, addressAt(event.clientX - box.getBoundingClientRect().left)));
 new ResizeObserver(() => { if (box.clientWidth !== width) draw(); }).observe(box);
 addEventListener('hashchange', follow);
 $('viewer').hidden = false;
