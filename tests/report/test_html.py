@@ -70,7 +70,7 @@ def told(*arguments: str) -> dict[str, Any]:
     return found
 
 
-_RANGES = """
+RANGES = """
 DATA.maps.map(m => m.panels[0].ranges.map(r => {
   const p = m.panels[0].patterns[r[4]];
   return {ipa: hex(r[0]), size: r[1], level: r[2], pa: hex(r[3]), leaves: r[5], raw: r[6], ...p.leaf};
@@ -90,7 +90,7 @@ DATA.maps.map(m => m.panels[0].pages.map(p => ({
 def test_what_is_drawn_is_what_dump_prints(chromium: Browser, tmp_path: Path, capture: Path) -> None:
     chromium.open(drawn(tmp_path, capture))
     tables = told("--from", str(capture), "dump")["tables"]
-    assert chromium.js(_RANGES) == [table["ranges"] for table in tables]
+    assert chromium.js(RANGES) == [table["ranges"] for table in tables]
     # The text in the page, which is there without the script.
     cells = "[...document.querySelectorAll('section.map')].map(s => [...s.querySelectorAll('tr[data-ipa]')].map(r => "
     shown = chromium.js(cells + "[r.cells[0].textContent, r.cells[4].textContent, r.cells[11].textContent]))")
@@ -250,7 +250,7 @@ def test_a_finding_leads_to_its_place(chromium: Browser, tmp_path: Path) -> None
     seen = set()
     for _ in findings:
         chromium.key("n")
-        seen.add(chromium.js("$('detail').querySelector('.mark').textContent"))
+        seen.add(chromium.js("$('detail').querySelector('.told').textContent"))
     assert len(seen) >= len(findings) - 1
 
 
@@ -266,7 +266,7 @@ def test_what_changed_is_marked(chromium: Browser, tmp_path: Path) -> None:
     assert chromium.js("DATA.maps[0].marks.map(m => [m.kind, m.ipa])") == known
     for side, capture in enumerate(captures):
         ranges = told("--from", capture, "dump", "--vm", vm["vm"])["tables"][0]["ranges"]
-        assert chromium.js(_RANGES.replace("panels[0]", f"panels[{side}]"))[0] == ranges
+        assert chromium.js(RANGES.replace("panels[0]", f"panels[{side}]"))[0] == ranges
     chromium.key("n")
     assert "was page PA 0x80001000 RW-" in chromium.js("$('detail').textContent")
 

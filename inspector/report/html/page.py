@@ -18,6 +18,8 @@ from inspector.printable import printable
 from inspector.report.format import address, count, raw, size
 
 _ASSETS: Final = Path(__file__).with_name("assets")
+_SCRIPTS: Final = ("common.js", "table.js", "map.js", "timeline.js")
+"""One after the other in one script element.  The last two are each for data of their own."""
 
 
 def _shown(value: object) -> object:
@@ -72,7 +74,7 @@ def embedded(value: object) -> Markup:
 
 def page(template: str, data: object, **values: Any) -> str:
     """The whole file.  ``data`` is what the scripts get."""
-    style, script = _asset("style.css"), _asset("common.js") + _asset("map.js") + _asset("timeline.js")
+    style, script = _asset("style.css"), "".join(map(_asset, _SCRIPTS))
     policy = f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; "
     policy += "form-action 'none'"
     return (
