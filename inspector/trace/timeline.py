@@ -138,15 +138,31 @@ def timeline_of(path: Path) -> Timeline:
     return timeline(Trace(path).events())
 
 
-def explained(path: Path, numbers: set[int]) -> dict[int, list[Told]]:
+MOST_EVENTS: Final = 300
+"""Of one operation, that are told."""
+
+
+@dataclass
+class Explained:
+    """The first events of an operation, and how many more there are."""
+
+    events: list[Told] = field(default_factory=list)
+    more: int = 0
+
+
+def explained(path: Path, numbers: set[int]) -> dict[int, Explained]:
     """Some operations event by event; those that the trace has not are left out.  Raises `BadInput`."""
-    found: dict[int, list[Told]] = {}
+    found: dict[int, Explained] = {}
     if not numbers:
         return found
     missing = set(numbers)
     for told in Story(path).events():
         if told.operation in numbers:
-            found.setdefault(told.operation, []).append(told)
+            into = found.setdefault(told.operation, Explained())
+            if len(into.events) < MOST_EVENTS:
+                into.events.append(told)
+            else:
+                into.more += 1
             if told.raw[0] == RET:
                 missing.discard(told.operation)
                 if not missing:
@@ -181,7 +197,7 @@ class Course:
     timeline: Timeline
     findings: Sequence[FoundHere]
     more: int
-    told: Mapping[int, Sequence[Told]]
+    told: Mapping[int, Explained]
 
 
 def course(label: str, path: Path, broken: Sequence[Broken], differing: Sequence[Differing]) -> Course:

@@ -31,9 +31,11 @@ class Browser:
             os.dup2(read, 3)
             os.dup2(write, 4)
 
+        # The protection drops the 201st change of an anchor within ten seconds.
         self.process = subprocess.Popen(
             [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-             f"--user-data-dir={folder}", "--remote-debugging-pipe", "about:blank"],
+             "--disable-ipc-flooding-protection", f"--user-data-dir={folder}", "--remote-debugging-pipe",
+             "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=pipes, close_fds=False,
         )  # fmt: skip
         os.close(to_child)

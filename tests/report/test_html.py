@@ -110,7 +110,7 @@ def test_the_tree_is_the_tree(chromium: Browser, tmp_path: Path) -> None:
             one["raw"] = leading.get((one["parent_pa"], one["parent_index"]))
         order = lambda one: (one["pa"], one["parent_pa"] or "")  # noqa: E731
         assert sorted(page, key=order) == sorted(known, key=order)
-    for at in (0, 7, 8):
+    for at in (0, 6, 7, 8):
         for entry in tables[at]["entries"]:
             if "leaf" in entry:
                 _reach(chromium, at, entry["ipa"], 1)
@@ -379,6 +379,15 @@ def test_a_large_table_is_folded_and_says_so(chromium: Browser, tmp_path: Path) 
     assert all(any(a <= int(one["ipa"], 16) < b for a, b in edges) for one in table[:: len(table) // 50])
     assert f"{len(table):,} ranges are drawn as {len(ranges):,}" in chromium.js("$('notice').textContent")
     assert "more ranges" in chromium.js("document.body.innerText")
+
+
+def test_a_machine_without_a_table_that_can_be_shown(chromium: Browser, tmp_path: Path) -> None:
+    world = good_world()
+    for guest in world.guests:
+        guest.mmu_changes["unreadable"] = "its pgt is NULL"
+    chromium.open(drawn(tmp_path, stored(tmp_path / "none.s2cap", world)))
+    text = chromium.js("document.body.innerText")
+    assert "no table that can be shown" in text and "its pgt is NULL" in text and chromium.complaints == []
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:

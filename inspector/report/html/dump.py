@@ -141,7 +141,7 @@ def _tables(
             "rows": rows,
             "omitted": omitted,
             "left_out": drawn[at].left_out,
-            "problems": drawn[at].problems[:50],
+            "problems": drawn[at].problems,
             "memslots": drawn[at].slots,
         }
 

@@ -29,6 +29,8 @@ MOST_PAGES: Final = 40_000
 MOST_OTHERS: Final = 4_000
 MOST_SLOTS: Final = 4_000
 """In one file."""
+MOST_PROBLEMS: Final = 50
+"""Of one table."""
 
 
 class Pattern(Struct, frozen=True):
@@ -154,9 +156,15 @@ def _picture(
         pages=list(_page_rows(view, most_pages)),
         others=others[:most_others],
         slots=[_slot(slot, page) for slot in slots[:most_slots]],
-        problems=[problem_text(problem) for problem in view.tree.problems],
+        problems=_problems(view),
         left_out=left_out,
     )
+
+
+def _problems(view: TableView) -> list[str]:
+    found = view.tree.problems
+    more = [f"and {len(found) - MOST_PROBLEMS:,} more: see 'inspector dump'"] if len(found) > MOST_PROBLEMS else []
+    return [problem_text(problem) for problem in found[:MOST_PROBLEMS]] + more
 
 
 def _range_rows(shown: Drawn) -> Iterator[RangeRow]:

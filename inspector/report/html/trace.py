@@ -15,7 +15,7 @@ from inspector.report.html.page import page
 from inspector.report.story import explained_lines
 from inspector.report.trace import document, judged, unlike
 from inspector.trace.follow import Followed
-from inspector.trace.timeline import Course, Timeline
+from inspector.trace.timeline import Course, Explained, Timeline
 from inspector.validate.verdict import Validated
 
 MOST_TABLES: Final = 400
@@ -100,6 +100,12 @@ def _said(course: Course) -> list[str]:
     return said
 
 
+def _explained(told: Explained) -> Iterator[str]:
+    yield from explained_lines(PLAIN, told.events)
+    if told.more:
+        yield f"  and {told.more:,} more events: see 'inspector replay --explain'"
+
+
 def _shown(courses: Sequence[Course]) -> Iterator[dict[str, Any]]:
     for course in courses:
         totals: Counter[str] = Counter()
@@ -114,7 +120,7 @@ def _shown(courses: Sequence[Course]) -> Iterator[dict[str, Any]]:
             "names": [(name, number, failed[name]) for name, number in totals.most_common()],
             "said": _said(course),
             "findings": course.findings,
-            "told": {number: list(explained_lines(PLAIN, told)) for number, told in course.told.items()},
+            "told": {number: list(_explained(told)) for number, told in course.told.items()},
         }
 
 

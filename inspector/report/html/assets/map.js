@@ -325,7 +325,8 @@ function select(what, quiet) {
   const row = what.range && document.querySelector(`#t${now} tr[data-ipa="${hex(what.range[IPA])}"][data-level="${what.range[LEVEL]}"]`);
   if (row) row.classList.add('here');
   draw();
-  if (!quiet) history.replaceState(null, '', `#t${now}@${hex(what.ia)}+${hex(what.size)}`);
+  // Browsers refuse too many of these, as a key that is held down makes: then the address is an old one.
+  if (!quiet) try { history.replaceState(null, '', `#t${now}@${hex(what.ia)}+${hex(what.size)}`); } catch { /* */ }
 }
 const MOST_ROWS = 1024;
 function fill(panel, page, inside) {
