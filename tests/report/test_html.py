@@ -356,6 +356,31 @@ def test_hostile_strings(chromium: Browser, tmp_path: Path) -> None:
         assert "</script><script>window.bad=1" in chromium.js("$('which').textContent")
 
 
+def test_damaged_tables(chromium: Browser, tmp_path: Path) -> None:
+    """A loop, a table with two parents, a reserved entry, an annotation, a slot beyond all addresses."""
+    world = good_world()
+    guest = world.guests[0]
+    (table, first), (_, second) = guest.place(0x5000_0000, 2), guest.place(0x5020_0000, 2)
+    leaf_table, index = guest.place(0x4000_1000, 3)
+    world.pages[table][first], world.pages[table][second] = guest.root | 3, leaf_table | 3
+    world.pages[leaf_table][index + 50], world.pages[leaf_table][index + 51] = 0x1, 0x0F00_0000_0000_0000
+    guest.slot(1 << 62, 1 << 63, None)
+    path = stored(tmp_path / "damaged.s2cap", world)
+    chromium.open(drawn(tmp_path, path))
+    entries = told("--from", path, "dump", "--tree")["tables"][0]["entries"]
+    odd = [one for one in entries if "leaf" not in one and one["table_pa"] in (hex(table), hex(leaf_table))]
+    assert {one["kind"] for one in odd} >= {"table", "reserved"} and len(odd) >= 4
+    for one in odd:
+        if one["ipa"] != hex(0x4000_0000):
+            _reach(chromium, 0, one["ipa"], 4096)
+            assert one["raw"] in chromium.js("$('detail').textContent")
+            assert one["text"] in chromium.js("$('detail').textContent")
+    for key in ("f", "c", "j", "k", "+", "c", "n", "Home"):
+        chromium.key(key)
+    start, end = shown(chromium)
+    assert (start, end) == (0, 1 << 40) and chromium.complaints == []
+
+
 # --- large, and installed ---
 
 

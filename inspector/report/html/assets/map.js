@@ -20,7 +20,8 @@ let folds = null;
 function foldsOf() {
   const bounds = new Set([0, whole()]), used = [], slots = [];
   for (const panel of panels()) for (const [rows, into] of [[panel.data.ranges, used], [panel.data.slots, slots]]) for (const row of rows) {
-    into.push([row[0], row[0] + row[1]]);
+    const end = Math.min(row[0] + row[1], whole());
+    if (row[0] < end) into.push([row[0], end]);
   }
   for (const list of [used, slots]) {
     list.sort((a, b) => a[0] - b[0]);
@@ -397,8 +398,13 @@ function openTo(ia, upto) {
     tree.scrollTop += last.getBoundingClientRect().top - tree.getBoundingClientRect().top - tree.clientHeight / 3;
   });
 }
+// In sight, at the same scale where it can be seen at that.
 function reveal(ia, length) {
-  if (ia + length <= from || ia >= to || length > (to - from) || x(ia + length) - x(ia) < 2) around(ia, length);
+  const seen = x(ia + length) - x(ia);
+  if (ia >= from && ia + length <= to && seen >= 2) return;
+  if (seen < 2 || seen > width - gutter) { around(ia, length); return; }
+  const middle = roomOf(ia + length / 2), half = (roomOf(to) - roomOf(from)) / 2;
+  move(middle - half, middle + half);
 }
 
 // --- from place to place ---
