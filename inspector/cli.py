@@ -363,20 +363,21 @@ def _generation_option(function: F) -> F:
 @click.argument("captures", metavar="[BEFORE AFTER]", nargs=-1)
 @_vm_option("Only this VM")
 @_generation_option
-@_html_option("With two captures: also draw what changed, before and after, into one HTML file that fetches nothing")
+@_html_option("Also draw what differs, or what changed, into one HTML file that fetches nothing")
 def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None, html: str | None) -> int:
     """Live tables against what the model makes of the same mappings; or two captures against each other."""
     if captures:
         return _diff_captures(options, captures, vm, generation, html)
-    if html is not None:
-        raise BadInput(
-            "--html draws two captures: name BEFORE and AFTER (one capture is drawn by 'inspector dump --html')"
-        )
+    _require_html(html)
     capture = require_vms(get_capture(options, Scope.FULL))
     kernel = code_of(capture.host, generation)
     compared = compare_views(choose_views(capture, vm), kernel)
     if not compared:
         require_tables(capture)
+    if html is not None:
+        from inspector.report.html.dump import model_html
+
+        _write_html(html, model_html(compared, kernel, capture))
     options.emit(report.diff.document, report.diff.lines, compared, kernel, capture)
     return ExitCode.FINDINGS if any(one.errors for one in compared) else ExitCode.CLEAN
 

@@ -271,6 +271,23 @@ def test_what_changed_is_marked(chromium: Browser, tmp_path: Path) -> None:
     assert "was page PA 0x80001000 RW-" in chromium.js("$('detail').textContent")
 
 
+def test_what_the_model_makes_otherwise_is_marked(chromium: Browser, tmp_path: Path) -> None:
+    world = good_world()
+    table, index = world.guests[0].place(0x4000_1000, 3)
+    world.pages[table][index] |= 1 << 11
+    path, made = stored(tmp_path / "stray.s2cap", world), tmp_path / "model.html"
+    assert invoke("--from", path, "diff", "--html", str(made)).exit_code == 1
+    (difference,) = told("--from", path, "diff")["tables"][0]["differences"]
+    chromium.open(made)
+    cells = chromium.js("[...document.querySelectorAll('#f0 td')].map(cell => cell.textContent)")
+    assert cells[3] == f"{difference['model']['raw']} {difference['model']['text']}, page_count 7"
+    assert cells[4] == f"{difference['live']['raw']} {difference['live']['text']}, page_count 7"
+    chromium.click("#f0 a")
+    start, end = shown(chromium)
+    assert start <= 0x4000_1000 < end and difference["live"]["raw"] in chromium.js("$('detail').textContent")
+    assert "what the model of 6.12" in chromium.js("document.body.textContent") and chromium.complaints == []
+
+
 # --- how it looks ---
 
 CONTRAST = (Path(__file__).with_name("contrast.js")).read_text()
@@ -419,7 +436,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     for arguments in (
         ("--from", str(RECORDED), "dump", "--tree", "--html", "x.html"),
         ("--from", str(RECORDED), "dump", "--html", str(tmp_path / "none" / "x.html")),
-        ("--from", str(RECORDED), "diff", "--html", "x.html"),
+        ("--from", str(RECORDED), "diff", "--html", str(tmp_path)),
     ):
         result = invoke(*arguments)
         assert result.exit_code == 2 and result.stderr.count("\n") == 1 and result.stdout == ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from inspector.capture.view import TableView
+from inspector.check import Comparison, Side
 from inspector.findings import Finding
+from inspector.generations import KernelCode
 from inspector.report import check as check_report
 from inspector.report.check import Check, FindingFacts, Place
 from inspector.report.dump import range_cells
-from inspector.report.format import count
+from inspector.report.format import count, raw
 from inspector.report.host import info_document
 from inspector.report.html.budget import shares
 from inspector.report.html.maps import Map, Maps, Mark
@@ -101,9 +103,9 @@ def _extent(one: Finding, view: TableView) -> tuple[int | None, int]:
             for pa, ia in zip(level.pa.tolist(), level.ia.tolist(), strict=True):
                 if pa == where.table_pa:
                     each = 1 << view.geometry.level_shift(level.level)
-                    return ia + (
-                        where.index or 0
-                    ) * each, each if where.index is not None else each * view.geometry.entries
+                    if where.index is None:
+                        return ia, each * view.geometry.entries
+                    return ia + where.index * each, each
     return None, 0
 
 
@@ -146,8 +148,35 @@ def _tables(
         }
 
 
-def html(views: Sequence[TableView], found: Sequence[Finding], checked: Sequence[str], capture: Capture) -> str:
-    """The file: ``views`` drawn, ``found`` marked where it is of one of them, and listed in any case."""
+def _side(side: Side) -> str:
+    parts = [] if side.entry is None else [f"{raw(side.entry.raw)} {side.entry.describe() if side.entry.raw else ''}"]
+    parts += [f"page_count {side.page_count}"] if side.page_count is not None else []
+    return ", ".join(part.strip() for part in parts) or "-"
+
+
+def model_html(compared: Sequence[Comparison], kernel: KernelCode, capture: Capture) -> str:
+    """The file of `inspector diff`: what is there, and where it differs from what the model makes of the mappings."""
+    found = [
+        replace(one.finding, where=one.where, actual=_side(one.live), expected=_side(one.model))
+        for each in compared
+        for one in each.shown
+    ]
+    omitted = sum(len(each.differences) - len(each.shown) for each in compared)
+    return html([each.view for each in compared], found, [], capture, kernel.text, omitted)
+
+
+def html(
+    views: Sequence[TableView],
+    found: Sequence[Finding],
+    checked: Sequence[str],
+    capture: Capture,
+    model: str = "",
+    omitted: int = 0,
+) -> str:
+    """The file: ``views`` drawn, ``found`` marked where it is of one of them, and listed in any case.
+
+    With ``model`` it is what that model makes otherwise, of which ``omitted`` more are not in ``found``.
+    """
     check = check_report.document(found, dict.fromkeys(checked, ""), capture)
     listed, marks = _marked(found[:MOST_FINDINGS], check, views)
     merged = [merged_of(view) for view in views]
@@ -167,7 +196,8 @@ def html(views: Sequence[TableView], found: Sequence[Finding], checked: Sequence
         host=info.host,
         check=check,
         findings=listed,
-        more_findings=len(found) - len(listed),
+        more_findings=len(found) - len(listed) + omitted,
+        model=model,
         shown=list(_tables(views, merged, drawn, marks)),
         mark_one="finding",
     )
