@@ -131,7 +131,7 @@ def _tables(
             "root": view.root_pa,
             "ia_bits": view.geometry.ia_bits,
             "granule": view.geometry.granule,
-            "levels": f"{view.geometry.start_level}-3",
+            "levels": f"{view.geometry.start_level} to 3",
             "geometry": geometry_text(view.mmu),
             "tables": sum(len(level.pa) for level in view.tree.levels),
             "mapped": int(found.size.sum()),
