@@ -35,6 +35,9 @@ from inspector.generations import GENERATIONS, code_of
 from inspector.model import run_script
 from inspector.numbers import parse_number
 from inspector.options import Options, complete_vm, shared_options
+from inspector.printable import printable
+from inspector.report.format import count
+from inspector.report.format import size as size_text
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval
 from inspector.snapshot import Capture, Scope
 from inspector.streams import OutputFailed, forget, progress, require_stdout, say, write
@@ -103,6 +106,25 @@ def _vm_option(what: str) -> Callable[[F], F]:
     return click.option("--vm", metavar="VM", help=text, shell_complete=complete_vm)
 
 
+def _html_option(what: str) -> Callable[[F], F]:
+    return click.option("--html", metavar="FILE", type=click.Path(), help=f"{what}.")
+
+
+def _require_html(path: str | None) -> None:
+    """Raises `BadInput` when no file could get this name, before any work is done."""
+    if path is not None and not Path(os.path.realpath(path)).parent.is_dir():
+        raise BadInput(f"{path} cannot be written: there is no such directory")
+    if path is not None and Path(path).is_dir():
+        raise BadInput(f"{path} cannot be written: it is a directory")
+
+
+def _write_html(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}") from None
+
+
 # --- commands ---
 
 
@@ -133,15 +155,23 @@ def memslots(options: Options) -> None:
 @_command(
     "dump",
     epilog="Examples: inspector dump --vm vm0 --filter w,!x | inspector dump --tree --range 0x40000000+2M | "
-    "inspector dump --pa 0x80000000-0x80200000",
+    "inspector dump --pa 0x80000000-0x80200000 | inspector --from host.s2cap dump --html tables.html",
 )
 @_vm_option("Only this VM")
 @click.option("--tree", is_flag=True, help="Every table with PA, reference count and raw entries, in walk order.")
 @click.option("--range", "ipa", metavar="A-B", help="Only IPAs from A up to B (or A+SIZE).")
 @click.option("--pa", metavar="A-B", help="Only what maps PAs from A up to B (or A+SIZE).")
 @click.option("--filter", "rule", metavar="EXPR", help=f"Only leaves for which EXPR holds: {FILTER_HELP}.")
-def dump(options: Options, vm: str | None, tree: bool, ipa: str | None, pa: str | None, rule: str | None) -> None:
-    """Stage-2 tables as merged ranges, or entry by entry."""
+@_html_option("Draw the tables, and what 'check' finds in them, into one HTML file that fetches nothing")
+def dump(
+    options: Options, vm: str | None, tree: bool, ipa: str | None, pa: str | None, rule: str | None, html: str | None
+) -> None:
+    """Stage-2 tables as merged ranges, or entry by entry; or drawn."""
+    if html is not None:
+        if tree or ipa or pa or rule is not None:
+            raise BadInput("--html draws whole tables, and zooms: leave --tree, --range, --pa and --filter out")
+        _draw(options, vm, html)
+        return
     window = Window(
         **({"ipa": parse_interval(ipa)} if ipa else {}),
         **({"pa": parse_interval(pa)} if pa else {}),
@@ -152,6 +182,24 @@ def dump(options: Options, vm: str | None, tree: bool, ipa: str | None, pa: str 
         options.emit(report.dump.tree_document, report.dump.tree_lines, views, window)
     else:
         options.emit(report.dump.ranges_document, report.dump.ranges_lines, views, window)
+
+
+def _draw(options: Options, vm: str | None, path: str) -> None:
+    """`inspector dump --html`: everything of a capture that can be seen, with the findings of every rule."""
+    from inspector.report.html.dump import html
+
+    _require_html(path)
+    capture = get_capture(options, Scope.FULL, (_LOOKS_AGAIN, in_question))
+    views = choose_views(capture, vm)
+    found = run_checks(capture)
+    _write_html(path, html(views, found, [one.id for one in selected([], [])], capture))
+    if options.as_json:
+        options.emit(report.dump.ranges_document, report.dump.ranges_lines, views, Window())
+    else:
+        size = size_text(-(-Path(path).stat().st_size // 1024) * 1024)
+        errors = sum(one.severity is Severity.ERROR for one in found)
+        said = ", ".join(map(count, (len(views), errors, len(found) - errors), ("table", "error", "note")))
+        write((f"{printable(path)}: {said}, {size}\n",))
 
 
 @_command("walk", epilog="Example: inspector walk 0x40001000 --vm vm0")
@@ -307,34 +355,48 @@ def _generation_option(function: F) -> F:
 
 @_command(
     "diff",
-    epilog="Examples: inspector --connect :1234 diff --vm vm0 | inspector diff before.s2cap after.s2cap. "
+    epilog="Examples: inspector --connect :1234 diff --vm vm0 | inspector diff before.s2cap after.s2cap | "
+    "inspector diff before.s2cap after.s2cap --html changed.html. "
     "Exit code 1: something differs that nothing legal explains; between two captures: anything. "
     "125: there was nothing that could be judged.",
 )
 @click.argument("captures", metavar="[BEFORE AFTER]", nargs=-1)
 @_vm_option("Only this VM")
 @_generation_option
-def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None) -> int:
+@_html_option("Also draw what differs, or what changed, into one HTML file that fetches nothing")
+def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None, html: str | None) -> int:
     """Live tables against what the model makes of the same mappings; or two captures against each other."""
     if captures:
-        return _diff_captures(options, captures, vm, generation)
+        return _diff_captures(options, captures, vm, generation, html)
+    _require_html(html)
     capture = require_vms(get_capture(options, Scope.FULL))
     kernel = code_of(capture.host, generation)
     compared = compare_views(choose_views(capture, vm), kernel)
     if not compared:
         require_tables(capture)
+    if html is not None:
+        from inspector.report.html.dump import model_html
+
+        _write_html(html, model_html(compared, kernel, capture))
     options.emit(report.diff.document, report.diff.lines, compared, kernel, capture)
     return ExitCode.FINDINGS if any(one.errors for one in compared) else ExitCode.CLEAN
 
 
-def _diff_captures(options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None) -> int:
+def _diff_captures(
+    options: Options, captures: tuple[str, ...], vm: str | None, generation: str | None, html: str | None
+) -> int:
     if len(captures) != 2:
         raise BadInput("two captures are compared: inspector diff BEFORE AFTER (or none, for live against modelled)")
     if options.source is not None or options.connect is not None:
         raise BadInput("two captures are compared with each other: leave --from and --connect out")
     if vm is not None or generation is not None:
         raise BadInput("--vm and --generation are for live against modelled: between two captures all is compared")
+    _require_html(html)
     found = changes(*(options.load(path, Scope.WALK) for path in captures))
+    if html is not None:
+        from inspector.report.html.diff import html as drawn
+
+        _write_html(html, drawn(found))
     options.emit(report.changes.document, report.changes.lines, found)
     return ExitCode.CLEAN if found.same else ExitCode.FINDINGS
 
@@ -580,15 +642,23 @@ def trace(
     "replay",
     machine=False,
     epilog="Examples: inspector replay run.s2trace --json | inspector replay run.s2trace --explain 18 | "
-    "inspector replay run.s2trace --entry 0x40001000 --table 3 | inspector replay run.s2trace --until 200",
+    "inspector replay run.s2trace --entry 0x40001000 --table 3 | inspector replay run.s2trace --until 200 | "
+    "inspector replay run.s2trace --html run.html",
 )
 @click.argument("file", metavar="FILE", type=click.Path())
 @click.option("--explain", metavar="N", type=click.IntRange(1), help="Operation N, event by event.")
 @click.option("--entry", metavar="IPA", help="All that happened to the translation of this address.")
 @click.option("--table", metavar="N", type=click.IntRange(1), help="With --entry: of this table alone.")
 @click.option("--until", metavar="N", type=click.IntRange(1), help="The tables as they were when operation N returned.")
+@_html_option("Also draw all operations, with the findings, into one HTML file that fetches nothing")
 def replay(
-    options: Options, file: str, explain: int | None, entry: str | None, table: int | None, until: int | None
+    options: Options,
+    file: str,
+    explain: int | None,
+    entry: str | None,
+    table: int | None,
+    until: int | None,
+    html: str | None,
 ) -> int:
     """The verdict on a trace again, without the machine; or one operation, one entry's life, the tables at one time."""
     from inspector.trace import story
@@ -598,6 +668,8 @@ def replay(
         raise BadInput("--explain, --entry and --until are three questions: ask one at a time")
     if table is not None and entry is None:
         raise BadInput("--table is of --entry: give the address too")
+    if html is not None and (explain, entry, until) != (None, None, None):
+        raise BadInput("--html draws the whole trace: leave --explain, --entry and --until out")
     if explain is not None:
         options.emit(report.story.explained, report.story.explained_lines, story.explain(Path(file), explain))
         return ExitCode.CLEAN
@@ -608,7 +680,14 @@ def replay(
     if until is not None:
         options.emit(report.story.then, report.story.then_lines, until, story.state(Path(file), until))
         return ExitCode.CLEAN
+    _require_html(html)
     followed = replay_file(Path(file))
+    if html is not None:
+        from inspector.report.html.trace import replay_html
+        from inspector.trace.timeline import course
+
+        found = report.trace.judged(followed), report.trace.unlike(followed)
+        _write_html(html, replay_html(followed, course("trace", Path(file), *found)))
     options.emit(report.trace.document, report.trace.lines, followed, "replay")
     if followed.cut:
         say("the file ends in the middle of a block: the verdict is on what is before")
@@ -683,7 +762,8 @@ def inject(
     "validate",
     machine=False,
     epilog="Examples: inspector validate --kernel arch/arm64/boot/Image --vmlinux vmlinux | inspector validate "
-    "--kernel 6.12 --quick --json | inspector validate --kernel Image --baseline-kernel 6.12 --junit report.xml | "
+    "--kernel 6.12 --quick --json | inspector validate --kernel Image --baseline-kernel 6.12 --junit report.xml "
+    "--html report.html | "
     "git bisect run inspector validate --kernel arch/arm64/boot/Image --quick. Exit code 1: something was found; "
     "3: interrupted; 125: something could not be tested, and nothing was found.",
 )
@@ -701,6 +781,7 @@ def inject(
 @click.option("--keep", metavar="FOLDER", type=click.Path(), help="Keep the traces, for `inspector replay`.")
 @click.option("--ktap", is_flag=True, help="The verdict as KTAP, a test a part.")
 @click.option("--junit", metavar="FILE", type=click.Path(), help="The verdict as JUnit XML, beside what is printed.")
+@_html_option("The verdict as one HTML file that fetches nothing, with all operations drawn, beside what is printed")
 def validate(
     options: Options,
     kernel: str,
@@ -714,6 +795,7 @@ def validate(
     keep: str | None,
     ktap: bool,
     junit: str | None,
+    html: str | None,
 ) -> int:
     """A kernel booted in several ways, its guests driven, every stage-2 operation followed: a verdict.
 
@@ -729,6 +811,7 @@ def validate(
 
     if ktap and options.as_json:
         raise BadInput("--json and --ktap exclude each other")
+    _require_html(html)
     if patches and tree is None:
         raise BadInput("--patch is about a tree: name it with --tree")
     source = None
@@ -742,6 +825,7 @@ def validate(
         seed,
         Path(keep) if keep is not None else None,
         source,
+        draw=html is not None,
     )
     with signals_raise(), progress(options.debug) as tell:
         verdict = run_validate(request, tell)
@@ -750,6 +834,10 @@ def validate(
             Path(junit).write_text(report.validate.junit(verdict))
         except OSError as error:
             raise BadInput(f"{junit} cannot be written: {error.strerror}") from None
+    if html is not None:
+        from inspector.report.html.trace import validate_html
+
+        _write_html(html, validate_html(verdict))
     shown = report.crosscheck.ktap if ktap else report.crosscheck.lines
     options.emit(report.validate.document, shown, verdict)
     if verdict.interrupted:

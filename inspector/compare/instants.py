@@ -58,8 +58,10 @@ class TableChange:
     PAs of table pages ``allocated`` and ``freed``, and pages with the same entries but another reference count.
 
     ``leaves`` counts the leaves in ``removed``, ``added``, ``changed`` mappings, those omitted included.
+    ``number`` is the table's place among the VM's MMUs.
     """
 
+    number: int
     regime: str
     removed: int
     added: int
@@ -77,13 +79,17 @@ class TableChange:
 
 @dataclass(frozen=True)
 class VmChange:
-    """One VM that ``came``, is ``gone``, or ``changed``; ``name`` as in the later capture, unless it is gone."""
+    """One VM that ``came``, is ``gone``, or ``changed``; ``name`` as in the later capture, unless it is gone.
+
+    ``was`` is what a VM that changed was before.
+    """
 
     name: str
     vm: Vm
     kind: ChangeKind
     facts: tuple[Change, ...] = ()
     tables: tuple[TableChange, ...] = ()
+    was: Vm | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def changes(before: Capture, after: Capture) -> Changes:
         facts = tuple(_vm_facts(old, new, before.host.page_size))
         tables = tuple(_table_changes(views["before"].get(old.name, []), views["after"].get(new.name, [])))
         if facts or tables:
-            found.append(VmChange(new.name, new, ChangeKind.CHANGED, facts, tables))
+            found.append(VmChange(new.name, new, ChangeKind.CHANGED, facts, tables, old))
     found += [VmChange(vm.name, vm, ChangeKind.CAME) for vm in came]
     return Changes(before, after, other_boot, tuple(_host_facts(before.host, after.host)), tuple(found))
 
@@ -238,7 +244,7 @@ def _table_change(before: TableView | None, after: TableView | None) -> TableCha
     merged.sort(key=lambda one: one[:2])
     shown = tuple(MappingChange(_range(old, a, count), _range(new, b, count)) for _, _, a, b, count in merged[:LIMIT])
     omitted = len(merged) - len(shown)
-    return TableChange(view.regime, len(gone), len(came), len(was), shown, omitted, *_pages(before, after))
+    return TableChange(view.number, view.regime, len(gone), len(came), len(was), shown, omitted, *_pages(before, after))
 
 
 def _merged(*sides: tuple[Columns, Flat]) -> Iterator[tuple[int, int]]:

@@ -90,7 +90,8 @@ def _range(found: Range | None) -> ChangedRange | None:
     return record(ChangedRange, found, ipa=hexed(found.ia), raw=raw(first.raw), text=first.describe())
 
 
-def _table(table: TableChange) -> ChangedTable:
+def table_record(table: TableChange) -> ChangedTable:
+    """A table as the document has it."""
     return record(
         ChangedTable,
         table,
@@ -108,7 +109,7 @@ def _vm(one: VmChange) -> ChangedVm:
         vmm=one.vm.command,
         kind=one.kind,
         facts=_facts(one.facts),
-        tables=list(map(_table, one.tables)),
+        tables=list(map(table_record, one.tables)),
     )
 
 

@@ -177,7 +177,7 @@ def _attribute_cells(leaf: Descriptor) -> tuple[str, str, str, str, str]:
     return leaf.permissions, leaf.memory_type, share, "AF" if leaf.af else "-", f"{leaf.sw:#x}" if leaf.sw else "-"
 
 
-def _range_columns(found: RangeTable) -> list[list[str]]:
+def range_cells(found: RangeTable) -> list[list[str]]:
     """The cells of `_RANGE_HEAD`, column by column: a big guest has a quarter of a million ranges."""
     hexes = [[f"{value:#x}" for value in column.tolist()] for column in (found.ia, found.ia + found.size, found.pa)]
     sizes = {value: size(value) for value in np.unique(found.size).tolist()}
@@ -204,7 +204,7 @@ def ranges_lines(paint: Painter, views: Sequence[TableView], window: Window) -> 
         tables = count(len(view.tree.tables), "table")
         yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {geometry_text(view.mmu)}, {tables}"
         if len(found):
-            yield from long_columns(_RANGE_HEAD, _range_columns(found), right=(2, 3, 10), indent="  ", paint=paint)
+            yield from long_columns(_RANGE_HEAD, range_cells(found), right=(2, 3, 10), indent="  ", paint=paint)
         else:
             yield "  nothing mapped" if window.whole else "  nothing mapped that matches"
         for problem in view.tree.problems:

@@ -95,11 +95,11 @@ def why_not(followed: Followed) -> str:
     return "" if counts.operations > counts.unknown else "no operation was followed"
 
 
-def _judged(followed: Followed) -> Sequence[Broken]:
+def judged(followed: Followed) -> Sequence[Broken]:
     return () if why_not(followed) else followed.judge.broken
 
 
-def _differing(followed: Followed) -> Sequence[Differing]:
+def unlike(followed: Followed) -> Sequence[Differing]:
     return () if why_not(followed) else followed.judge.differing
 
 
@@ -161,10 +161,10 @@ def document(followed: Followed, command: Literal["trace", "replay"]) -> TraceDo
         pages_freed=counts.pages_freed,
         invalidations=dict(sorted(counts.invalidations.items())),
         not_followed=_not_followed(followed),
-        broken=[_broken(each) for each in _judged(followed)],
+        broken=[_broken(each) for each in judged(followed)],
         held_against_model=followed.judge.verdicts.held,
         raced=followed.judge.verdicts.raced,
-        differing=[_different(each) for each in _differing(followed)],
+        differing=[_different(each) for each in unlike(followed)],
         reason=why_not(followed),
     )
 
@@ -186,12 +186,12 @@ def lines(paint: Painter, followed: Followed, command: Literal["trace", "replay"
     yield f"not followed: {_listed(told.not_followed)}"
     if told.cut:
         yield paint("the file was cut: this is what was there", "yellow")
-    for broken in _judged(followed)[:_MOST]:
+    for broken in judged(followed)[:_MOST]:
         yield ""
         yield from _finding(paint, broken)
     if len(told.broken) > _MOST:
         yield f"... and {len(told.broken) - _MOST} more"
-    for differing in _differing(followed)[:_MOST]:
+    for differing in unlike(followed)[:_MOST]:
         yield ""
         yield from _difference(paint, differing)
     if len(told.differing) > _MOST:

@@ -16,6 +16,7 @@ from inspector.machines import Machine, sentence
 from inspector.trace.file import Trace
 from inspector.trace.follow import Followed, Following, open_output, read_plan
 from inspector.trace.lockstep import Difference
+from inspector.trace.timeline import Course, course
 from inspector.validate.configurations import Configuration
 from inspector.validate.console import reports
 from inspector.validate.shape import Shapes, shapes
@@ -40,13 +41,17 @@ class Kernel:
 
 @dataclass
 class Run:
-    """What one boot came to; ``shapes`` is empty where nothing was followed."""
+    """What one boot came to.
+
+    Where nothing was followed ``shapes`` is empty and ``course`` is `None`, as it is where it was not asked for.
+    """
 
     configuration: Configuration
     release: str = ""
     parts: list[Part] = field(default_factory=list)
     shapes: Shapes = field(default_factory=dict)
     seconds: float = 0.0
+    course: Course | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -54,8 +59,12 @@ class Run:
         return bool(self.shapes) and not any(part.code is ExitCode.UNTESTABLE for part in self.parts)
 
 
-def run(kernel: Kernel, result: Run, lines: Sequence[str], trace: Path, tell: Tell, label: str = "") -> None:
+def run(
+    kernel: Kernel, result: Run, lines: Sequence[str], trace: Path, tell: Tell, label: str = "", draw: bool = False
+) -> None:
     """Boot it, have its guests do ``lines``, and put what came of it into ``result``; the trace is kept in a file.
+
+    With ``draw`` its course too, which takes reading the trace once more.
 
     Whatever ends it, the machine is gone and ``result`` has what was done by then.
     """
@@ -87,9 +96,12 @@ def run(kernel: Kernel, result: Run, lines: Sequence[str], trace: Path, tell: Te
         tell(f"{prefix}judges what was followed")
         with open_output(trace) as stream:
             following.go(stream, _AFTER, machine.alive, tell)
-        _judge(following.end(), add)
+        followed = following.end()
+        judged = _judge(followed, add)
         _console(machine, add)
         result.shapes = shapes(Trace(trace).events())
+        if judged and draw:
+            result.course = course(label or configuration.name, trace, followed.judge.broken, followed.judge.differing)
     except InspectorError as error:
         add("run", ExitCode.UNTESTABLE, str(error), _end(machine))
     finally:
@@ -132,11 +144,12 @@ def _finding(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"  why: {facts['why']}"
 
 
-def _judge(followed: Followed, add: Callable[..., None]) -> None:
+def _judge(followed: Followed, add: Callable[..., None]) -> bool:
+    """Whether there was something to judge."""
     judge, counts = followed.judge, followed.judge.counts
     if counts.protected or counts.hypercalls or counts.operations <= counts.unknown:
         add("operations", ExitCode.UNTESTABLE, "what the kernel did could not be followed")
-        return
+        return False
     broken = _grouped(
         ((each.violation.rule, each.violation.operation), (each.call, *each.violation.lines(), *_by(each.callers)))
         for each in judge.broken
@@ -158,6 +171,7 @@ def _judge(followed: Followed, add: Callable[..., None]) -> None:
     if followed.outside:
         what = ", ".join(f"{name} {count}" for name, count in followed.outside.items())
         add("followed", ExitCode.UNTESTABLE, f"not all was followed: {what}")
+    return True
 
 
 def _sides(difference: Difference) -> Iterator[str]:

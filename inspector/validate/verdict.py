@@ -15,6 +15,7 @@ from inspector.crosscheck.verdict import Part, Verdict
 from inspector.findings import ExitCode
 from inspector.machines import require
 from inspector.target.signals import Interrupted
+from inspector.trace.timeline import Course
 from inspector.validate.compare import Change, changes
 from inspector.validate.configurations import CONFIGURATIONS, Configuration, workload
 from inspector.validate.run import Kernel, Run, run
@@ -30,6 +31,7 @@ class Request:
     """``depth`` is a key of `CONFIGURATIONS`; traces are kept in ``keep`` (``None``: they are not).
 
     ``source`` is what the kernel was built from, held against the model first: that costs seconds.
+    ``draw``: the courses of the kernel's operations are wanted.
     """
 
     kernel: Kernel
@@ -38,15 +40,24 @@ class Request:
     seed: int = 1
     keep: Path | None = None
     source: Source | None = None
+    draw: bool = False
 
 
-def validate(request: Request, tell: Callable[[str], None]) -> Verdict:
+@dataclass(frozen=True)
+class Validated(Verdict):
+    """``courses``: what the kernel's operations were in each configuration that was followed, where it was asked."""
+
+    courses: Sequence[Course] = ()
+
+
+def validate(request: Request, tell: Callable[[str], None]) -> Validated:
     """Raises `BadInput` outside of a checkout.  Interrupted, what had been done is the verdict."""
     require()
     configurations = CONFIGURATIONS[request.depth]
     lines = workload(request.depth, request.seed)
     built: list[str] = []
     parts: list[Part] = []
+    courses: list[Course] = []
     interrupted = False
     with tempfile.TemporaryDirectory() as scratch:
         folder = request.keep or Path(scratch)
@@ -58,11 +69,11 @@ def validate(request: Request, tell: Callable[[str], None]) -> Verdict:
                 parts += [replace(part, name=f"source: {part.name}") for part in before.parts]
                 interrupted = before.interrupted
             for configuration in () if interrupted else configurations:
-                _one(request, configuration, lines, folder, tell, built, parts)
+                _one(request, configuration, lines, folder, tell, built, parts, courses)
         except (KeyboardInterrupt, Interrupted):
             interrupted = True
     what = f"seed {request.seed}, {len(configurations)} configurations: the default scenario, {', '.join(lines)}"
-    return Verdict([*filter(None, dict.fromkeys(built)), what], parts, interrupted)
+    return Validated([*filter(None, dict.fromkeys(built)), what], parts, interrupted, courses)
 
 
 def _one(
@@ -73,13 +84,15 @@ def _one(
     tell: Callable[[str], None],
     built: list[str],
     parts: list[Part],
+    courses: list[Course],
 ) -> None:
     done = Run(configuration)
     try:
-        run(request.kernel, done, lines, folder / f"{configuration.name}.s2trace", tell)
+        run(request.kernel, done, lines, folder / f"{configuration.name}.s2trace", tell, draw=request.draw)
     finally:
         built.append(f"kernel: {request.kernel.what}, Linux {done.release}" if done.release else "")
         parts += done.parts
+        courses += [done.course] if done.course is not None else []
     if request.baseline is None:
         return
     base: list[Run] = []

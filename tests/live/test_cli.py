@@ -12,6 +12,8 @@ import pytest
 from fixtures import truth
 from tests.conftest import kernel_labels
 from tests.live.machine import Machine
+from tests.report.browser import browser
+from tests.report.test_html import RANGES
 
 pytestmark = pytest.mark.live
 
@@ -64,6 +66,17 @@ def test_each_command(default_machine: Machine, command: tuple[str, ...]) -> Non
     parsed = json.loads(inspector(default_machine, *command, "--json").stdout)
     assert parsed["schema"] == 2
     assert parsed["command"] == command[0]
+
+
+def test_the_picture_is_of_the_same_instant(default_machine: Machine, tmp_path: Path) -> None:
+    page = tmp_path / "tables.html"
+    result = inspector(default_machine, "dump", "--html", str(page), "--json")
+    assert result.returncode == 0, result.stderr
+    tables = json.loads(result.stdout)["tables"]
+    with browser() as chromium:
+        chromium.open(page)
+        assert chromium.js(RANGES) == [table["ranges"] for table in tables]
+        assert chromium.complaints == [] and chromium.js("$('viewer').hidden") is False
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] not in ("info", "registers")], ids=" ".join)

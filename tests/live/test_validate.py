@@ -20,6 +20,7 @@ import pytest
 from inspector.inject.catalogue import FAULTS
 from inspector.inject.places import places
 from inspector.symbols import open_symbols
+from tests.report.browser import browser
 
 pytestmark = pytest.mark.live
 
@@ -57,8 +58,8 @@ def validate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_a_faulty_kernel_against_a_clean_one(tmp_path: Path) -> None:
     """Both verdicts of one command: the kernel's findings, and that the difference is the fault."""
     faulty = without("no-dsb-after", tmp_path / "Image")
-    traces, xml = tmp_path / "traces", tmp_path / "junit.xml"
-    options: list[str | Path] = ["--quick", "--json", "--keep", traces, "--junit", xml]
+    traces, xml, page = tmp_path / "traces", tmp_path / "junit.xml", tmp_path / "report.html"
+    options: list[str | Path] = ["--quick", "--json", "--keep", traces, "--junit", xml, "--html", page]
     done = validate("--kernel", faulty, "--baseline-kernel", image(), *options)
     assert done.returncode == 1, done.stdout + done.stderr
     document = json.loads(done.stdout)
@@ -75,6 +76,14 @@ def test_a_faulty_kernel_against_a_clean_one(tmp_path: Path) -> None:
     assert not [name for name in parts if "baseline" in name]
     assert len(list(traces.iterdir())) == 3
     assert 'failures="1"' in xml.read_text()
+    with browser() as chromium:
+        chromium.open(page)
+        figures = parts["vhe: protocol"]["figures"]
+        seen = chromium.js("[DATA.courses.length, DATA.courses[0].operations, DATA.courses[0].marks.length]")
+        assert seen == [1, figures["operations"], figures["broken"]]
+        chromium.key("n")
+        assert "is restored before a DSB completes" in chromium.js("$('detail').textContent")
+        assert chromium.complaints == [] and len(chromium.requests) == 1
 
 
 def test_a_kernel_that_does_not_boot(tmp_path: Path) -> None:
