@@ -23,8 +23,9 @@ _TEXT_BITS = 55
 
 @dataclass(frozen=True)
 class Table:
-    """One stage-2 table.  ``pgt`` is the address of its ``struct kvm_pgtable``; ``linear`` is what is added to a PA to
-    get its address in the linear map; ``memslots`` are (first frame, frames, address in the VMM)."""
+    """One stage-2 table.  ``pgt`` is the address of its ``struct kvm_pgtable``, ``pgd_at`` of that structure's ``pgd``;
+    ``linear`` is what is added to a PA to get its address in the linear map; ``memslots`` are (first frame, frames,
+    address in the VMM)."""
 
     vm: str
     pid: int | None
@@ -32,6 +33,7 @@ class Table:
     number: int
     root: int
     pgt: int
+    pgd_at: int
     linear: int
     geometry: Geometry
     format: Format
@@ -41,6 +43,11 @@ class Table:
         """The translation of ``ipa``, read now."""
         with lend.physical():
             return translate(_read, self.root, self.geometry, self.format, ipa)
+
+    def is_there(self) -> bool:
+        """Whether the structure still has this root: a VM that is destroyed leaves its memory to others."""
+        where = self.pgd_at - self.linear & (1 << 64) - 1
+        return lend.read_physical(where, 8) == (self.root + self.linear & (1 << 64) - 1).to_bytes(8, "little")
 
 
 class Unreadable(Exception):
@@ -156,6 +163,7 @@ def _table(told: Mapping[str, Any]) -> Table:
         told["number"],
         told["root"],
         told["pgt"],
+        told["pgd_at"],
         # The linear map is one displacement (arch/arm64/include/asm/memory.h, __phys_to_virt).
         told["pgd"] - told["root"],
         Geometry(**told["geometry"]),

@@ -12,8 +12,6 @@ import contextlib
 import mmap
 import os
 import signal
-import stat
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,25 +20,14 @@ from typing import NamedTuple
 
 import gdb
 
-from gdb_scripts import lend
+from gdb_scripts import lend, packets
 
-_CORE = struct.Struct("<33QI")
-"""``g``: x0 to x30, sp, pc, cpsr (org.gnu.gdb.aarch64.core; QEMU 7.2 to 11.1 send no more)."""
 _HELD = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _LOOK_SECONDS = 0.05
 _MOST_POINTS = 1 << 12
 """Bytes that name them: a translation has at most five entries, and there are two functions."""
 _FOR_EVER = 1 << 20
 """Seconds that gdb waits for an answer meanwhile; its own way is a few, and then it asks again."""
-
-
-class Registers(NamedTuple):
-    """Of the CPU that stopped."""
-
-    x: tuple[int, ...]
-    sp: int
-    pc: int
-    pstate: int
 
 
 class Stopped(NamedTuple):
@@ -69,9 +56,9 @@ def must(packet: bytes) -> None:
         raise gdb.GdbError(f"the stub refuses {packet.decode()}: {answer.decode(errors='replace') or 'no answer'}")
 
 
-def registers() -> Registers:
-    values = _CORE.unpack_from(bytes.fromhex(ask(b"g").decode("ascii")))
-    return Registers(values[:31], values[31], values[32], values[33])
+def registers() -> packets.Registers:
+    """Of the CPU that stopped.  Raises `Gone`."""
+    return packets.registers(ask)
 
 
 class Mover:
@@ -124,11 +111,10 @@ def asked_to_end() -> bool:
 
 
 def _stopped(answer: bytes) -> Stopped:
-    if answer[:1] in (b"W", b"X", b""):
+    if packets.is_end(answer):
         raise Gone
-    thread = answer.partition(b"thread:")[2].partition(b";")[0].decode()
-    number = thread.rpartition(".")[2]
-    return Stopped(thread, int(number, 16) - 1 if number else 0, b"watch:" in answer)
+    thread = packets.thread_of(answer)
+    return Stopped(thread, packets.cpu_of(thread), b"watch:" in answer)
 
 
 @contextlib.contextmanager
@@ -138,7 +124,7 @@ def moving() -> Iterator[Mover]:
     A Ctrl-C inside stops the machine and is then handled by gdb as ever.
     """
     lend.send(b"qAttached")  # one sentence when there is nothing to move
-    wire = _wire()
+    wire = packets.wire()
     patience = gdb.parameter("remotetimeout")
     mover = Mover()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
@@ -167,21 +153,6 @@ def _tell_gdb() -> None:
         if thread is not None:
             process, number, _ = thread.ptid
             ask(b"Hgp%x.%x" % (process, number))
-
-
-def _wire() -> int:
-    """The descriptor of gdb's connection to the stub: its only connected socket of that kind."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
-        number = int(name)
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
-                with socket(fileno=os.dup(number)) as one:
-                    if one.getpeername() is not None:
-                        found.append(number)
-    if len(found) != 1:
-        raise gdb.GdbError("gdb's connection to the stub is no socket: attach by HOST:PORT or by a unix socket")
-    return found[0]
 
 
 @contextlib.contextmanager

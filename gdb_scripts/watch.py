@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import gdb
 
-from gdb_scripts import lend, moving
+from gdb_scripts import lend, moving, packets
 from gdb_scripts.facts import Facts, Table
 from inspector.codec import Descriptor, decode
 from inspector.tables import Step
@@ -133,7 +133,7 @@ class Watch:
                 f"{step.descriptor.raw:#018x}  {step.descriptor.describe()}\n"
             )
 
-    def _chain(self, registers: moving.Registers) -> list[str]:
+    def _chain(self, registers: packets.Registers) -> list[str]:
         """The kernel's functions, innermost first, by its frame records (AAPCS64): no vmlinux is needed."""
         facts = self._facts
         found = [facts.function(registers.pc)]

@@ -18,12 +18,12 @@ from inspector.target.lent import lent
 
 @dataclass(frozen=True)
 class Facts:
-    """``tables`` are (``struct kvm_pgtable``, its ``pgd``) as kernel addresses, by the address of the MMU;
+    """``tables`` are (``struct kvm_pgtable``, where its ``pgd`` is, ``pgd``) as kernel addresses, by the MMU's address;
     ``functions`` are the run-time addresses of those asked for that the kernel has."""
 
     capture: Capture
     symbols: KernelSymbols
-    tables: Mapping[int, tuple[int, int]]
+    tables: Mapping[int, tuple[int, int, int]]
     functions: Mapping[str, int]
 
 
@@ -49,6 +49,7 @@ def facts(
             with suppress(BadPointer):
                 pgt = kernel.at("kvm_s2_mmu", mmu.address).u("pgt")
                 if pgt:
-                    tables[mmu.address] = (pgt, kernel.at("kvm_pgtable", pgt).u("pgd"))
+                    table = kernel.at("kvm_pgtable", pgt)
+                    tables[mmu.address] = (pgt, table.addr("pgd"), table.u("pgd"))
         found = {name: address for name in functions if (address := kernel.symbol(name)) is not None}
     return Facts(capture, symbols, tables, found)

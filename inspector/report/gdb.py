@@ -19,7 +19,7 @@ from inspector.snapshot import Capture
 
 def facts_json(
     capture: Capture,
-    tables: Mapping[int, tuple[int, int]],
+    tables: Mapping[int, tuple[int, int, int]],
     operations: Mapping[str, tuple[int, tuple[str, ...]]],
     symbols: str,
 ) -> dict[str, Any]:
@@ -44,7 +44,8 @@ def facts_json(
                 "mmu": view.mmu.address,
                 "root": view.root_pa,
                 "pgt": tables[view.mmu.address][0],
-                "pgd": tables[view.mmu.address][1],
+                "pgd_at": tables[view.mmu.address][1],
+                "pgd": tables[view.mmu.address][2],
                 "geometry": asdict(view.geometry),
                 "format": asdict(view.format),
                 "memslots": [
