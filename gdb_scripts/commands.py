@@ -38,13 +38,6 @@ stage2 watch -- Who changes this translation?
 The functions $s2_pa(IPA, VM), $s2_desc(IPA, VM) and $s2_ipa(HVA, VM) can be used in expressions and conditions."""
 
 
-def _vm_names(word: str) -> list[str]:
-    """For completion: of the VMs told of last; the machine is not asked."""
-    if not facts.is_known():
-        return []
-    return [name for name in dict.fromkeys(table.vm for table in facts.facts().tables) if name.startswith(word)]
-
-
 class _Stage2(gdb.Command):  # type: ignore[misc]
     __doc__ = _HELP
 
@@ -80,7 +73,7 @@ class _Command(gdb.Command):  # type: ignore[misc]
     def complete(self, text: str, word: str) -> Any:
         words = text.split()
         if words[-1:] == ["--vm"] or words[-2:-1] == ["--vm"]:
-            return _vm_names(word)
+            return [name for name in facts.vm_names() if name.startswith(word)]
         return gdb.COMPLETE_NONE
 
 
@@ -146,6 +139,8 @@ class _Break(_Command):
         known = facts.facts(fresh=True)
         tables = {known.table(vm).pgt: known.table(vm)} if vm is not None else {}
         operations.Operation(known, operations.find(known, name), tables, within)
+        if not known.kvm:
+            gdb.write(f"{facts.NO_KVM}: nothing stops there\n")
 
 
 class _Finish(_Command):
@@ -184,6 +179,7 @@ class _Watch(_Command):
         with lend.as_selected():
             why = one.follow(int(count) if count else None, count is None and not forever)
         facts.forget()
+        facts.moved()
         gdb.write(f"{why} ({one.changes} changes, {one.stops} stops)\n")
 
 
@@ -254,4 +250,5 @@ def load() -> None:
     for each in (_Break, _Finish, _Watch, _Pa, _Descriptor, _Ipa):
         each()
     gdb.events.stop.connect(operations.show(gdb.write))
+    gdb.events.cont.connect(facts.moved)
     printers.load()

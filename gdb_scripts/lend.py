@@ -13,6 +13,7 @@ import selectors
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def _finish(steps: Sequence[Callable[[], Any]]) -> None:
         raise KeyboardInterrupt
 
 
-def _physical_mode() -> bytes:
+def physical_mode() -> bytes:
     """``0`` or ``1``.  Raises ``gdb.GdbError``."""
     found = send(b"qqemu.PhyMemMode")
     if found not in (b"0", b"1"):
@@ -79,7 +80,7 @@ def _physical_mode() -> bytes:
 
 def _require_a_host() -> None:
     """Raises ``gdb.GdbError`` with one sentence for what is no arm64 machine of QEMU's, or no machine at all."""
-    _physical_mode()
+    physical_mode()
     name = gdb.selected_frame().architecture().name()
     if not name.startswith("aarch64"):
         raise gdb.GdbError(f"gdb takes this machine for {name}, not AArch64")
@@ -88,7 +89,7 @@ def _require_a_host() -> None:
 @contextlib.contextmanager
 def physical() -> Iterator[None]:
     """The stub reads physical addresses inside.  Raises ``gdb.GdbError`` when it has no such mode."""
-    found = _physical_mode()
+    found = physical_mode()
     try:
         send(b"Qqemu.PhyMemMode:1")
         yield
@@ -129,7 +130,8 @@ def read_physical(address: int, size: int) -> bytes | None:
 
 def _where(_: dict[str, Any]) -> dict[str, Any]:
     connection = gdb.selected_inferior().connection
-    return {"address": getattr(connection, "details", None) or ""}
+    # The mode is to be put back by the tool when this process is killed while it answers.
+    return {"address": getattr(connection, "details", None) or "", "physical_mode": int(physical_mode())}
 
 
 def _monitor(request: dict[str, Any]) -> dict[str, Any]:
@@ -240,10 +242,11 @@ def run_alone(arguments: Sequence[str], write: Callable[[str], None]) -> int:
     return done.returncode
 
 
-def run(arguments: Sequence[str], write: Callable[[str], None]) -> int:
+def run(arguments: Sequence[str], write: Callable[[str], None], seconds: float | None = None) -> int:
     """Run the tool with ``arguments`` on this gdb's machine; what it prints goes to ``write`` as it comes.
 
-    Its exit code.  Raises ``gdb.GdbError`` when nothing is attached; a Ctrl-C ends the tool and is raised.
+    Its exit code.  Raises ``gdb.GdbError`` when nothing is attached, or it takes longer than ``seconds``; a Ctrl-C ends
+    the tool and is raised.
     """
     program = tool()
     _require_a_host()
@@ -262,7 +265,7 @@ def run(arguments: Sequence[str], write: Callable[[str], None]) -> int:
             )
         try:
             with as_selected():
-                _talk(ours, child, write)
+                _talk(ours, child, write, seconds)
         except BaseException:
             child.terminate()
             raise
@@ -271,14 +274,17 @@ def run(arguments: Sequence[str], write: Callable[[str], None]) -> int:
     return child.returncode
 
 
-def _talk(wire: socket.socket, child: Any, write: Callable[[str], None]) -> None:
-    """Answer until the tool has closed its output."""
+def _talk(wire: socket.socket, child: Any, write: Callable[[str], None], seconds: float | None) -> None:
+    """Answer until the tool has closed its output.  Raises ``gdb.GdbError`` when ``seconds`` are not enough."""
     line, text = b"", b""
+    end = None if seconds is None else time.monotonic() + seconds
     with selectors.DefaultSelector() as waiting:
         waiting.register(wire, selectors.EVENT_READ)
         waiting.register(child.stdout, selectors.EVENT_READ)
         while True:
-            for key, _ in waiting.select():
+            if end is not None and time.monotonic() >= end:
+                raise gdb.GdbError(f"the tool takes longer than {seconds:g} s")
+            for key, _ in waiting.select(None if end is None else max(end - time.monotonic(), 0)):
                 if key.fileobj is wire:
                     piece = wire.recv(1 << 16)
                     if not piece:

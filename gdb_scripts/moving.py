@@ -123,13 +123,13 @@ def moving() -> Iterator[Mover]:
 
     A Ctrl-C inside stops the machine and is then handled by gdb as ever.
     """
-    lend.send(b"qAttached")  # one sentence when there is nothing to move
+    mode = lend.physical_mode()  # one sentence when there is nothing to move
     wire = packets.wire()
     patience = gdb.parameter("remotetimeout")
     mover = Mover()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
-        with _interrupter(wire, mover):
+        with _interrupter(wire, mover, mode):
             gdb.execute(f"set remotetimeout {_FOR_EVER}", to_string=True)
             try:
                 yield mover
@@ -156,10 +156,11 @@ def _tell_gdb() -> None:
 
 
 @contextlib.contextmanager
-def _interrupter(wire: int, mover: Mover) -> Iterator[None]:
+def _interrupter(wire: int, mover: Mover, mode: bytes) -> Iterator[None]:
     """While inside, another process interrupts the machine as soon as a signal waits for this one.
 
-    When this process is killed outright, it takes the machine's breakpoints away, as far as it was told of them.
+    When this process is killed outright, it takes the machine's breakpoints away, as far as it was told of them, and
+    puts the stub's physical ``mode`` back.
     """
     ours, theirs = os.pipe()
     parent = os.getpid()
@@ -168,7 +169,7 @@ def _interrupter(wire: int, mover: Mover) -> Iterator[None]:
         try:
             os.close(theirs)
             _look(wire, ours, parent)
-            _put_back(wire, mover.left())
+            _put_back(wire, mover.left(), mode)
         finally:
             os._exit(0)
     os.close(ours)
@@ -198,11 +199,11 @@ def _look(wire: int, pipe: int, parent: int) -> None:
             os.write(wire, b"\x03")
 
 
-def _put_back(wire: int, points: Sequence[bytes]) -> None:
+def _put_back(wire: int, points: Sequence[bytes], mode: bytes) -> None:
     """gdb was killed: what it would have done on its way out, by the connection that is still open here."""
     os.write(wire, b"\x03")
     time.sleep(_LOOK_SECONDS)  # QEMU stops and says so; nothing here depends on when
-    for packet in (*(b"z" + point for point in points), b"Qqemu.PhyMemMode:0", b"D;1"):
+    for packet in (*(b"z" + point for point in points), b"Qqemu.PhyMemMode:" + mode, b"D;1"):
         os.write(wire, b"+$" + packet + b"#%02x" % (sum(packet) & 0xFF))
         _answered(wire)
 

@@ -65,13 +65,13 @@ class Watch:
 
     def follow(self, count: int | None, stop_at_each: bool) -> str:
         """Why it ended, in words."""
-        self._look()
-        if not self._steps:
-            raise gdb.GdbError(f"IPA {self._ipa:#x} of {self._table.vm}: {self._table.walk(self._ipa).verdict}")
-        self._show()
         ends = {self._facts.operations[name][0]: name for name in DESTROYING if name in self._facts.operations}
         try:
-            with moving.moving() as mover:
+            with moving.moving() as mover:  # whatever is read in here is put back when this process is killed
+                self._look()
+                if not self._steps:
+                    raise gdb.GdbError(f"IPA {self._ipa:#x} of {self._table.vm}: {self._table.walk(self._ipa).verdict}")
+                self._show()
                 while True:
                     mover.place(self._points(ends))
                     stopped = mover.run()

@@ -14,7 +14,7 @@ from inspector.generations import code_of
 from inspector.generations.forms import WalkFlags
 from inspector.report.document import Document
 from inspector.report.format import Lines, Painter
-from inspector.snapshot import Capture
+from inspector.snapshot import Capture, Mode
 
 
 def facts_json(
@@ -29,6 +29,7 @@ def facts_json(
     walk_flags = code_of(host).behaviours.attr_walk_flags
     return {
         "release": host.release,
+        "kvm": host.mode is not Mode.NONE,
         "slide": host.kaslr_slide,
         "page_size": host.page_size,
         "operations": {

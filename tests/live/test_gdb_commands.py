@@ -208,6 +208,47 @@ def test_two_vcpus_that_change_neighbouring_entries(machine: Machine, tmp_path: 
     assert known[-len(told) :] == told
 
 
+def test_a_watch_ends_where_its_vm_is_destroyed(machine: Machine) -> None:
+    """Its tables are freed without an entry being cleared (up to 6.18); from 6.19 on that is left alone too."""
+    machine.command("run log step=1", timeout=120)
+    with Session() as gdb:
+        gdb.attach(machine.gdb_socket)
+        gdb.type(f"stage2 watch {WATCHED:#x} --vm vm{vm_of_log(gdb)} --continue")
+        gdb.read_to("is translated by")
+        with machine.asking("end"):
+            assert "the table is being destroyed (kvm_pgtable_stage2_destroy" in gdb.read_to(PROMPT)
+            assert "Quit" not in gdb("p 1")
+            assert "No breakpoints or watchpoints" in gdb("info breakpoints")
+            gdb("detach")
+
+
+@pytest.mark.parametrize("line", ["dump", f"watch {WATCHED:#x}"])
+def test_a_gdb_killed_while_it_reads_leaves_the_stub_as_it_was(line: str) -> None:
+    """In physical mode, which is QEMU's and outlives the connection."""
+    with Machine.start(scenario="one") as machine:
+        for found in (0, 1):
+            with Session() as gdb:
+                gdb.attach(machine.gdb_socket)
+                gdb(f"maintenance packet Qqemu.PhyMemMode:{found}")
+                gdb("python import os, signal, gdb_scripts.packets as packets")
+                gdb("python packets.read = lambda *_: os.kill(os.getpid(), signal.SIGKILL)")
+                gdb.type(f"stage2 {line}")
+                assert gdb.process.wait(60) == -signal.SIGKILL
+            deadline = time.monotonic() + 10
+            while physical_mode(machine) != b"%d" % found:
+                assert time.monotonic() < deadline, "physical mode is not as it was"
+                time.sleep(0.2)
+
+
+def physical_mode(machine: Machine) -> bytes:
+    """What the stub says to whoever comes next; the machine runs on."""
+    with Session() as gdb:
+        gdb(f"target remote {machine.gdb_socket}")
+        said = gdb("maintenance packet qqemu.PhyMemMode")
+        gdb("detach")
+    return said.partition('received: "')[2][:1].encode()
+
+
 def test_break_stops_for_its_range_alone(machine: Machine) -> None:
     """The guest maps pages of 0x40000000 and on; the break is on one of them."""
     with Session() as gdb:
