@@ -22,7 +22,6 @@ CHUNK = 0x800
 """QEMU 7.2 answers E22 to an ``m`` of more than MAX_PACKET_LENGTH / 2 bytes (4096 / 2)."""
 _CORE = struct.Struct("<33QI")
 """``g``: x0 to x30, sp, pc, cpsr (org.gnu.gdb.aarch64.core; QEMU 7.2 to 11.1 send no more)."""
-PC = 32
 
 
 class Registers(NamedTuple):
@@ -41,9 +40,14 @@ def sender() -> Send | None:
     return send
 
 
+def core(send: Send) -> tuple[int, ...]:
+    """x0 to x30, sp, pc, cpsr of the stub's current CPU: after a stop, of the one that stopped."""
+    return _CORE.unpack_from(bytes.fromhex((send(b"g") or b"").decode("ascii")))
+
+
 def registers(send: Send) -> Registers:
-    """Of the CPU that the stub takes for the current one: after a stop, the one that stopped."""
-    values = _CORE.unpack_from(bytes.fromhex((send(b"g") or b"").decode("ascii")))
+    """The same by name."""
+    values = core(send)
     return Registers(values[:31], values[31], values[32], values[33])
 
 
