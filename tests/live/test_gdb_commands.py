@@ -62,6 +62,10 @@ def comparable(text: str) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if "memory" not in line and not line.startswith("taken ")]
 
 
+REFUSED = (
+    ("nokvm", "kvm-arm.mode=none", "KVM is not initialised in the host kernel"),
+    ("none", "", "no VM"),
+)
 COMMANDS = (
     "info",
     "vms",
@@ -314,6 +318,36 @@ def test_functions_and_the_translation_agree(machine: Machine) -> None:
         assert gdb(f'p/x $s2_ipa({hva[1]}, "vm0")').split()[-1] == "0x123"
         if said is not None:
             assert gdb('p/x $s2_pa(0x123, "vm0")').split()[-1] == said[1]
+        gdb("detach")
+
+
+def test_names_are_completed_right_after_attaching(machine: Machine) -> None:
+    """And again where VMs have come since; not asked for where nothing is attached."""
+    line = "stage2 walk 0 --vm vm1"
+    with Session() as gdb:
+        gdb(f"source {REPO / 'gdb_scripts/stage2.py'}")
+        assert gdb(f"complete {line}") == ""
+        gdb.attach(machine.gdb_socket)
+        completed = gdb(f"complete {line}").split("\n")
+        told = re.findall(r"^(vm\d+) ", gdb("stage2 vms"), re.MULTILINE)
+        assert sorted(completed) == ["", *sorted(f"stage2 walk 0 --vm {vm}" for vm in told if vm.startswith("vm1"))]
+        assert gdb("stage2 walk 0 --vm vm1").startswith("stage-2 VMID")
+        gdb("detach")
+
+
+@pytest.mark.parametrize(("scenario", "append", "words"), REFUSED)
+def test_no_kvm_or_no_vm_is_one_sentence(scenario: str, append: str, words: str) -> None:
+    with Machine.start(scenario=scenario, append=append) as machine, Session() as gdb:
+        gdb.attach(machine.gdb_socket)
+        for line in ("check", "dump", "walk 0", "watch 0", "reverse 0x48000000"):
+            said = gdb(f"stage2 {line}").removeprefix("inspector: ")
+            assert words in said or "there are no VMs on this host" in said, (line, said)
+            assert len(said.splitlines()) == 1
+        assert words in gdb("p $s2_pa(0)")
+        said = gdb("stage2 break map")
+        assert ("KVM is not initialised" in said) == (scenario == "nokvm"), said
+        gdb("delete")
+        assert gdb("p 6 * 7").endswith("= 42\n")
         gdb("detach")
 
 

@@ -46,8 +46,8 @@ def test_objects_of_a_running_kernel() -> None:
     vmid, address, geometry, base = at.groups()
     assert geometry.startswith("40-bit IPA, 4K granule")
     assert f"40-bit input address, starts at level 1, pgd {root}, mmu {address}" in table
+    # 6.1 has VTCR in struct kvm_arch, so the geometry is not this structure's to tell.
     assert f"VMID {vmid}, root at PA {base}, pgt " in mmu
-    assert geometry in mmu
     # The second gigabyte of the guest's addresses: the entry that leads to the page that is being mapped.
     raw = re.search(r"(0x[0-9a-f]{16}), table, or page at level 3", entry)
     assert raw is not None, entry

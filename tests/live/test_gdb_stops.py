@@ -54,10 +54,10 @@ def in_host_code(gdb: Session, machine: Machine) -> None:
 
 def in_guest_code(gdb: Session, _: Machine) -> None:
     """EL1 of a guest that spins: sooner or later an interruption finds it."""
-    for _try in range(60):
+    for attempt in range(200):
         gdb.type("continue")
         gdb.read_to("Continuing.")
-        time.sleep(0.2)
+        time.sleep(0.05 + attempt % 7 * 0.03)  # in step with nothing
         gdb.interrupt()
         if level(gdb) == 1 and not number(gdb, "$pc") & _HIGH:
             return
