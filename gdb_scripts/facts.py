@@ -24,9 +24,9 @@ _TEXT_BITS = 55
 
 @dataclass(frozen=True)
 class Table:
-    """One stage-2 table.  ``pgt`` is the address of its ``struct kvm_pgtable``, ``pgd_at`` of that structure's ``pgd``;
-    ``linear`` is what is added to a PA to get its address in the linear map; ``memslots`` are (first frame, frames,
-    address in the VMM)."""
+    """One stage-2 table.  ``pgt`` is the address of its ``struct kvm_pgtable``; ``linear`` is what is added to a PA to
+    get its address in the linear map; ``marks`` are (PA, bytes, value) of what tells it from a later one there;
+    ``memslots`` are (first frame, frames, address in the VMM)."""
 
     vm: str
     pid: int | None
@@ -34,8 +34,8 @@ class Table:
     number: int
     root: int
     pgt: int
-    pgd_at: int
     linear: int
+    marks: Sequence[tuple[int, int, int]]
     geometry: Geometry
     format: Format
     memslots: Sequence[tuple[int, int, int]]
@@ -46,9 +46,8 @@ class Table:
             return translate(_read, self.root, self.geometry, self.format, ipa)
 
     def is_there(self) -> bool:
-        """Whether the structure still has this root: a VM that is destroyed leaves its memory to others."""
-        where = self.pgd_at - self.linear & (1 << 64) - 1
-        return lend.read_physical(where, 8) == (self.root + self.linear & (1 << 64) - 1).to_bytes(8, "little")
+        """Whether it is still this VM's: one that is destroyed leaves its memory, and its addresses, to others."""
+        return all(lend.read_physical(pa, size) == value.to_bytes(size, "little") for pa, size, value in self.marks)
 
 
 NO_KVM = "KVM is not initialised in the host kernel (switched off, not built in, or not yet)"
@@ -136,7 +135,7 @@ def vm_names() -> Sequence[str]:
     machine = _connection()
     if machine and machine not in _names:
         _names[machine] = ()
-        with contextlib.suppress(gdb.error, KeyboardInterrupt):
+        with contextlib.suppress(gdb.error, gdb.GdbError, KeyboardInterrupt):
             facts(seconds=_NAMES_SECONDS)
     return _names.get(machine, ())
 
@@ -196,9 +195,9 @@ def _table(told: Mapping[str, Any]) -> Table:
         told["number"],
         told["root"],
         told["pgt"],
-        told["pgd_at"],
         # The linear map is one displacement (arch/arm64/include/asm/memory.h, __phys_to_virt).
         told["pgd"] - told["root"],
+        told["marks"],
         Geometry(**told["geometry"]),
         Format(**form),
         tuple((first, frames, hva) for first, frames, hva in told["memslots"]),

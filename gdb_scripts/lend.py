@@ -268,6 +268,8 @@ def run(arguments: Sequence[str], write: Callable[[str], None], seconds: float |
                 _talk(ours, child, write, seconds)
         except BaseException:
             child.terminate()
+            if child.stdout is not None:
+                child.stdout.close()  # it may be waiting for us to read
             raise
         finally:
             child.wait()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+from inspector.capture.lend import TableFacts
 from inspector.capture.view import table_views
 from inspector.generations import code_of
 from inspector.generations.forms import WalkFlags
@@ -19,11 +20,11 @@ from inspector.snapshot import Capture, Mode
 
 def facts_json(
     capture: Capture,
-    tables: Mapping[int, tuple[int, int, int]],
+    tables: Mapping[int, TableFacts],
     operations: Mapping[str, tuple[int, tuple[str, ...]]],
     symbols: str,
 ) -> dict[str, Any]:
-    """``tables``: `inspector.capture.lend.Facts`; ``operations``: address and arguments by name; ``symbols``: one
+    """``tables``: by the MMU's address; ``operations``: address and arguments by name; ``symbols``: one
     function a line, by link address."""
     host = capture.host
     walk_flags = code_of(host).behaviours.attr_walk_flags
@@ -44,9 +45,9 @@ def facts_json(
                 "number": view.number,
                 "mmu": view.mmu.address,
                 "root": view.root_pa,
-                "pgt": tables[view.mmu.address][0],
-                "pgd_at": tables[view.mmu.address][1],
-                "pgd": tables[view.mmu.address][2],
+                "pgt": tables[view.mmu.address].pgt,
+                "pgd": tables[view.mmu.address].pgd,
+                "marks": tables[view.mmu.address].marks,
                 "geometry": asdict(view.geometry),
                 "format": asdict(view.format),
                 "memslots": [

@@ -271,6 +271,31 @@ def test_break_stops_for_its_range_alone(machine: Machine) -> None:
         assert told[-1] == {"event": "done", "command": "run", "ok": True}
 
 
+def test_break_of_a_vm_stops_for_no_other(machine: Machine) -> None:
+    """Nor for one that is made after it is gone, which often gets its memory, and so its addresses."""
+    machine.command("run log step=1", timeout=120)
+    with Session() as gdb:
+        gdb.attach(machine.gdb_socket)
+        vm = vm_of_log(gdb)
+        gdb(f"stage2 break wrprotect --vm vm{vm}")
+        gdb.type("continue")
+        with machine.asking("next"):
+            assert re.search(rf"stage2_wrprotect\(.*\) on stage-2 VMID \d+ of vm{vm} ", gdb.read_to(PROMPT))
+            gdb("disable")
+            gdb.type("continue")
+            gdb.read_to("Continuing.")
+        machine.command("end")
+        gdb.interrupt()
+        gdb("enable")
+        gdb.type("continue")
+        gdb.read_to("Continuing.")
+        for line in ("run log step=1", "next", "next"):
+            machine.command(line, timeout=120)
+        assert "received signal SIGINT" in gdb.interrupt()
+        gdb("delete")
+        gdb("detach")
+
+
 STATE = ("thread", "frame", "info breakpoints", "show pagination", "output/x $pc", "output/x $sp")
 
 
@@ -288,6 +313,11 @@ def test_a_long_session_leaves_all_as_it_was() -> None:
                 gdb(line)
         assert [gdb(line) for line in STATE] == before
         assert 'received: "0"' in gdb("maintenance packet qqemu.PhyMemMode")
+
+        # Interrupted while the tool has more to say than a pipe holds.
+        gdb("python import gdb_scripts.lend as lend")
+        gdb("python def interrupt(_): raise KeyboardInterrupt")
+        assert "KeyboardInterrupt" in gdb("python lend.run(['dump', '--tree'], interrupt)", 60)
 
         for line in ("stage2 check", "stage2 dump", "stage2 watch 0 --vm vm0"):
             gdb.type(line)
@@ -322,8 +352,9 @@ def test_functions_and_the_translation_agree(machine: Machine) -> None:
 
 
 def test_names_are_completed_right_after_attaching(machine: Machine) -> None:
-    """And again where VMs have come since; not asked for where nothing is attached."""
+    """With a kernel's symbols known from before, as ever but the first time; nobody is asked where nothing is attached."""
     line = "stage2 walk 0 --vm vm1"
+    inspect("--connect", machine.gdb_socket, "info")
     with Session() as gdb:
         gdb(f"source {REPO / 'gdb_scripts/stage2.py'}")
         assert gdb(f"complete {line}") == ""
