@@ -352,7 +352,7 @@ def test_functions_and_the_translation_agree(machine: Machine) -> None:
 
 
 def test_names_are_completed_right_after_attaching(machine: Machine) -> None:
-    """With a kernel's symbols known from before, as ever but the first time; nobody is asked where nothing is attached."""
+    """With a kernel whose symbols are known; nobody is asked where nothing is attached."""
     line = "stage2 walk 0 --vm vm1"
     inspect("--connect", machine.gdb_socket, "info")
     with Session() as gdb:
