@@ -1,6 +1,6 @@
 """Runs inside gdb: many physical reads for one command over gdb/MI.
 
-Loaded by ``inspector.target`` with ``source``; standard library and the ``gdb`` module only.  Requests and
+Loaded by ``inspector.target`` with ``source``; standard library, ``packets`` and ``gdb`` only.  Requests and
 answers go through two anonymous files (memfd) that gdb inherits, so nothing is left on disk and no hex passes
 through MI.
 
@@ -13,11 +13,12 @@ from __future__ import annotations
 import array
 import os
 from collections.abc import Callable
+from functools import partial
 
 import gdb
 
-# QEMU 7.2 answers E22 to an "m" of more than MAX_PACKET_LENGTH / 2 bytes (4096 / 2).
-CHUNK = 0x800
+from gdb_scripts import packets
+
 WRITE_SIZE = 1 << 20
 
 Reader = Callable[[int, int], "bytes | None"]
@@ -44,31 +45,8 @@ def stage2_read(request_fd: int, reply_fd: int) -> None:
 
 def _packet_reader() -> Reader | None:
     """Reads by ``m`` packets of our own over gdb's connection (gdb 12 on): no caches, no value objects."""
-    connection = getattr(gdb.selected_inferior(), "connection", None)
-    send = getattr(connection, "send_packet", None)
-    if send is None:
-        return None
-
-    def read(address: int, size: int) -> bytes | None:
-        parts = []
-        end = address + size
-        while address < end:
-            part = min(CHUNK, end - address)
-            answer = send(f"m{address:x},{part:x}")
-            # An error is E and two digits; data is an even number of lower-case hex digits.
-            if not answer or answer[:1] == b"E":
-                return None
-            try:
-                data = bytes.fromhex(answer.decode("ascii"))
-            except ValueError:
-                return None
-            if len(data) != part:
-                return None
-            parts.append(data)
-            address += part
-        return b"".join(parts)
-
-    return read
+    send = packets.sender()
+    return None if send is None else partial(packets.read, send)
 
 
 def _inferior_reader() -> Reader:

@@ -5,6 +5,7 @@ Asked for again whenever VMs may have come or gone.  What is read of tables is r
 
 from __future__ import annotations
 
+import contextlib
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,8 @@ _TEXT_BITS = 55
 @dataclass(frozen=True)
 class Table:
     """One stage-2 table.  ``pgt`` is the address of its ``struct kvm_pgtable``; ``linear`` is what is added to a PA to
-    get its address in the linear map; ``memslots`` are (first frame, frames, address in the VMM)."""
+    get its address in the linear map; ``marks`` are (PA, bytes, value) of what tells it from a later one there;
+    ``memslots`` are (first frame, frames, address in the VMM)."""
 
     vm: str
     pid: int | None
@@ -33,6 +35,7 @@ class Table:
     root: int
     pgt: int
     linear: int
+    marks: Sequence[tuple[int, int, int]]
     geometry: Geometry
     format: Format
     memslots: Sequence[tuple[int, int, int]]
@@ -41,6 +44,13 @@ class Table:
         """The translation of ``ipa``, read now."""
         with lend.physical():
             return translate(_read, self.root, self.geometry, self.format, ipa)
+
+    def is_there(self) -> bool:
+        """Whether it is still this VM's: one that is destroyed leaves its memory, and its addresses, to others."""
+        return all(lend.read_physical(pa, size) == value.to_bytes(size, "little") for pa, size, value in self.marks)
+
+
+NO_KVM = "KVM is not initialised in the host kernel (switched off, not built in, or not yet)"
 
 
 class Unreadable(Exception):
@@ -61,6 +71,7 @@ class Facts:
     """``operations``: address and names of the arguments; ``starts`` and ``names``: functions by link address."""
 
     release: str
+    kvm: bool
     slide: int
     page_size: int
     operations: Mapping[str, tuple[int, Sequence[str]]]
@@ -70,6 +81,8 @@ class Facts:
 
     def table(self, vm: str | None) -> Table:
         """By the VM's name, number or pid; without any, the only one.  Raises ``gdb.GdbError``."""
+        if not self.kvm:
+            raise gdb.GdbError(NO_KVM)
         if not self.tables:
             raise gdb.GdbError("there is no VM with a stage-2 table on this host")
         own = [table for table in self.tables if table.number == 0]
@@ -100,7 +113,10 @@ def code_address(address: int) -> int:
     return address | -(1 << 48) & (1 << 64) - 1 if address >> _TEXT_BITS & 1 else address & (1 << _TEXT_BITS) - 1
 
 
-_known: list[Facts] = []
+_known: dict[int, Facts] = {}
+_names: dict[int, Sequence[str]] = {}
+"""By the number of gdb's connection: another one is another machine."""
+_NAMES_SECONDS = 5.0
 
 
 def forget() -> None:
@@ -108,25 +124,47 @@ def forget() -> None:
     _known.clear()
 
 
+def moved(_: object = None) -> None:
+    """The machine runs: names of VMs are asked for anew."""
+    _names.clear()
+
+
+def vm_names() -> Sequence[str]:
+    """For completion: what was told since the machine stands; else asked for, once, and for no longer than a person
+    waits for a Tab."""
+    machine = _connection()
+    if machine and machine not in _names:
+        _names[machine] = ()
+        with contextlib.suppress(gdb.error, gdb.GdbError, KeyboardInterrupt):
+            facts(seconds=_NAMES_SECONDS)
+    return _names.get(machine, ())
+
+
+def _connection() -> int:
+    return int(getattr(gdb.selected_inferior().connection, "num", 0))
+
+
 def is_known() -> bool:
     """Whether `facts` needs to ask nobody."""
-    return bool(_known)
+    return _connection() in _known
 
 
-def facts(fresh: bool = False) -> Facts:
+def facts(fresh: bool = False, seconds: float | None = None) -> Facts:
     """What the tool says of this machine.  Raises ``gdb.GdbError`` with the tool's own sentence when it cannot."""
     if fresh:
         forget()
-    if not _known:
+    machine = _connection()
+    if machine not in _known:
         said: list[str] = []
-        code = lend.run(["gdb-facts"], said.append)
+        code = lend.run(["gdb-facts"], said.append, seconds)
         text = "".join(said)
         try:
             told = json.loads(text)
         except ValueError:
             raise gdb.GdbError(text.strip().removeprefix("inspector: ") or f"the tool ended with {code}") from None
-        _known.append(_of(told))
-    return _known[0]
+        _known[machine] = _of(told)
+        _names[machine] = tuple(dict.fromkeys(table.vm for table in _known[machine].tables))
+    return _known[machine]
 
 
 def _of(told: Mapping[str, Any]) -> Facts:
@@ -137,6 +175,7 @@ def _of(told: Mapping[str, Any]) -> Facts:
         names.append(name)
     return Facts(
         told["release"],
+        told["kvm"],
         told["slide"],
         told["page_size"],
         {name: (address, tuple(arguments)) for name, (address, arguments) in told["operations"].items()},
@@ -158,6 +197,7 @@ def _table(told: Mapping[str, Any]) -> Table:
         told["pgt"],
         # The linear map is one displacement (arch/arm64/include/asm/memory.h, __phys_to_virt).
         told["pgd"] - told["root"],
+        told["marks"],
         Geometry(**told["geometry"]),
         Format(**form),
         tuple((first, frames, hva) for first, frames, hva in told["memslots"]),

@@ -13,14 +13,15 @@ import selectors
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gdb
 
-CHUNK = 0x800
-"""QEMU answers E22 to an ``m`` of more (bulk_read.py)."""
+from gdb_scripts import packets
+
 _TOOL = "inspector"
 _MONITOR = frozenset({"info mtree -f", "info version", "info status"})
 ENVIRONMENT = "STAGE2_INSPECTOR"
@@ -29,16 +30,28 @@ ENVIRONMENT = "STAGE2_INSPECTOR"
 
 def send(packet: bytes) -> bytes:
     """The stub's answer to a packet.  Raises ``gdb.GdbError`` with one sentence when there is nobody to ask."""
-    connection = getattr(gdb.selected_inferior(), "connection", None)
-    asks = getattr(connection, "send_packet", None)
+    asks = packets.sender()
     if asks is None:
-        if connection is None:
+        if gdb.selected_inferior().connection is None:
             raise gdb.GdbError("no machine is attached: 'target remote HOST:PORT' first")
         raise gdb.GdbError("this is no remote target: attach to QEMU's gdbstub ('target remote HOST:PORT')")
     thread = gdb.selected_thread()
-    if thread is not None and thread.is_running():
+    if not _asked and thread is not None and thread.is_running():
         raise gdb.GdbError("the machine runs: interrupt it first")
     return asks(packet) or b""
+
+
+_asked: list[None] = []
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[None]:
+    """Inside a ``Breakpoint.stop``: gdb calls the thread running until that has said yes; the machine stands."""
+    _asked.append(None)
+    try:
+        yield
+    finally:
+        _asked.pop()
 
 
 def _finish(steps: Sequence[Callable[[], Any]]) -> None:
@@ -57,12 +70,26 @@ def _finish(steps: Sequence[Callable[[], Any]]) -> None:
         raise KeyboardInterrupt
 
 
-@contextlib.contextmanager
-def physical() -> Iterator[None]:
-    """The stub reads physical addresses inside.  Raises ``gdb.GdbError`` when it has no such mode."""
+def physical_mode() -> bytes:
+    """``0`` or ``1``.  Raises ``gdb.GdbError``."""
     found = send(b"qqemu.PhyMemMode")
     if found not in (b"0", b"1"):
         raise gdb.GdbError("this gdbstub has no physical memory mode: use QEMU 4.1 or newer (system emulation)")
+    return found
+
+
+def _require_a_host() -> None:
+    """Raises ``gdb.GdbError`` with one sentence for what is no arm64 machine of QEMU's, or no machine at all."""
+    physical_mode()
+    name = gdb.selected_frame().architecture().name()
+    if not name.startswith("aarch64"):
+        raise gdb.GdbError(f"gdb takes this machine for {name}, not AArch64")
+
+
+@contextlib.contextmanager
+def physical() -> Iterator[None]:
+    """The stub reads physical addresses inside.  Raises ``gdb.GdbError`` when it has no such mode."""
+    found = physical_mode()
     try:
         send(b"Qqemu.PhyMemMode:1")
         yield
@@ -90,18 +117,7 @@ def as_selected() -> Iterator[None]:
 
 def read(address: int, size: int) -> bytes | None:
     """``size`` bytes, in the mode that the stub is in; nothing where it refuses."""
-    parts = []
-    for at in range(address, address + size, CHUNK):
-        part = min(CHUNK, address + size - at)
-        answer = send(b"m%x,%x" % (at, part))
-        try:
-            data = bytes.fromhex(answer.decode("ascii"))
-        except ValueError:
-            return None
-        if len(data) != part:
-            return None
-        parts.append(data)
-    return b"".join(parts)
+    return packets.read(send, address, size)
 
 
 def read_physical(address: int, size: int) -> bytes | None:
@@ -114,7 +130,8 @@ def read_physical(address: int, size: int) -> bytes | None:
 
 def _where(_: dict[str, Any]) -> dict[str, Any]:
     connection = gdb.selected_inferior().connection
-    return {"address": getattr(connection, "details", None) or ""}
+    # The mode is to be put back by the tool when this process is killed while it answers.
+    return {"address": getattr(connection, "details", None) or "", "physical_mode": int(physical_mode())}
 
 
 def _monitor(request: dict[str, Any]) -> dict[str, Any]:
@@ -225,13 +242,14 @@ def run_alone(arguments: Sequence[str], write: Callable[[str], None]) -> int:
     return done.returncode
 
 
-def run(arguments: Sequence[str], write: Callable[[str], None]) -> int:
+def run(arguments: Sequence[str], write: Callable[[str], None], seconds: float | None = None) -> int:
     """Run the tool with ``arguments`` on this gdb's machine; what it prints goes to ``write`` as it comes.
 
-    Its exit code.  Raises ``gdb.GdbError`` when nothing is attached; a Ctrl-C ends the tool and is raised.
+    Its exit code.  Raises ``gdb.GdbError`` when nothing is attached, or it takes longer than ``seconds``; a Ctrl-C ends
+    the tool and is raised.
     """
     program = tool()
-    send(b"qAttached")
+    _require_a_host()
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -247,23 +265,28 @@ def run(arguments: Sequence[str], write: Callable[[str], None]) -> int:
             )
         try:
             with as_selected():
-                _talk(ours, child, write)
+                _talk(ours, child, write, seconds)
         except BaseException:
             child.terminate()
+            if child.stdout is not None:
+                child.stdout.close()  # it may be waiting for us to read
             raise
         finally:
             child.wait()
     return child.returncode
 
 
-def _talk(wire: socket.socket, child: Any, write: Callable[[str], None]) -> None:
-    """Answer until the tool has closed its output."""
+def _talk(wire: socket.socket, child: Any, write: Callable[[str], None], seconds: float | None) -> None:
+    """Answer until the tool has closed its output.  Raises ``gdb.GdbError`` when ``seconds`` are not enough."""
     line, text = b"", b""
+    end = None if seconds is None else time.monotonic() + seconds
     with selectors.DefaultSelector() as waiting:
         waiting.register(wire, selectors.EVENT_READ)
         waiting.register(child.stdout, selectors.EVENT_READ)
         while True:
-            for key, _ in waiting.select():
+            if end is not None and time.monotonic() >= end:
+                raise gdb.GdbError(f"the tool takes longer than {seconds:g} s")
+            for key, _ in waiting.select(None if end is None else max(end - time.monotonic(), 0)):
                 if key.fileobj is wire:
                     piece = wire.recv(1 << 16)
                     if not piece:

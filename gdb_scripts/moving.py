@@ -12,8 +12,6 @@ import contextlib
 import mmap
 import os
 import signal
-import stat
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,25 +20,14 @@ from typing import NamedTuple
 
 import gdb
 
-from gdb_scripts import lend
+from gdb_scripts import lend, packets
 
-_CORE = struct.Struct("<33QI")
-"""``g``: x0 to x30, sp, pc, cpsr (org.gnu.gdb.aarch64.core; QEMU 7.2 to 11.1 send no more)."""
 _HELD = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _LOOK_SECONDS = 0.05
 _MOST_POINTS = 1 << 12
 """Bytes that name them: a translation has at most five entries, and there are two functions."""
 _FOR_EVER = 1 << 20
 """Seconds that gdb waits for an answer meanwhile; its own way is a few, and then it asks again."""
-
-
-class Registers(NamedTuple):
-    """Of the CPU that stopped."""
-
-    x: tuple[int, ...]
-    sp: int
-    pc: int
-    pstate: int
 
 
 class Stopped(NamedTuple):
@@ -69,9 +56,9 @@ def must(packet: bytes) -> None:
         raise gdb.GdbError(f"the stub refuses {packet.decode()}: {answer.decode(errors='replace') or 'no answer'}")
 
 
-def registers() -> Registers:
-    values = _CORE.unpack_from(bytes.fromhex(ask(b"g").decode("ascii")))
-    return Registers(values[:31], values[31], values[32], values[33])
+def registers() -> packets.Registers:
+    """Of the CPU that stopped.  Raises `Gone`."""
+    return packets.registers(ask)
 
 
 class Mover:
@@ -124,11 +111,10 @@ def asked_to_end() -> bool:
 
 
 def _stopped(answer: bytes) -> Stopped:
-    if answer[:1] in (b"W", b"X", b""):
+    if packets.is_end(answer):
         raise Gone
-    thread = answer.partition(b"thread:")[2].partition(b";")[0].decode()
-    number = thread.rpartition(".")[2]
-    return Stopped(thread, int(number, 16) - 1 if number else 0, b"watch:" in answer)
+    thread = packets.thread_of(answer)
+    return Stopped(thread, packets.cpu_of(thread), b"watch:" in answer)
 
 
 @contextlib.contextmanager
@@ -137,13 +123,13 @@ def moving() -> Iterator[Mover]:
 
     A Ctrl-C inside stops the machine and is then handled by gdb as ever.
     """
-    lend.send(b"qAttached")  # one sentence when there is nothing to move
-    wire = _wire()
+    mode = lend.physical_mode()  # one sentence when there is nothing to move
+    wire = packets.wire()
     patience = gdb.parameter("remotetimeout")
     mover = Mover()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
-        with _interrupter(wire, mover):
+        with _interrupter(wire, mover, mode):
             gdb.execute(f"set remotetimeout {_FOR_EVER}", to_string=True)
             try:
                 yield mover
@@ -169,26 +155,12 @@ def _tell_gdb() -> None:
             ask(b"Hgp%x.%x" % (process, number))
 
 
-def _wire() -> int:
-    """The descriptor of gdb's connection to the stub: its only connected socket of that kind."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
-        number = int(name)
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
-                with socket(fileno=os.dup(number)) as one:
-                    if one.getpeername() is not None:
-                        found.append(number)
-    if len(found) != 1:
-        raise gdb.GdbError("gdb's connection to the stub is no socket: attach by HOST:PORT or by a unix socket")
-    return found[0]
-
-
 @contextlib.contextmanager
-def _interrupter(wire: int, mover: Mover) -> Iterator[None]:
+def _interrupter(wire: int, mover: Mover, mode: bytes) -> Iterator[None]:
     """While inside, another process interrupts the machine as soon as a signal waits for this one.
 
-    When this process is killed outright, it takes the machine's breakpoints away, as far as it was told of them.
+    When this process is killed outright, it takes the machine's breakpoints away, as far as it was told of them, and
+    puts the stub's physical ``mode`` back.
     """
     ours, theirs = os.pipe()
     parent = os.getpid()
@@ -197,7 +169,7 @@ def _interrupter(wire: int, mover: Mover) -> Iterator[None]:
         try:
             os.close(theirs)
             _look(wire, ours, parent)
-            _put_back(wire, mover.left())
+            _put_back(wire, mover.left(), mode)
         finally:
             os._exit(0)
     os.close(ours)
@@ -227,11 +199,11 @@ def _look(wire: int, pipe: int, parent: int) -> None:
             os.write(wire, b"\x03")
 
 
-def _put_back(wire: int, points: Sequence[bytes]) -> None:
+def _put_back(wire: int, points: Sequence[bytes], mode: bytes) -> None:
     """gdb was killed: what it would have done on its way out, by the connection that is still open here."""
     os.write(wire, b"\x03")
     time.sleep(_LOOK_SECONDS)  # QEMU stops and says so; nothing here depends on when
-    for packet in (*(b"z" + point for point in points), b"Qqemu.PhyMemMode:0", b"D;1"):
+    for packet in (*(b"z" + point for point in points), b"Qqemu.PhyMemMode:" + mode, b"D;1"):
         os.write(wire, b"+$" + packet + b"#%02x" % (sum(packet) & 0xFF))
         _answered(wire)
 

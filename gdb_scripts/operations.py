@@ -6,11 +6,12 @@ Arguments are in x0 and on at a function's first instruction (AAPCS64); whose ta
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gdb
 
+from gdb_scripts import lend, packets
 from gdb_scripts.facts import Facts, Table, code_address, facts
 from inspector.tables import Translation
 
@@ -55,29 +56,36 @@ class Operation(gdb.Breakpoint):  # type: ignore[misc]
     """Stops where the function is entered for one of ``tables`` and a range that meets ``within``."""
 
     def __init__(self, facts: Facts, name: str, tables: dict[int, Table], within: tuple[int, int] | None) -> None:
-        address, arguments = facts.operations[name]
+        self.address, arguments = facts.operations[name]
         self.operation = name
         self.arguments = arguments
         self.tables = tables
         self.within = within
         self.any_table = not tables
         self.known = {table.pgt: table for table in facts.tables}
-        super().__init__(f"*{address:#x}")
+        super().__init__(f"*{self.address:#x}")
 
     def table(self, pgt: int) -> Table | None:
-        """The table at ``pgt``, of a VM that was made since, too."""
-        if pgt not in self.known:
+        """The table at ``pgt``, of a VM that was made since, too, where another's was before."""
+        if pgt not in self.known or not self.known[pgt].is_there():
             self.known = {table.pgt: table for table in facts(fresh=True).tables}
         return self.known.get(pgt)
 
     def stop(self) -> bool:
-        x = _registers(3)
+        """Asked at every operation of this kind, in whatever range: so by one packet, not by values of gdb's."""
+        x: Sequence[int] = ()
+        if send := packets.sender():
+            now = packets.registers(send)
+            x = now.x if now.pc == self.address else ()
+        x = x or _registers(3)
         if not self.any_table and x[0] not in self.tables:
             return False
-        if self.within is None or "addr" not in self.arguments:
-            return True
-        low, high = _range(self.arguments, x, self.known.get(x[0]))
-        return low < self.within[1] and high > self.within[0]
+        if self.within is not None and "addr" in self.arguments:
+            low, high = _range(self.arguments, x, self.known.get(x[0]))
+            if low >= self.within[1] or high <= self.within[0]:
+                return False
+        with lend.asked_to_stop():
+            return self.any_table or self.tables[x[0]].is_there()
 
     def lines(self) -> Iterator[str]:
         """The operation that is about to begin: its arguments, and the entries before."""
@@ -93,7 +101,7 @@ def _registers(count: int) -> list[int]:
     return [int(gdb.parse_and_eval(f"(unsigned long)$x{at}")) & (1 << 64) - 1 for at in range(count)]
 
 
-def _range(arguments: Any, x: list[int], table: Table | None) -> tuple[int, int]:
+def _range(arguments: Any, x: Sequence[int], table: Table | None) -> tuple[int, int]:
     """What the operation is asked to touch, in bytes; one page where it has no size."""
     low = x[arguments.index("addr")]
     size = x[arguments.index("size")] if "size" in arguments else (table.geometry.granule if table else 1)

@@ -2,7 +2,7 @@
 
 Stops at chosen instructions, writes down registers, moves the CPU on, lets the machine run: by packets of our own over
 gdb's connection (gdb 12 on), because gdb's own breakpoints reach a sixth of that (docs/qemu.md).  What is stopped at
-and why is the business of ``inspector.trace.gdb``; standard library and the ``gdb`` module only.
+and why is the business of ``inspector.trace.gdb``; standard library, ``packets`` and the ``gdb`` module only.
 
 The driver listens at an abstract unix socket (unix(7)).  It sends one line of JSON, `Stop`'s fields for each stop, and
 gets a full stop back once every breakpoint is in its place, then the records of ``inspector/trace/c/probe.c``.  When it
@@ -18,20 +18,19 @@ import os
 import select
 import signal
 import socket
-import stat
 import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gdb
 
+from gdb_scripts import packets
+
 PROBE, STORE, INSTRUCTION = 1, 2, 3
 _NO_CAS = (1 << 64) - 1
 """``RECORD_…`` of probe.c."""
 
 _HEAD = struct.Struct("<BBHI")
-_CORE = struct.Struct("<33QI")
-"""``g``: x0 to x30, sp, pc, cpsr (org.gnu.gdb.aarch64.core; QEMU 7.2 to 11.1 send no more)."""
 _LINK, _SP, _PC = 30, 31, 32
 _MASK = (1 << 64) - 1
 _WAKE_SECONDS = 0.05
@@ -69,10 +68,10 @@ class _Ended(Exception):
 
 def stage2_trace(name: str) -> None:
     """Follow the machine until the driver at the abstract socket ``name`` closes its side, or QEMU is gone."""
-    send = getattr(getattr(gdb.selected_inferior(), "connection", None), "send_packet", None)
+    send = packets.sender()
     if send is None:
         raise gdb.GdbError("this gdb cannot send packets of ours: take gdb 12 or newer")
-    wire = _wire()
+    wire = packets.wire()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as driver:
         driver.connect("\0" + name)
         stops = {stop.address: stop for stop in (Stop(*each) for each in json.loads(_line(driver)))}
@@ -90,21 +89,6 @@ def _line(driver: socket.socket) -> bytes:
             raise gdb.GdbError("the driver went away")
         data += piece
     return data
-
-
-def _wire() -> int:
-    """The descriptor of gdb's connection to the stub: its only connected socket."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
-        number = int(name)
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
-                with socket.socket(fileno=os.dup(number)) as one:
-                    one.getpeername()
-                found.append(number)
-    if len(found) != 1:
-        raise gdb.GdbError("gdb's connection to the stub is no socket: give HOST:PORT or a unix socket")
-    return found[0]
 
 
 @contextlib.contextmanager
@@ -191,7 +175,7 @@ class _Agent:
 
     def _reply(self, answer: bytes) -> None:
         """A stop reply: at one of our places, or for another reason, which is nobody's business."""
-        if answer[:1] in (b"W", b"X", b""):
+        if packets.is_end(answer):
             raise _Ended
         if not answer.startswith(b"T05"):
             return
@@ -199,13 +183,12 @@ class _Agent:
         stop = self._stops.get(registers[_PC])
         if stop is None:
             return
-        self._handlers[stop.kind](stop, registers, _cpu_of(answer))
+        self._handlers[stop.kind](stop, registers, packets.cpu_of(packets.thread_of(answer)))
         self._move(stop, registers, answer)
 
     def _registers(self) -> tuple[int, ...]:
         """Of the CPU that stopped, which the stub takes for the current one."""
-        data = bytes.fromhex(self._ask(b"g").decode("ascii"))
-        return _CORE.unpack_from(data)
+        return packets.core(self._ask)
 
     # ---- records
 
@@ -261,12 +244,6 @@ class _Agent:
         """By the CPU itself, the others held still, with the breakpoint out of the way."""
         self._must(b"z0,%x,4" % address)
         try:
-            self._ask(b"vCont;s:" + answer.partition(b"thread:")[2].partition(b";")[0])
+            self._ask(b"vCont;s:" + packets.thread_of(answer).encode())
         finally:
             self._must(b"Z0,%x,4" % address)
-
-
-def _cpu_of(answer: bytes) -> int:
-    """The CPU of ``T05thread:p01.02;``, from 0."""
-    name = answer.partition(b"thread:")[2].partition(b";")[0].rpartition(b".")[2]
-    return int(name, 16) - 1 if name else 0

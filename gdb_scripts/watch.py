@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import gdb
 
-from gdb_scripts import lend, moving
+from gdb_scripts import lend, moving, packets
 from gdb_scripts.facts import Facts, Table
 from inspector.codec import Descriptor, decode
 from inspector.tables import Step
@@ -65,13 +65,13 @@ class Watch:
 
     def follow(self, count: int | None, stop_at_each: bool) -> str:
         """Why it ended, in words."""
-        self._look()
-        if not self._steps:
-            raise gdb.GdbError(f"IPA {self._ipa:#x} of {self._table.vm}: {self._table.walk(self._ipa).verdict}")
-        self._show()
         ends = {self._facts.operations[name][0]: name for name in DESTROYING if name in self._facts.operations}
         try:
-            with moving.moving() as mover:
+            with moving.moving() as mover:  # whatever is read in here is put back when this process is killed
+                self._look()
+                if not self._steps:
+                    raise gdb.GdbError(f"IPA {self._ipa:#x} of {self._table.vm}: {self._table.walk(self._ipa).verdict}")
+                self._show()
                 while True:
                     mover.place(self._points(ends))
                     stopped = mover.run()
@@ -133,7 +133,7 @@ class Watch:
                 f"{step.descriptor.raw:#018x}  {step.descriptor.describe()}\n"
             )
 
-    def _chain(self, registers: moving.Registers) -> list[str]:
+    def _chain(self, registers: packets.Registers) -> list[str]:
         """The kernel's functions, innermost first, by its frame records (AAPCS64): no vmlinux is needed."""
         facts = self._facts
         found = [facts.function(registers.pc)]

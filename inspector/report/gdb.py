@@ -9,26 +9,28 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+from inspector.capture.lend import TableFacts
 from inspector.capture.view import table_views
 from inspector.generations import code_of
 from inspector.generations.forms import WalkFlags
 from inspector.report.document import Document
 from inspector.report.format import Lines, Painter
-from inspector.snapshot import Capture
+from inspector.snapshot import Capture, Mode
 
 
 def facts_json(
     capture: Capture,
-    tables: Mapping[int, tuple[int, int]],
+    tables: Mapping[int, TableFacts],
     operations: Mapping[str, tuple[int, tuple[str, ...]]],
     symbols: str,
 ) -> dict[str, Any]:
-    """``tables``: `inspector.capture.lend.Facts`; ``operations``: address and arguments by name; ``symbols``: one
+    """``tables``: by the MMU's address; ``operations``: address and arguments by name; ``symbols``: one
     function a line, by link address."""
     host = capture.host
     walk_flags = code_of(host).behaviours.attr_walk_flags
     return {
         "release": host.release,
+        "kvm": host.mode is not Mode.NONE,
         "slide": host.kaslr_slide,
         "page_size": host.page_size,
         "operations": {
@@ -43,8 +45,9 @@ def facts_json(
                 "number": view.number,
                 "mmu": view.mmu.address,
                 "root": view.root_pa,
-                "pgt": tables[view.mmu.address][0],
-                "pgd": tables[view.mmu.address][1],
+                "pgt": tables[view.mmu.address].pgt,
+                "pgd": tables[view.mmu.address].pgd,
+                "marks": tables[view.mmu.address].marks,
                 "geometry": asdict(view.geometry),
                 "format": asdict(view.format),
                 "memslots": [

@@ -192,11 +192,12 @@ class BulkFiles:
 
 def load_script(session: MiSession, name: str) -> bool:
     """Load ``gdb_scripts/<name>`` into gdb; false when gdb has no Python or the file is not there."""
-    path = SCRIPTS / name
+    path, folder = SCRIPTS / name, str(SCRIPTS.parent)
     if not path.is_file():
         return False
     try:
-        session.console("python None")
+        # Last, so that what this gdb's Python has of its own comes first; fails where there is no Python.
+        session.console(f"python import sys; {folder!r} in sys.path or sys.path.append({folder!r})")
         session.console(f"source {path}")
     except GdbError:
         return False

@@ -11,7 +11,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from inspector.target.address import parse_address
 from inspector.target.api import Cpu, RamRange, UnreadableMemory
 from inspector.target.connect import require_el2
 from inspector.target.ranges import RamMap
+from inspector.target.rsp import put_back
 from inspector.target.signals import signals_raise
 
 PREFIX: Final = "lent:"
@@ -28,6 +29,7 @@ PREFIX: Final = "lent:"
 
 _BATCH_BYTES = 1 << 20
 _MOST_ANSWER = 1 << 22
+_PUT_BACK_TIMEOUT = 5.0
 
 
 def is_lent(connection: str) -> bool:
@@ -41,6 +43,8 @@ class Lender:
     def __init__(self, wire: socket.socket) -> None:
         self._wire = wire
         self._in = wire.makefile("rb")
+        self.gone = False
+        """Whether the gdb went away in the middle of an answer."""
 
     def ask(self, what: str, **more: Any) -> dict[str, Any]:
         """The answer; its ``bytes``, if any, under that name.  Raises `TargetLost` when the gdb cannot, or is gone."""
@@ -50,8 +54,9 @@ class Lender:
             if size := answer.get("bytes"):
                 answer["bytes"] = self._in.read(size)
                 if len(answer["bytes"]) != size:
-                    raise TargetLost("the gdb that lends its machine went away")
-        except (OSError, ValueError, AttributeError) as error:
+                    raise EOFError
+        except (OSError, EOFError, ValueError, AttributeError) as error:
+            self.gone = True
             raise TargetLost("the gdb that lends its machine went away") from error
         if "error" in answer:
             raise TargetLost(f"gdb cannot read the machine: {answer['error']}")
@@ -125,7 +130,9 @@ class LentMachine:
         if not ram:
             raise TargetLost("QEMU's monitor names no RAM (info mtree -f): is it system emulation, QEMU 4.1 or newer?")
         self._memory = LentMemory(lender, ram)
-        self._where = str(lender.ask("where")["address"])
+        place = lender.ask("where")
+        self._where = str(place["address"])
+        self._physical_mode = int(place["physical_mode"])
         require_el2(self.cpus(), self._where or "gdb's target")
 
     def __enter__(self) -> LentMachine:
@@ -170,6 +177,13 @@ class LentMachine:
             cpus.append(Cpu(int(match[1]) if match else number, values))
         return sorted(cpus, key=lambda cpu: cpu.index)
 
+    def put_back(self) -> None:
+        """The gdb was killed, perhaps while it read physically: the stub is as it was found; the machine stands."""
+        with suppress(BadInput):
+            put_back(
+                parse_address(self._where), physical_mode=self._physical_mode, run=False, timeout=_PUT_BACK_TIMEOUT
+            )
+
     def stop(self) -> None:
         """It stands."""
 
@@ -190,6 +204,11 @@ def lent(connection: str) -> Iterator[LentMachine]:
             raise BadInput(f"{connection} is no socket of a gdb: it is what gdb_scripts/stage2.py gives") from error
         lender = Lender(wire)
         try:
-            yield LentMachine(lender)
+            machine = LentMachine(lender)
+            try:
+                yield machine
+            finally:
+                if lender.gone:
+                    machine.put_back()
         finally:
             lender.close()

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -35,10 +35,10 @@ TOUCH = f"run big mb={PAGES_MB}"
 
 @dataclass
 class RawLoop:
-    """A client of the stub that stops at ``places`` and goes on; ``stops`` by kind."""
+    """A client of the stub that stops at ``places``, by address their kind and move, and goes on; ``stops`` by kind."""
 
     connection: socket.socket
-    places: Places
+    places: Mapping[int, tuple[str, list[object]]]
     stops: Counter[str] = field(default_factory=Counter)
     _buffer: bytes = b""
 
@@ -60,8 +60,7 @@ class RawLoop:
         if self.ask(b"qSupported:multiprocess+").startswith(b"T"):
             self.receive()  # QEMU before 8.1 tells of the stop that connecting causes
         self.ask(b"qXfer:features:read:target.xml:0,7f0")  # until then QEMU ignores P
-        stops = {stop[0]: stop for stop in self.places.stops}
-        for address in stops:
+        for address in self.places:
             assert self.ask(b"Z0,%x,4" % address) == b"OK"
         while not ended.is_set():
             reply = self.ask(b"vCont;c")
@@ -69,10 +68,10 @@ class RawLoop:
                 continue
             data = bytes.fromhex(self.ask(b"g").decode())
             values = [int.from_bytes(data[8 * at : 8 * at + 8], "little") for at in range(33)]
-            stop = stops[values[PC]]
-            self.stops[stop[1]] += 1
-            self.move(stop[-1], stop[0], values, reply)
-        for address in stops:
+            kind, move = self.places[values[PC]]
+            self.stops[kind] += 1
+            self.move(move, values[PC], values, reply)
+        for address in self.places:
             assert self.ask(b"z0,%x,4" % address) == b"OK"
         assert self.ask(b"D;1") == b"OK"
 
@@ -121,7 +120,7 @@ def raw_loop(machine: Machine, places: Places) -> Iterator[RawLoop]:
     ended = threading.Event()
     with raw_connect(machine.gdb_socket) as connection:
         connection.settimeout(60)
-        loop = RawLoop(connection, places)
+        loop = RawLoop(connection, {stop[0]: (stop[1], stop[-1]) for stop in places.stops})
         thread = threading.Thread(target=loop.follow, args=(ended,))
         thread.start()
         yield loop

@@ -70,6 +70,14 @@ class Session:
     def press(self, key: bytes) -> None:
         os.write(self._ours, key)
 
+    def interrupt(self) -> str:
+        """Ctrl-C to a machine that runs, until gdb has it back: one that comes before the machine has begun is lost."""
+        for _ in range(20):
+            self.press(b"\x03")
+            with contextlib.suppress(TimeoutError):
+                return self.read_to(PROMPT, 3)
+        raise TimeoutError("the machine does not stop")
+
     def _read(self) -> None:
         """Into `_text`, as it comes: a Ctrl-C takes back what the terminal still holds (termios(3), NOFLSH)."""
         with contextlib.suppress(OSError):
