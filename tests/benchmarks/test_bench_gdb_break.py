@@ -24,7 +24,7 @@ pytestmark = pytest.mark.live
 PAGES_MB = 8
 OPERATIONS = PAGES_MB * 256
 GOAL = 0.5
-LIMIT = 0.4
+LIMIT = 0.3
 """The same code gives 58% to 110% from run to run."""
 ROUNDS, MOST_ROUNDS = 3, 8
 """More where something else on this machine got in the way."""
