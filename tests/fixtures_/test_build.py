@@ -185,6 +185,7 @@ def test_what_is_no_kernel(tmp_path: Path) -> None:
         build(tmp_path, Wanted(tmp_path / "some.tar.xz"))
 
 
+@pytest.mark.processes
 def test_the_compilers_first_errors_are_told(tmp_path: Path) -> None:
     """Of a tree whose make is real and whose code is not; make's own words come after the compiler's."""
     (tmp_path / "bad.c").write_text("int f(void) { return missing + gone; }\n")
