@@ -43,6 +43,9 @@ Commands
   send LINE         have the exerciser in a started machine do something, and show its answer (`send help`)
   run [--] CMD...   run CMD beside the machine, with `inspector` on PATH and already told where to connect;
                     a temporary machine is used when none was started
+  build SOURCE...   build a small arm64 host kernel from a tree, a tarball or a linux-source package's file, and print
+                    the folder with its Image and vmlinux; then --patch FILE (repeatable), --revision REV of the tree,
+                    --page-size 4k|16k|64k, --debug-kernel (KASAN, lockdep …)
   test              set up, fetch the kernels that the tests need, then ruff check, ruff format --check and
                     mypy --strict, then pytest; the first that fails ends it
   test ARGS...      the same without ruff and mypy: pytest with ARGS
@@ -100,6 +103,7 @@ Examples
   ./run_qemu.sh trace --workload ./memslot_perf_test -- -n 5
   ./run_qemu.sh trace --guest linux
   ./run_qemu.sh --kernel 6.12 run -- inspector check --json
+  ./run_qemu.sh build ~/linux --patch 0001-foo.patch
   ./run_qemu.sh test tests/live -k boot
 END
 }
@@ -151,11 +155,11 @@ while (($#)); do
             [[ -z $command ]] || usage_error "one command at a time: $command or $1"
             command=$1
             ;;
-        run | test | send)
+        run | test | send | build)
             [[ -z $command ]] || usage_error "one command at a time: $command or $1"
             command=$1
-            # Everything after `test` is pytest's; `run` and `send` take options until their own words begin.
-            if [[ $command == test ]]; then
+            # Everything after `test` is pytest's, after `build` the builder's; `run` and `send` take options until their own words begin.
+            if [[ $command == test || $command == build ]]; then
                 shift
                 [[ ${1-} != -- ]] || shift
                 arguments=("$@")
@@ -181,5 +185,6 @@ case $command in
     status) status ;;
     send) send "${arguments[*]}" ;;
     run) run_beside "${arguments[@]}" ;;
+    build) build ${arguments[@]+"${arguments[@]}"} ;;
     test) run_tests ${arguments[@]+"${arguments[@]}"} ;;
 esac

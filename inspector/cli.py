@@ -761,20 +761,29 @@ def inject(
 @_command(
     "validate",
     machine=False,
-    epilog="Examples: inspector validate --kernel arch/arm64/boot/Image --vmlinux vmlinux | inspector validate "
-    "--kernel 6.12 --quick --json | inspector validate --kernel Image --baseline-kernel 6.12 --junit report.xml "
-    "--html report.html | "
-    "git bisect run inspector validate --kernel arch/arm64/boot/Image --quick. Exit code 1: something was found; "
-    "3: interrupted; 125: something could not be tested, and nothing was found.",
+    epilog="Examples: inspector validate --tree ~/linux --baseline v6.12 | inspector validate --source "
+    "linux-source-6.12 --patch 0001-foo.patch --quick --json | git bisect run inspector validate --tree . --quick | "
+    "inspector validate --kernel arch/arm64/boot/Image --vmlinux vmlinux --junit report.xml --html report.html. "
+    "Exit code 1: something was found; 3: interrupted; 125: something could not be tested (it does not build, a patch "
+    "does not apply), and nothing was found.",
 )
-@click.option("--kernel", metavar="WHAT", required=True, help="As of run_qemu.sh: an Image, or a kernel of Debian's.")
+@click.option(
+    "--kernel", metavar="WHAT", help="As of run_qemu.sh: an Image, or a kernel of Debian's. Nothing is built."
+)
 @click.option("--vmlinux", "vmlinux_file", metavar="FILE", default="", help="That kernel's.")
 @click.option("--baseline-kernel", metavar="WHAT", default=None, help="Say what is different from this one.")
 @click.option("--baseline-vmlinux", metavar="FILE", default="", help="The baseline's.")
+@click.option("--tree", metavar="TREE", help="Cross-check this tree, tarball or package, and build it unless --kernel.")
+@click.option("--source", "package", metavar="PACKAGE", help="The same of Debian's package, e.g. linux-source-6.12.")
+@click.option("--patch", "patches", metavar="FILE", multiple=True, help="Put on a copy of that. Repeatable.")
 @click.option(
-    "--tree", metavar="TREE", help="What it was built from: a tree, a tarball or a package, cross-checked first."
+    "--baseline",
+    metavar="WHAT",
+    help="Build this too, and say what is different: a git revision of the tree, a tree, a package. Default with "
+    "--source and --patch: the package unpatched.",
 )
-@click.option("--patch", "patches", metavar="FILE", multiple=True, help="Put on a copy of that tree. Repeatable.")
+@click.option("--page-size", type=click.Choice(list(GRANULES)), default="4k", help="Of a kernel that is built.")
+@click.option("--debug-kernel", is_flag=True, help="Build it with KASAN, lockdep and the like.")
 @click.option("--quick", "depth", flag_value="quick", help="One configuration, no random actions.")
 @click.option("--full", "depth", flag_value="full", help="Every configuration, 2,000 random actions in each.")
 @click.option("--seed", type=click.IntRange(0), default=1, help="Of the random actions. Default: 1.")
@@ -784,12 +793,16 @@ def inject(
 @_html_option("The verdict as one HTML file that fetches nothing, with all operations drawn, beside what is printed")
 def validate(
     options: Options,
-    kernel: str,
+    kernel: str | None,
     vmlinux_file: str,
     baseline_kernel: str | None,
     baseline_vmlinux: str,
     tree: str | None,
+    package: str | None,
     patches: tuple[str, ...],
+    baseline: str | None,
+    page_size: str,
+    debug_kernel: bool,
     depth: str | None,
     seed: int,
     keep: str | None,
@@ -799,36 +812,35 @@ def validate(
 ) -> int:
     """A kernel booted in several ways, its guests driven, every stage-2 operation followed: a verdict.
 
-    With a baseline also what operations do otherwise there. The machines are run_qemu.sh's: run it from a checkout.
+    The kernel is built from --tree or --source, or given with --kernel. With a baseline also what operations do
+    otherwise there. The machines are run_qemu.sh's: run it from a checkout.
     """
-    from inspector.crosscheck.run import Request as Source
-    from inspector.crosscheck.run import default_cache
-    from inspector.crosscheck.sequential import Budget
     from inspector.target.signals import signals_raise
-    from inspector.validate.run import Kernel
-    from inspector.validate.verdict import Request
+    from inspector.validate.request import Asked, request_of
     from inspector.validate.verdict import validate as run_validate
 
     if ktap and options.as_json:
         raise BadInput("--json and --ktap exclude each other")
     _require_html(html)
-    if patches and tree is None:
-        raise BadInput("--patch is about a tree: name it with --tree")
-    source = None
-    if tree is not None:
-        budget = Budget(_OPERATIONS, None, seed, tuple(GRANULES), min(len(os.sched_getaffinity(0)), 8), None)
-        source = Source(Path(tree), default_cache(), budget, patches=[Path(file) for file in patches])
-    request = Request(
-        Kernel(kernel, vmlinux_file),
-        Kernel(baseline_kernel, baseline_vmlinux) if baseline_kernel is not None else None,
-        depth or "default",
-        seed,
-        Path(keep) if keep is not None else None,
-        source,
+    asked = Asked(
+        kernel=kernel,
+        vmlinux=vmlinux_file,
+        baseline_kernel=baseline_kernel,
+        baseline_vmlinux=baseline_vmlinux,
+        tree=tree,
+        package=package,
+        patches=patches,
+        baseline=baseline,
+        page_size=page_size,
+        debug_kernel=debug_kernel,
+        depth=depth or "default",
+        seed=seed,
+        operations=_OPERATIONS,
+        keep=Path(keep) if keep is not None else None,
         draw=html is not None,
     )
     with signals_raise(), progress(options.debug) as tell:
-        verdict = run_validate(request, tell)
+        verdict = run_validate(request_of(asked, tell), tell)
     if junit is not None:
         try:
             Path(junit).write_text(report.validate.junit(verdict))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from inspector.findings import BadInput, Untestable
+from inspector.findings import BadInput, ExitCode, Untestable
 
 RUN_QEMU: Final = Path(__file__).resolve().parents[1] / "run_qemu.sh"
 MOST_SECONDS: Final = 600.0
 """A scenario takes some seconds, 2,000 random actions a minute: what takes this long has come to a halt."""
+_SAYS: Final = "run_qemu.sh: "
 _CONSOLE: Final = re.compile(r"its console is in (\S+)")
 """Where run_qemu.sh keeps that of a machine that did not come up."""
 
@@ -21,6 +22,38 @@ def require() -> None:
     """Raises `BadInput` where there is no run_qemu.sh."""
     if not RUN_QEMU.is_file():
         raise BadInput("the machines are started by run_qemu.sh: run this from a checkout of the project")
+
+
+class NotBuilt(Untestable):
+    """A kernel that does not build; ``errors`` are the compiler's first."""
+
+    def __init__(self, sentence: str, errors: Sequence[str]) -> None:
+        super().__init__(sentence)
+        self.errors = tuple(errors)
+
+
+def build(arguments: Sequence[str], tell: Callable[[str], None]) -> Path:
+    """`run_qemu.sh build`: the folder with Image, vmlinux and config.  Raises `NotBuilt`, and `BadInput`."""
+    command = [str(RUN_QEMU), "build", *arguments]
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    said: list[str] = []
+    with subprocess.Popen(command, text=True, errors="replace", **pipes) as running:
+        try:
+            for line in running.stderr or ():
+                if said or line.startswith(_SAYS):
+                    said.append(line.rstrip())
+                else:
+                    tell(line.strip())
+            out = running.stdout.read() if running.stdout else ""
+        except BaseException:
+            running.terminate()
+            raise
+    if running.returncode == 0:
+        return Path(out.strip())
+    why = said[0].removeprefix(_SAYS) if said else f"run_qemu.sh build ended with {running.returncode}"
+    if running.returncode == ExitCode.USAGE:
+        raise BadInput(why)
+    raise NotBuilt(why, said[1:])
 
 
 class Machine:
@@ -93,4 +126,4 @@ class Machine:
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
     """What run_qemu.sh said last."""
-    return done.stderr.strip().rpartition("\n")[2].removeprefix("run_qemu.sh: ")
+    return done.stderr.strip().rpartition("\n")[2].removeprefix(_SAYS)

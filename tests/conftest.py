@@ -39,7 +39,12 @@ SLOW = ("live", "harness", "kernels", "fuzz", "processes")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # A kernel's build takes minutes: only who asks for it by name (-m build) has one.
+    if "build" not in config.option.markexpr:
+        building = [item for item in items if item.get_closest_marker("build")]
+        items[:] = [item for item in items if item not in building]
+        config.hook.pytest_deselected(items=building)
     for item in items:
         if not any(item.get_closest_marker(name) for name in SLOW):
             item.add_marker(pytest.mark.fast)

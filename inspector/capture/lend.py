@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from inspector.capture.table_facts import TableFacts
 from inspector.kernel.host import find_kernel
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.objects import HostKernel, KernelObject
@@ -15,16 +16,6 @@ from inspector.snapshot import Capture, Scope
 from inspector.symbols import open_symbols
 from inspector.symbols.kernel import KernelSymbols
 from inspector.target.lent import lent
-
-
-@dataclass(frozen=True)
-class TableFacts:
-    """``pgt`` (``struct kvm_pgtable``) and its ``pgd`` are kernel addresses; ``marks`` are (PA, bytes, value) of what
-    is other once the VM is gone and its memory another's: the root, and who made the VM."""
-
-    pgt: int
-    pgd: int
-    marks: Sequence[tuple[int, int, int]]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,10 @@ from inspector.findings import BadInput, Untestable
 from inspector.printable import SHORT, printable
 
 
+class DoesNotApply(BadInput):
+    """A patch that is not for this tree."""
+
+
 @dataclass(frozen=True)
 class Step:
     """A tree after a patch.
@@ -89,7 +93,7 @@ def _copies(diff: FileDiff) -> bool:
     return re.search(r"^copy from ", diff.text, re.MULTILINE) is not None
 
 
-def _apply(folder: Path, text: bytes, strip: int, rejected: Callable[[str], BadInput]) -> bool:
+def _apply(folder: Path, text: bytes, strip: int, rejected: Callable[[str], DoesNotApply]) -> bool:
     """Apply in ``folder``; ``True`` when that took less context than the patch has."""
     command = ["apply", f"-p{strip}", "--whitespace=nowarn", "--unidiff-zero"]
     includes = [f"--include={path}" for path in NEEDED]
@@ -112,7 +116,7 @@ def _read(path: Path, patch: Patch) -> str:
         raise BadInput(f"the patch '{patch.name}' writes what is not text in UTF-8 into {path.name}") from None
 
 
-def _rejected(tree: Tree, patch: Patch, diffs: Sequence[FileDiff], strip: int, error: str) -> BadInput:
+def _rejected(tree: Tree, patch: Patch, diffs: Sequence[FileDiff], strip: int, error: str) -> DoesNotApply:
     """The sentence about the first hunk that finds no place."""
     where = f"the patch '{patch.name}' ({patch.file}) does not apply to {tree.origin}: "
     for diff in diffs:
@@ -125,11 +129,11 @@ def _rejected(tree: Tree, patch: Patch, diffs: Sequence[FileDiff], strip: int, e
                 moved = place - hunk.start
                 continue
             expected = printable(hunk.before[wrong].strip(), SHORT)
-            return BadInput(
+            return DoesNotApply(
                 f"{where}hunk {number} of {path} (line {hunk.start}) finds no line '{expected}' about line "
                 f"{place + wrong}; give the tree that it was made for, or the patches that come before it"
             )
-    return BadInput(f"{where}{error}")
+    return DoesNotApply(f"{where}{error}")
 
 
 def _place(lines: Sequence[str], hunk: Hunk, moved: int) -> tuple[int, int | None]:

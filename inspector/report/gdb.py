@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-from inspector.capture.lend import TableFacts
+from inspector.capture.table_facts import TableFacts
 from inspector.capture.view import table_views
 from inspector.generations import code_of
 from inspector.generations.forms import WalkFlags

@@ -19,24 +19,14 @@ from inspector.trace.lockstep import Difference
 from inspector.trace.timeline import Course, course
 from inspector.validate.configurations import Configuration
 from inspector.validate.console import reports
+from inspector.validate.kernels import Kernel
+from inspector.validate.listed import listed
 from inspector.validate.shape import Shapes, shapes
 
 Tell = Callable[[str], None]
 _LINES: Final = 12
 """Of the end of a console."""
 _AFTER: Final = 0.5
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """``what`` as run_qemu.sh's --kernel takes it."""
-
-    what: str
-    vmlinux: str = ""
-
-    def options(self) -> list[str]:
-        """Of run_qemu.sh."""
-        return ["--kernel", self.what, *(["--vmlinux", self.vmlinux] if self.vmlinux else [])]
 
 
 @dataclass
@@ -88,6 +78,7 @@ def run(
         following = Following(machine.folder, read_plan(machine.folder))
         result.release = following.header["release"]
         problem = _check(machine, add)
+        listed(machine, kernel.lists, add)
         for line in lines:
             tell(f"{prefix}{line}")
             problem = problem or _work(machine, line)

@@ -9,16 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from inspector.crosscheck.apply import DoesNotApply
 from inspector.crosscheck.run import Request as Source
 from inspector.crosscheck.run import run as run_source
 from inspector.crosscheck.verdict import Part, Verdict
-from inspector.findings import ExitCode
-from inspector.machines import require
+from inspector.findings import ExitCode, Untestable
+from inspector.machines import NotBuilt, require
 from inspector.target.signals import Interrupted
 from inspector.trace.timeline import Course
 from inspector.validate.compare import Change, changes
 from inspector.validate.configurations import CONFIGURATIONS, Configuration, workload
-from inspector.validate.run import Kernel, Run, run
+from inspector.validate.kernels import Build, Kernel
+from inspector.validate.run import Run, run
 
 _BASELINES: Final = 2
 """Runs of the baseline: where it differs from itself there is nothing to compare."""
@@ -30,12 +32,12 @@ _MOST: Final = 8
 class Request:
     """``depth`` is a key of `CONFIGURATIONS`; traces are kept in ``keep`` (``None``: they are not).
 
-    ``source`` is what the kernel was built from, held against the model first: that costs seconds.
-    ``draw``: the courses of the kernel's operations are wanted.
+    ``source`` is what the kernel was built from, held against the model first: that costs seconds.  A `Build` is built
+    once that is done.  ``draw``: the courses of the kernel's operations are wanted.
     """
 
-    kernel: Kernel
-    baseline: Kernel | None = None
+    kernel: Kernel | Build
+    baseline: Kernel | Build | None = None
     depth: str = "default"
     seed: int = 1
     keep: Path | None = None
@@ -64,20 +66,68 @@ def validate(request: Request, tell: Callable[[str], None]) -> Validated:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             if request.source is not None:
-                before = run_source(request.source, tell)
-                built += before.built
-                parts += [replace(part, name=f"source: {part.name}") for part in before.parts]
-                interrupted = before.interrupted
-            for configuration in () if interrupted else configurations:
-                _one(request, configuration, lines, folder, tell, built, parts, courses)
+                interrupted = _source(request.source, isinstance(request.kernel, Build), tell, built, parts)
+            kernel = None if interrupted or _stop(parts) else _kernel(request.kernel, "build", tell, parts)
+            baseline = request.baseline
+            if kernel is not None and baseline is not None:
+                baseline = _kernel(baseline, "baseline: build", tell, parts)
+            for configuration in configurations:
+                if kernel is None:
+                    break
+                _one(kernel, baseline, configuration, lines, folder, tell, built, parts, courses, draw=request.draw)
         except (KeyboardInterrupt, Interrupted):
             interrupted = True
     what = f"seed {request.seed}, {len(configurations)} configurations: the default scenario, {', '.join(lines)}"
     return Validated([*filter(None, dict.fromkeys(built)), what], parts, interrupted, courses)
 
 
+_NOT_APPLIED: Final = "source: patch does not apply"
+
+
+def _source(source: Source, built_from: bool, tell: Callable[[str], None], built: list[str], parts: list[Part]) -> bool:
+    """The page-table code by itself; whether that was interrupted.
+
+    Where a kernel is built from it, what cannot be tested so is a part like others, and what it has nothing to say of
+    is left to the boots.
+    """
+    try:
+        before = run_source(source, tell)
+    except DoesNotApply as error:
+        if not built_from:
+            raise
+        parts.append(Part(_NOT_APPLIED, ExitCode.UNTESTABLE, str(error)))
+        return False
+    except Untestable as error:
+        if not built_from:
+            raise
+        parts.append(Part("source: crosscheck", ExitCode.UNTESTABLE, str(error)))
+        return False
+    built += before.built
+    for part in before.parts:
+        if built_from and part.name == "patch":
+            part = Part(part.name, ExitCode.CLEAN, part.summary.partition(": ")[0] + ": the boots judge it")
+        parts.append(replace(part, name=f"source: {part.name}"))
+    return before.interrupted
+
+
+def _stop(parts: Sequence[Part]) -> bool:
+    return any(part.name == _NOT_APPLIED for part in parts)
+
+
+def _kernel(wanted: Kernel | Build, name: str, tell: Callable[[str], None], parts: list[Part]) -> Kernel | None:
+    """``None`` where it does not build: then there is a part that says why."""
+    if isinstance(wanted, Kernel):
+        return wanted
+    try:
+        return wanted.make(tell)
+    except NotBuilt as error:
+        parts.append(Part(name, ExitCode.UNTESTABLE, f"{wanted.title}: {error}", error.errors))
+        return None
+
+
 def _one(
-    request: Request,
+    kernel: Kernel,
+    baseline: Kernel | Build | None,
     configuration: Configuration,
     lines: Sequence[str],
     folder: Path,
@@ -85,23 +135,25 @@ def _one(
     built: list[str],
     parts: list[Part],
     courses: list[Course],
+    *,
+    draw: bool,
 ) -> None:
     done = Run(configuration)
     try:
-        run(request.kernel, done, lines, folder / f"{configuration.name}.s2trace", tell, draw=request.draw)
+        run(kernel, done, lines, folder / f"{configuration.name}.s2trace", tell, draw=draw)
     finally:
-        built.append(f"kernel: {request.kernel.what}, Linux {done.release}" if done.release else "")
+        built.append(f"kernel: {kernel}, Linux {done.release}" if done.release else "")
         parts += done.parts
         courses += [done.course] if done.course is not None else []
-    if request.baseline is None:
+    if not isinstance(baseline, Kernel):
         return
     base: list[Run] = []
     for number in range(_BASELINES):
         label = f"{configuration.name}, baseline"
         trace = folder / f"{configuration.name}-baseline-{number + 1}.s2trace"
         base.append(Run(configuration))
-        run(request.baseline, base[-1], lines, trace, tell, label)
-    built.append(f"baseline: {request.baseline.what}, Linux {base[0].release}")
+        run(baseline, base[-1], lines, trace, tell, label)
+    built.append(f"baseline: {baseline}, Linux {base[0].release}")
     bad = [part for part in base[0].parts if part.code is not ExitCode.CLEAN]
     parts += [_of_baseline(part) for part in bad]
     parts.append(compared(configuration.name, done, base))
