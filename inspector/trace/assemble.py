@@ -126,7 +126,9 @@ class Assembler:
     def take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
         """What a record adds: (lane, event), an operation's events under one lane from its ``call`` to its ``ret``."""
         if record.kind == RecordKind.REGISTERS:
-            self._features = features_of(record.words[: len(REGISTERS)])
+            found = features_of(record.words[: len(REGISTERS)])
+            # A CPU may do what the kernel was not built for.
+            self._features = {**found, "tlb_range": found["tlb_range"] & self.plan.ranges}
             return
         if self._distance is None:
             self._waiting.append(record)

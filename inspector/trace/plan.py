@@ -38,6 +38,7 @@ _RETURNS: Final = frozenset({0xD65F03C0, 0xD65F0BFF, 0xD65F0FFF})
 """RET, RETAA and RETAB (DDI 0487 C6.2)."""
 
 _TRANSLATING: Final = "__kvm_at_"
+_RANGE: Final = "__kvm_tlb_flush_vmid_range"
 _HYP_INIT: Final = "__kvm_nvhe____kvm_hyp_init"
 _HYP_VECTORS: Final = "__kvm_nvhe___kvm_hyp_host_vector"
 _FRAMES: Final = 12
@@ -59,7 +60,8 @@ class Plan:
     ``contexts`` are like ``invalidating``: what is in no operation, and each instruction that writes VTTBR_EL2.
     ``walk_flags`` are all that the model knows, by their names without KVM_PGTABLE_WALK_.  ``syndrome`` is the offset
     of the fault's ESR_EL2 in ``struct kvm_vcpu`` (0: not known).  ``initialising`` are the TLBI of what each CPU runs
-    at EL2 first in nVHE, before anything can be followed there.
+    at EL2 first in nVHE, before anything can be followed there.  ``ranges``: the kernel was built to invalidate by
+    range (CONFIG_ARM64_TLB_RANGE): its function for that has such an instruction.
     """
 
     release: str
@@ -83,6 +85,7 @@ class Plan:
     contexts: tuple[tuple[int, int], ...] = ()
     syndrome: int = 0
     initialising: tuple[str, ...] = ()
+    ranges: bool = True
 
     def config(self) -> str:
         """What the probe reads."""
@@ -145,6 +148,7 @@ def of_header(header: Mapping[str, Any]) -> Plan:
         tuple((low, high) for low, high in header["contexts"]),
         header.get("syndrome", 0),
         tuple(header.get("initialising", ())),
+        bool(header.get("ranges", True)),
     )
 
 
@@ -188,7 +192,8 @@ def make_plan(symbols: KernelSymbols, page_shift: int = 12) -> Plan:
         _anchor(symbols),
         tuple(_contexts(symbols)),
         _syndrome(symbols),
-        tuple(_initialising(symbols)),
+        tuple(_tlbis(symbols, _HYP_INIT)),
+        any(name.startswith("ripas2") for name in _tlbis(symbols, _RANGE)),
     )
 
 
@@ -263,10 +268,11 @@ def _syndrome(symbols: KernelSymbols) -> int:
     return symbols.member("kvm_vcpu", "arch.fault.esr_el2").offset if symbols.address(ABORTING) is not None else 0
 
 
-def _initialising(symbols: KernelSymbols) -> Iterator[str]:
-    if symbols.address(_HYP_INIT) is None:
+def _tlbis(symbols: KernelSymbols, function: str) -> Iterator[str]:
+    """The TLBI in a function, if there is one."""
+    if symbols.address(function) is None:
         return
-    low, high = _extent(symbols, _HYP_INIT)
+    low, high = _extent(symbols, function)
     text = symbols.text(low, high - low) or b""
     for word in struct.unpack(f"<{len(text) // 4}I", text):
         event = event_of(word, 0)

@@ -45,6 +45,7 @@ def test_what_a_fault_is_for_and_how_el2_begins(symbols: KernelSymbols) -> None:
     assert told == f"o {symbols.require('kvm_handle_guest_abort'):x} {plan.syndrome:x}"
     assert 0 < plan.syndrome < symbols.sizeof("kvm_vcpu")
     before = plan.release.startswith("6.1.")
+    assert plan.ranges is not before
     assert plan.initialising == ("alle2", "vmalls12e1" if before else "alle1")
 
 
