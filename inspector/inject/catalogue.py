@@ -59,7 +59,7 @@ class Fault:
     ``workload`` is what the exerciser is told to run, on ``cpu`` where not every CPU model does it.  ``owner`` is the
     rule of docs/invariants.md, or ``model``, that the model does otherwise, which must find it, ``unshared`` where
     faults do not share a table (before 6.2 the function `SHARES` is not there); empty: nothing must be found, for it is
-    legal.  ``needs`` is a function without which a kernel does no such thing.
+    legal.  ``needs`` is a function without which a kernel does no such thing; ``vhe``: it does so in VHE alone.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Fault:
     cpu: str = ""
     unshared: str | None = None
     needs: str = ""
+    vhe: bool = False
 
     def where(self, *, nvhe: bool) -> Place:
         """Its place in a host of that mode."""
@@ -295,7 +296,7 @@ _ALL: Final = (
         change="${t} = ${t} ^ (1UL << 55)",
         when="(${t} >> 48) != 0",
     ),
-    Fault("no-switch", "HCR_EL2.TGE stays set for a flush", Place(_SWITCH, At.HCR), Do.SKIP, "B10", _COW),
+    Fault("no-switch", "HCR_EL2.TGE stays set for a flush", Place(_SWITCH, At.HCR), Do.SKIP, "B10", _COW, vhe=True),
     _switch("no-isb-before", "no ISB before the TLBI", Do.SKIP, "B10", At.ISB),
     _flush("no-isb-after", "no ISB after the last DSB", Do.SKIP, "B5", At.ISB, 0),
     _unhelped("no-vcpu-flush", "a vCPU comes to a CPU without a flush", "__kvm_flush_cpu_context", "V4"),

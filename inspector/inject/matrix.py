@@ -74,7 +74,9 @@ def _run(fault: Fault, kernel: str, mode: str, tell: Callable[[str], None]) -> C
         machine.start()
         symbols = open_symbols(image=Path(machine.state()["image"]))
         owner = fault.owned_by(shared=symbols.address(SHARES) is not None)
-        if fault.needs and symbols.address(fault.needs) is None:
+        if fault.vhe and mode:
+            verdict, reason = "not there", "in VHE alone"
+        elif fault.needs and symbols.address(fault.needs) is None:
             verdict, reason = "not there", f"it has no {fault.needs}"
         else:
             found, reason = _break(fault, machine, mode, tell)
