@@ -24,7 +24,7 @@ import click
 
 import inspector
 from inspector import report
-from inspector.capture.selection import choose_one, choose_views, require_tables, require_vms, translate_in
+from inspector.capture.selection import choose_one, choose_own, choose_views, require_tables, require_vms, translate_in
 from inspector.capture.source import Again
 from inspector.check import CATALOGUE, NOT_SHOWN, compare_views, in_question, run_checks, selected
 from inspector.codec import GRANULES, REGISTERS, Regime, entry_geometry, is_known
@@ -36,7 +36,7 @@ from inspector.model import run_script
 from inspector.numbers import parse_number
 from inspector.options import Options, complete_vm, shared_options
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval
-from inspector.snapshot import Capture, Scope
+from inspector.snapshot import Capture, OwnKind, Scope
 from inspector.streams import OutputFailed, forget, progress, require_stdout, say, write
 from inspector.tables import reverse as reverse_tree
 
@@ -103,6 +103,25 @@ def _vm_option(what: str) -> Callable[[F], F]:
     return click.option("--vm", metavar="VM", help=text, shell_complete=complete_vm)
 
 
+_OWN = {"hyp": OwnKind.HYP, "host": OwnKind.HOST}
+
+
+def _own_options(function: F) -> F:
+    for name, text in (
+        ("host", "pKVM: the host's own stage-2, with its annotations, in place of the guests'."),
+        ("hyp", "EL2's own stage-1 (nVHE, hVHE, pKVM) in place of the guests' tables; addresses are VAs."),
+    ):
+        function = click.option(f"--{name}", "own", flag_value=name, default=None, help=text)(function)
+    return function
+
+
+def _own_kind(own: str | None, vm: str | None) -> OwnKind | None:
+    """Which of the host's own tables is asked for.  Raises `BadInput` when a VM is, too."""
+    if own is not None and vm is not None:
+        raise BadInput(f"--{own} is a table of the host, and no VM's: leave --vm out")
+    return None if own is None else _OWN[own]
+
+
 # --- commands ---
 
 
@@ -133,34 +152,50 @@ def memslots(options: Options) -> None:
 @_command(
     "dump",
     epilog="Examples: inspector dump --vm vm0 --filter w,!x | inspector dump --tree --range 0x40000000+2M | "
-    "inspector dump --pa 0x80000000-0x80200000",
+    "inspector dump --pa 0x80000000-0x80200000 | inspector dump --hyp --filter x --json",
 )
 @_vm_option("Only this VM")
+@_own_options
 @click.option("--tree", is_flag=True, help="Every table with PA, reference count and raw entries, in walk order.")
 @click.option("--range", "ipa", metavar="A-B", help="Only IPAs from A up to B (or A+SIZE).")
 @click.option("--pa", metavar="A-B", help="Only what maps PAs from A up to B (or A+SIZE).")
 @click.option("--filter", "rule", metavar="EXPR", help=f"Only leaves for which EXPR holds: {FILTER_HELP}.")
-def dump(options: Options, vm: str | None, tree: bool, ipa: str | None, pa: str | None, rule: str | None) -> None:
-    """Stage-2 tables as merged ranges, or entry by entry."""
+def dump(
+    options: Options,
+    vm: str | None,
+    own: str | None,
+    tree: bool,
+    ipa: str | None,
+    pa: str | None,
+    rule: str | None,
+) -> None:
+    """Guests' stage-2 tables, or one of the host's own, as merged ranges, or entry by entry."""
     window = Window(
         **({"ipa": parse_interval(ipa)} if ipa else {}),
         **({"pa": parse_interval(pa)} if pa else {}),
         rule=parse_filter(rule) if rule is not None else None,
     )
-    views = choose_views(get_capture(options, Scope.WALK), vm)
+    kind = _own_kind(own, vm)
+    capture = get_capture(options, Scope.WALK)
+    views = choose_views(capture, vm) if kind is None else [choose_own(capture, kind)]
     if tree:
         options.emit(report.dump.tree_document, report.dump.tree_lines, views, window)
     else:
         options.emit(report.dump.ranges_document, report.dump.ranges_lines, views, window)
 
 
-@_command("walk", epilog="Example: inspector walk 0x40001000 --vm vm0")
-@click.argument("ipa", metavar="IPA")
+@_command(
+    "walk",
+    epilog="Examples: inspector walk 0x40001000 --vm vm0 | inspector walk --hyp 0x800040bc3000 --json",
+)
+@click.argument("ipa", metavar="ADDRESS")
 @_vm_option("The VM")
-def walk(options: Options, ipa: str, vm: str | None) -> None:
-    """Translate one guest address (IPA), level by level."""
-    address = parse_number(ipa, "IPA")
-    view = choose_one(get_capture(options, Scope.FULL), vm)
+@_own_options
+def walk(options: Options, ipa: str, vm: str | None, own: str | None) -> None:
+    """Translate one guest address (IPA), or one of the host's own tables' (--hyp: a VA), level by level."""
+    address, kind = parse_number(ipa, "address"), _own_kind(own, vm)
+    capture = get_capture(options, Scope.FULL if kind is None else Scope.WALK)
+    view = choose_one(capture, vm) if kind is None else choose_own(capture, kind)
     options.emit(report.walk.document, report.walk.lines, view, translate_in(view, address))
 
 

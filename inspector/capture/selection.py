@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from inspector.capture.view import TableView, not_viewed, table_views, vm_title
+from inspector.capture.view import OwnView, TableView, View, not_viewed, own_views, table_views, vm_title
 from inspector.findings import BadInput, Untestable
-from inspector.snapshot import Capture, MmuKind, Mode
+from inspector.snapshot import Capture, MmuKind, Mode, OwnKind
 from inspector.tables import Translation, translate
 
 
@@ -39,6 +39,26 @@ def choose_one(capture: Capture, name: str | None) -> TableView:
     return views[0]
 
 
+_WITHOUT_HYP = {
+    Mode.VHE: "with VHE the host kernel runs at EL2 itself",
+    Mode.NONE: "KVM is not initialised in the host kernel",
+}
+
+
+def choose_own(capture: Capture, kind: OwnKind) -> OwnView:
+    """The table ``kind`` of the host's own.  Raises `BadInput` with the reason where there is none."""
+    for view in own_views(capture):
+        if view.table.kind is kind:
+            return view
+    mode = capture.host.mode
+    if kind is OwnKind.HOST and mode is not Mode.PROTECTED:
+        raise BadInput(f"the host has no stage-2 of its own in {mode} mode: only with kvm-arm.mode=protected")
+    why = _WITHOUT_HYP.get(mode)
+    if why is not None:
+        raise BadInput(f"there is no hyp stage-1: {why}")
+    raise BadInput(f"the {kind} of the host is not in this capture: it was made before it was kept, or names no root")
+
+
 def _vm_list(capture: Capture) -> str:
     return "the VMs are " + ", ".join(vm_title(vm) for vm in capture.vms)
 
@@ -65,12 +85,12 @@ def require_tables(capture: Capture) -> None:
 class _NotCaptured(Exception):
     """A page that the capture does not hold; ``reason`` is what `translate` shows."""
 
-    def __init__(self, view: TableView, pa: int) -> None:
+    def __init__(self, view: View, pa: int) -> None:
         super().__init__(f"{pa:#x}")
         self.reason = view.capture.unreadable.get(pa - pa % view.geometry.granule, "not in the capture")
 
 
-def translate_in(view: TableView, ia: int) -> Translation:
+def translate_in(view: View, ia: int) -> Translation:
     """The translation of ``ia`` through the table of ``view``."""
 
     def read(pa: int, length: int) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import astuple
 
-from inspector.capture.view import TableView
+from inspector.capture.view import View
 from inspector.codec import Descriptor, Execute, Kind
 from inspector.report.decode import Fields, Leaf, Shared, attributes, leaf, parts
 from inspector.report.document import (
@@ -28,7 +28,6 @@ from inspector.report.document import (
 )
 from inspector.report.format import Lines, Painter, address, count, long_columns, raw, size
 from inspector.report.leaves import ByPattern, by_pattern
-from inspector.report.vms import geometry_text
 from inspector.report.window import Window
 from inspector.snapshot import PageState
 from inspector.tables import Entry, Problem, ProblemKind, RangeTable, Table, entries, merged_ranges
@@ -124,7 +123,7 @@ class DumpTree(Document, frozen=True, kw_only=True):
 # --- problems ---
 
 
-def _problems(view: TableView) -> Iterator[ProblemFacts]:
+def _problems(view: View) -> Iterator[ProblemFacts]:
     return (record(ProblemFacts, problem, ipa=hexed(problem.ia)) for problem in view.tree.problems)
 
 
@@ -139,21 +138,21 @@ def problem_text(problem: Problem) -> str:
 # --- merged ranges ---
 
 
-def _shown_ranges(view: TableView, window: Window) -> RangeTable:
+def _shown_ranges(view: View, window: Window) -> RangeTable:
     """The merged ranges of ``view`` inside ``window``."""
     found = merged_ranges(view.tree)
     assert isinstance(found, RangeTable)
     return window.of(found)
 
 
-def _ranges(view: TableView, window: Window) -> Iterator[RangeFacts]:
+def _ranges(view: View, window: Window) -> Iterator[RangeFacts]:
     members = ByPattern(view.geometry, lambda found: astuple(leaf(found)))
     for found in _shown_ranges(view, window):
         ipa, pa, known = hexed(found.ia), hexed(found.pa), members(found.attrs)
         yield RangeFacts(*(ipa, found.size, found.level, pa, *known, found.leaves, raw(found.attrs.raw)))
 
 
-def ranges_document(views: Sequence[TableView], window: Window) -> Dump:
+def ranges_document(views: Sequence[View], window: Window) -> Dump:
     """`inspector dump`."""
     return Dump(
         tables=rows(
@@ -168,7 +167,7 @@ def ranges_document(views: Sequence[TableView], window: Window) -> Dump:
     )
 
 
-_RANGE_HEAD = ("IPA", "end", "size", "level", "PA", "perm", "memory", "share", "AF", "SW", "leaves", "first descriptor")
+_RANGE_HEAD = ("end", "size", "level", "PA", "perm", "memory", "share", "AF", "SW", "leaves", "first descriptor")
 
 
 def _attribute_cells(leaf: Descriptor) -> tuple[str, str, str, str, str]:
@@ -178,7 +177,7 @@ def _attribute_cells(leaf: Descriptor) -> tuple[str, str, str, str, str]:
 
 
 def _range_columns(found: RangeTable) -> list[list[str]]:
-    """The cells of `_RANGE_HEAD`, column by column: a big guest has a quarter of a million ranges."""
+    """The cells of each range, its address first, column by column: a big guest has a quarter of a million ranges."""
     hexes = [[f"{value:#x}" for value in column.tolist()] for column in (found.ia, found.ia + found.size, found.pa)]
     sizes = {value: size(value) for value in np.unique(found.size).tolist()}
     each = np.stack((found.leaves, found.size // found.leaves), axis=1)
@@ -197,14 +196,15 @@ def _range_columns(found: RangeTable) -> list[list[str]]:
     ]
 
 
-def ranges_lines(paint: Painter, views: Sequence[TableView], window: Window) -> Lines:
+def ranges_lines(paint: Painter, views: Sequence[View], window: Window) -> Lines:
     """Each table as merged ranges."""
     for view in views:
         found = _shown_ranges(view, window)
         tables = count(len(view.tree.tables), "table")
-        yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {geometry_text(view.mmu)}, {tables}"
+        yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {view.shape}, {tables}"
         if len(found):
-            yield from long_columns(_RANGE_HEAD, _range_columns(found), right=(2, 3, 10), indent="  ", paint=paint)
+            head = (view.addresses, *_RANGE_HEAD)
+            yield from long_columns(head, _range_columns(found), right=(2, 3, 10), indent="  ", paint=paint)
         else:
             yield "  nothing mapped" if window.whole else "  nothing mapped that matches"
         for problem in view.tree.problems:
@@ -214,7 +214,7 @@ def ranges_lines(paint: Painter, views: Sequence[TableView], window: Window) -> 
 # --- the tree ---
 
 
-def _shown_entries(view: TableView, window: Window) -> Iterator[Entry]:
+def _shown_entries(view: View, window: Window) -> Iterator[Entry]:
     """Entries in walk order: all, or the leaves of ``window`` with the tables that lead to their addresses."""
     window = window.remembering(view.geometry)
     for entry in entries(view.tree):
@@ -225,7 +225,7 @@ def _shown_entries(view: TableView, window: Window) -> Iterator[Entry]:
             yield entry
 
 
-def _page(view: TableView, table: Table) -> PageFacts:
+def _page(view: View, table: Table) -> PageFacts:
     known = view.capture.page_info.get(table.pa)
     count, state = (known.refcount, known.state) if known else (None, None)
     return record(PageFacts, table, ipa=hexed(table.ia), page_count=count, page_state=state)
@@ -236,7 +236,7 @@ def entry_facts(entry: Entry) -> EntryFacts:
     return EntryFacts(hexed(entry.table_pa), entry.index, entry.level, hexed(entry.ia), *parts(entry.descriptor))
 
 
-def tree_document(views: Sequence[TableView], window: Window) -> DumpTree:
+def tree_document(views: Sequence[View], window: Window) -> DumpTree:
     """`inspector dump --tree`."""
     return DumpTree(
         tables=rows(
@@ -251,17 +251,17 @@ def tree_document(views: Sequence[TableView], window: Window) -> DumpTree:
     )
 
 
-def tree_lines(paint: Painter, views: Sequence[TableView], window: Window) -> Lines:
+def tree_lines(paint: Painter, views: Sequence[View], window: Window) -> Lines:
     """Each table page with its PA, reference count and non-zero entries, in the order of the kernel's walk."""
     for view in views:
-        yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {geometry_text(view.mmu)}"
+        yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {view.shape}"
         for root in view.root_pages():
             yield "  " + _table_text(view, root, view.geometry.start_level)
         start = view.geometry.start_level
         rest = ByPattern(view.geometry, attributes)
         for entry in _shown_entries(view, window):
             indent = "  " * (2 + entry.level - start)
-            yield f"{indent}{entry_text(entry, rest)}"
+            yield f"{indent}{entry_text(entry, rest, view.addresses)}"
             child = entry.descriptor.output_address
             if entry.descriptor.kind is Kind.TABLE and child is not None:
                 yield "  " * (2 + entry.level - start) + paint("  " + _table_text(view, child, entry.level + 1), "cyan")
@@ -269,7 +269,7 @@ def tree_lines(paint: Painter, views: Sequence[TableView], window: Window) -> Li
             yield "  " + paint(problem_text(problem), "red")
 
 
-def _table_text(view: TableView, pa: int, level: int) -> str:
+def _table_text(view: View, pa: int, level: int) -> str:
     """``level 2 table at 0x48001000, page_count 3``."""
     known = view.capture.page_info.get(pa)
     if known is None:
@@ -278,9 +278,9 @@ def _table_text(view: TableView, pa: int, level: int) -> str:
     return f"level {level} table at {address(pa)}, page_count {known.refcount}{state}"
 
 
-def entry_text(entry: Entry, rest: Callable[[Descriptor], str] = attributes) -> str:
+def entry_text(entry: Entry, rest: Callable[[Descriptor], str] = attributes, addresses: str = "IPA") -> str:
     """``L3 0x48002000[1] 0x00400000481237db IPA 0x40001000: page PA …``."""
     place = f"{address(entry.table_pa)}[{entry.index}]"
     found = entry.descriptor
     said = f"{found.kind.value} PA {found.output_address:#x}{rest(found)}" if found.kind.is_leaf else found.describe()
-    return f"L{entry.level} {place:20} {raw(found.raw)} IPA {address(entry.ia)}: {said}"
+    return f"L{entry.level} {place:20} {raw(found.raw)} {addresses} {address(entry.ia)}: {said}"

@@ -1,0 +1,169 @@
+"""The tables of the host's own: EL2's stage 1, and the stage 2 under which pKVM keeps the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from inspector.codec import Geometry, decode_register, has_e2h, table_address
+from inspector.codec.registers import PS_BITS, TG0_SHIFT
+from inspector.kernel.accessors import accessor_variable
+from inspector.kernel.objects import HostKernel, KernelObject
+from inspector.kernel.space import BadPointer, stage1_geometry
+from inspector.snapshot import Area, CpuState, Host, Mode, OwnKind, OwnTable
+
+_HYP_MODES = (Mode.NVHE, Mode.HVHE, Mode.PROTECTED)
+_U64 = (1 << 64) - 1
+
+#: What ``init_hyp_mode`` (arch/arm64/kvm/arm.c 6.1, 6.12, 7.3) maps of the kernel's image, by its symbols; the text
+#: that is mapped to itself is ``kvm_map_idmap_text``'s.  Up to 6.18 there is no ``__hyp_data_start``.
+_SECTIONS = (
+    ("hyp text", "__hyp_text_start", "__hyp_text_end", "R-X"),
+    ("hyp idmap text", "__hyp_idmap_text_start", "__hyp_idmap_text_end", "R-X"),
+    ("hyp rodata", "__hyp_rodata_start", "__hyp_rodata_end", "R--"),
+    ("hyp data", "__hyp_data_start", "__hyp_data_end", "RW-"),
+    ("hyp bss", "__hyp_bss_start", "__hyp_bss_end", "RW-"),
+)
+_VECTORS = "__bp_harden_hyp_vecs"
+_VECTORS_SIZE = 4 << 11  # a vector table of 2K for each enum arm64_hyp_spectre_vector, at most (asm/spectre.h)
+
+
+def own_tables(kernel: HostKernel, host: Host, notes: list[str]) -> tuple[OwnTable, ...]:
+    """Every table of the host's own; none where the kernel itself runs at EL2 (VHE), or has no KVM."""
+    if host.mode not in _HYP_MODES:
+        return ()
+    found = []
+    offset = _offset(kernel)
+    for kind, read in ((OwnKind.HYP, _hyp), (OwnKind.HOST, _host_stage2)):
+        if kind is OwnKind.HOST and host.mode is not Mode.PROTECTED:
+            continue
+        table = read(kernel, host, offset)
+        if table is None:
+            notes.append(f"the {kind} of the host cannot be found: no register and no variable of the kernel names it")
+        else:
+            found.append(table)
+    return tuple(found)
+
+
+def _offset(kernel: HostKernel) -> int | None:
+    """``hyp_physvirt_offset`` (arch/arm64/kvm/va_layout.c; EL2's own variable from 5.11 on), as 64 bits."""
+    for name in ("__kvm_nvhe_hyp_physvirt_offset", "hyp_physvirt_offset"):
+        address = kernel.symbol(name)
+        if address is not None:
+            try:
+                return kernel.space.u64(address)
+            except BadPointer:
+                return None
+    return None
+
+
+# --- EL2's stage 1 ---
+
+
+def _hyp(kernel: HostKernel, host: Host, offset: int | None) -> OwnTable | None:
+    pgt = _hyp_pgtable(kernel, host)
+    recorded = _pgd(kernel, pgt, host, offset)
+    geometry = next(_hyp_geometries(host.cpus, kernel.space.geometry.pa_bits), None)
+    roots = [table_address(cpu.registers["TTBR0_EL2"]) for cpu in host.cpus if cpu.registers.get("TTBR0_EL2")]
+    if geometry is None and pgt is not None:  # of a dump
+        geometry = stage1_geometry(pgt.u("ia_bits"), kernel.space.geometry.granule_shift)
+    root = next(iter(roots), recorded)
+    if geometry is None or root is None:
+        return None
+    return OwnTable(OwnKind.HYP, root, geometry, recorded, offset, tuple(_areas(kernel)))
+
+
+def _hyp_geometries(cpus: Sequence[CpuState], pa_bits: int) -> Iterator[Geometry]:
+    """The shapes by each CPU's TCR_EL2, which has the layout of TCR_EL1 with HCR_EL2.E2H.
+
+    With E2H an output size may be reserved: 6.12 writes TCR_EL2.DS of the other layout into IPS (``arm.c``,
+    ``cpu_prepare_hyp_mode``), and the CPU takes the largest it has.
+    """
+    for cpu in cpus:
+        value = cpu.registers.get("TCR_EL2")
+        if not value:
+            continue
+        e2h = has_e2h(cpu.registers)
+        fields = decode_register("tcr_el2", value, e2h)
+        shift, size = TG0_SHIFT.get(fields["TG0"]), fields["IPS" if e2h else "PS"]
+        bits = 64 - fields["T0SZ"]
+        if shift is not None and shift < bits <= 52:
+            lpa2 = bool(fields["DS"]) and shift != 16
+            output = PS_BITS[size] if size < len(PS_BITS) else max(pa_bits, 52 if lpa2 else 48)
+            yield Geometry.for_stage1(bits, shift, output, lpa2)
+
+
+def _hyp_pgtable(kernel: HostKernel, host: Host) -> KernelObject | None:
+    """EL2's ``struct kvm_pgtable``: the kernel's ``hyp_pgtable``, or ``pkvm_pgtable``, which replaces it under pKVM.
+
+    The former is static; ``kvm_mmu_get_httbr`` (arch/arm64/kvm/mmu.c) names it in any kernel.
+    """
+    try:
+        if host.mode is Mode.PROTECTED:
+            address = kernel.symbol("__kvm_nvhe_pkvm_pgtable")
+            return None if address is None else kernel.at("kvm_pgtable", address)
+        pointer = kernel.symbol("hyp_pgtable") or accessor_variable(kernel, "kvm_mmu_get_httbr")
+        address = kernel.space.pointer(pointer) if pointer is not None else 0
+        return kernel.at("kvm_pgtable", address) if address else None
+    except BadPointer:
+        return None
+
+
+def _pgd(kernel: HostKernel, pgt: KernelObject | None, host: Host, offset: int | None) -> int | None:
+    """PA of ``pgt->pgd``; under pKVM a hyp VA."""
+    if pgt is None:
+        return None
+    if host.mode is Mode.PROTECTED:
+        return None if offset is None else pgt.u("pgd") + offset & _U64
+    try:
+        return kernel.space.pa(pgt.u("pgd"))
+    except BadPointer:
+        return None
+
+
+def _areas(kernel: HostKernel) -> Iterator[Area]:
+    granule = kernel.space.geometry.granule
+    for name, first, last, permissions in _SECTIONS:
+        start, end = kernel.symbol(first), kernel.symbol(last)
+        if start is not None and end is not None and start < end:
+            low, high = kernel.space.pa(start), kernel.space.pa(end - 1) + 1
+            yield Area(name, low & -granule, -(-high // granule) * granule, permissions)
+    vectors = kernel.symbol(_VECTORS)
+    if vectors is not None:
+        low = kernel.space.pa(vectors)
+        yield Area("spectre vectors", low & -granule, -(-(low + _VECTORS_SIZE) // granule) * granule, "R-X")
+
+
+# --- the host's stage 2 ---
+
+
+def _host_stage2(kernel: HostKernel, host: Host, offset: int | None) -> OwnTable | None:
+    """By a CPU that runs the host, or by EL2's ``host_mmu`` (arch/arm64/kvm/hyp/nvhe/mem_protect.c)."""
+    recorded, vtcr = _host_mmu(kernel, offset)
+    roots = []
+    for cpu in host.cpus:
+        if cpu.hosts_own_stage2 and "VTTBR_EL2" in cpu.registers:
+            roots.append(table_address(cpu.registers["VTTBR_EL2"]))
+            vtcr = vtcr or cpu.registers.get("VTCR_EL2", 0)
+    root = next(iter(roots), recorded)
+    try:
+        geometry = Geometry.from_vtcr(vtcr)
+    except ValueError:
+        return None
+    return None if root is None else OwnTable(OwnKind.HOST, root, geometry, recorded, offset)
+
+
+def _host_mmu(kernel: HostKernel, offset: int | None) -> tuple[int | None, int]:
+    """``host_mmu``'s root and VTCR_EL2 (``host_mmu.arch.vtcr``, from 6.12 ``arch.mmu.vtcr``); 0 where not known."""
+    address = kernel.symbol("__kvm_nvhe_host_mmu")
+    if address is None or kernel.symbols.struct("host_mmu") is None:
+        return None, 0
+    try:
+        mmu = kernel.at("host_mmu", address)
+    except BadPointer:
+        return None, 0
+    pgd = mmu.u("pgt.pgd")
+    recorded = pgd + offset & _U64 if offset is not None and pgd else None
+    for path in ("arch.mmu.vtcr", "arch.vtcr"):
+        if mmu.has(path):
+            return recorded, mmu.u(path)
+    return recorded, 0
