@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from inspector.codec import Geometry
 
@@ -262,6 +262,29 @@ class Area:
     permissions: str
 
 
+class Share(IntEnum):
+    """``enum pkvm_page_state``: how a page stands with the host, or with the hypervisor.
+
+    The numbers are those of ``struct hyp_page`` and of software bits [56:55] (kernel.md 12.2); ``NOPAGE`` is stored in
+    the former alone.
+    """
+
+    OWNED = 0
+    SHARED_OWNED = 1
+    SHARED_BORROWED = 2
+    NOPAGE = 3
+
+
+@dataclass(frozen=True)
+class PageStates:
+    """Pages, PAs ``[start, end)``, that stand otherwise than ``OWNED`` by the host and ``NOPAGE`` to the hypervisor."""
+
+    start: int
+    end: int
+    host: int
+    hyp: int
+
+
 @dataclass(frozen=True)
 class OwnTable:
     """A table of the host's own.
@@ -269,7 +292,8 @@ class OwnTable:
     ``root`` is what the CPUs' registers hold (TTBR0_EL2, VTTBR_EL2 while the host runs), or the kernel's record where
     none holds one; ``recorded`` is that record (``hyp_pgtable``, ``pkvm_pgtable``, ``host_mmu``), ``None`` where it
     cannot be found.  ``offset`` is ``hyp_physvirt_offset``, PA minus hyp VA, where the kernel names it.  ``areas`` are
-    the parts of the kernel's image that are mapped at EL2.
+    the parts of the kernel's image that are mapped at EL2.  ``states`` is what pKVM's ``hyp_vmemmap`` says of pages,
+    in order; ``None`` where it does not (up to 6.14 the software bits of the tables do) or cannot be read.
     """
 
     kind: OwnKind
@@ -278,6 +302,7 @@ class OwnTable:
     recorded: int | None = None
     offset: int | None = None
     areas: tuple[Area, ...] = ()
+    states: tuple[PageStates, ...] | None = None
 
 
 @dataclass(frozen=True)

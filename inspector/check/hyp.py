@@ -9,7 +9,7 @@ import numpy as np
 
 from inspector.check.catalogue import Judge, invariant
 from inspector.check.context import Context
-from inspector.check.own import Own, writable_is_never_executed
+from inspector.check.own import Own, linear, writable_is_never_executed
 from inspector.check.places import where_entry, where_page, where_problem, where_view
 from inspector.codec import Descriptor, Execute, Kind, decode, decode_register, has_e2h, table_address
 from inspector.codec.bulk import Flags, Words
@@ -246,20 +246,6 @@ def hyp_tree(rule: Judge, context: Context) -> Iterator[Finding]:
 # --- H5: what is mapped where ---
 
 
-def _linear(own: Own, va_bits: int) -> Flags | None:
-    """The leaves of the half that maps memory at one offset; the idmap and private ranges are in the other.
-
-    ``kvm_compute_layout`` (va_layout.c) takes the half by the idmap's top bit.  ``None`` where the idmap is not known,
-    or the kernel's own VA size (by which the half is chosen) is another.
-    """
-    idmap, top = own.area("hyp idmap text"), own.columns.geometry.ia_bits - 1
-    if idmap is None or va_bits != top + 1:
-        return None
-    half = np.uint64(idmap.start >> top & 1)
-    found: Flags = own.leaf & (own.columns.ia >> np.uint64(top) != half)
-    return found
-
-
 def _offsets(own: Own) -> Words:
     """PA minus VA of every leaf, in 64 bits."""
     found: Words = own.columns.output - own.columns.ia
@@ -283,7 +269,7 @@ def _touching(own: Own, area: Area) -> Flags:
 )
 def hyp_layout(rule: Judge, context: Context) -> Iterator[Finding]:
     for own in context.hyp:
-        linear, one_bit = _linear(own, context.capture.host.va_bits), _one_bit(own)
+        memory, one_bit = linear(own), _one_bit(own)
         executable = own.where(lambda d, one_bit=one_bit: d.kind.is_leaf and _meant_executable(d, one_bit))  # type: ignore[misc]
         texts = [area for area in own.view.table.areas if area.permissions == "R-X"]
         if texts:
@@ -298,26 +284,26 @@ def hyp_layout(rule: Judge, context: Context) -> Iterator[Finding]:
             if not area.permissions.startswith("RW"):
                 for span in own.spans(_touching(own, area) & own.where(lambda d: d.writable) & ~executable):
                     yield rule.error(span, f"{area.name} read-only", f"{span.raw}, writable")
-        if linear is None or not linear.any():
+        if memory is None or not memory.any():
             continue
         offsets = _offsets(own)
         offset = own.view.table.offset
         if offset is None:
-            values, counts = np.unique(offsets[linear], return_counts=True)
+            values, counts = np.unique(offsets[memory], return_counts=True)
             offset = int(values[counts.argmax()])
-        for span in own.spans(linear & (offsets != np.uint64(offset))):
+        for span in own.spans(memory & (offsets != np.uint64(offset))):
             expected = (span.where.ipa or 0) + offset & (1 << 64) - 1
             yield rule.error(span, f"PA {expected:#x}, by hyp_physvirt_offset", f"PA {span.output:#x}")
-        yield from _complete(rule, own, linear & (offsets == np.uint64(offset)), offset, executable)
+        yield from _complete(rule, own, memory & (offsets == np.uint64(offset)), offset, executable)
 
 
-def _complete(rule: Judge, own: Own, linear: Flags, offset: int, executable: Flags) -> Iterator[Finding]:
+def _complete(rule: Judge, own: Own, memory: Flags, offset: int, executable: Flags) -> Iterator[Finding]:
     """Every page of the hypervisor's sections is mapped, as it is to be."""
     columns, granule = own.columns, own.columns.geometry.granule
     for area in own.view.table.areas:
         if area.name in ("hyp idmap text", "spectre vectors"):
             continue
-        at = np.flatnonzero(_touching(own, area) & linear)
+        at = np.flatnonzero(_touching(own, area) & memory)
         mapped = {
             pa
             for low, size in zip(columns.output[at].tolist(), columns.size[at].tolist(), strict=True)
@@ -331,9 +317,9 @@ def _complete(rule: Judge, own: Own, linear: Flags, offset: int, executable: Fla
             said = f"PA {missing[0]:#x} is not mapped{many}"
             yield rule.error(where, f"{area.name}, {area.permissions}", said, "EL2 faults when it comes there")
         if area.permissions == "RW-":
-            wrong = _touching(own, area) & linear & ~own.where(lambda d: d.writable)
+            wrong = _touching(own, area) & memory & ~own.where(lambda d: d.writable)
         elif area.permissions == "R-X":
-            wrong = _touching(own, area) & linear & ~executable
+            wrong = _touching(own, area) & memory & ~executable
         else:
             continue
         for span in own.spans(wrong):

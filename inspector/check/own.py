@@ -81,3 +81,17 @@ def translating(capture: Capture) -> list[CpuState]:
 def writable_is_never_executed(capture: Capture) -> bool:
     """SCTLR_EL2.WXN of every CPU that translates: what EL2 can write it cannot execute (``INIT_SCTLR_EL2_MMU_ON``)."""
     return all(cpu.registers["SCTLR_EL2"] & _WXN for cpu in translating(capture))
+
+
+def linear(own: Own) -> Flags | None:
+    """The leaves of the half that maps memory at one offset; the idmap and private ranges are in the other.
+
+    ``kvm_compute_layout`` (va_layout.c) takes the half by the idmap's top bit.  ``None`` where the idmap is not known,
+    or the kernel's own VA size (by which the half is chosen) is another.
+    """
+    idmap, top = own.area("hyp idmap text"), own.columns.geometry.ia_bits - 1
+    if idmap is None or own.view.capture.host.va_bits != top + 1:
+        return None
+    half = np.uint64(idmap.start >> top & 1)
+    found: Flags = own.leaf & (own.columns.ia >> np.uint64(top) != half)
+    return found

@@ -75,8 +75,8 @@ class KernelCode:
         """What the bits of a table of the host's own mean: whose stage 1 at EL2 has PXN and UXN goes by HCR_EL2.E2H."""
         protected = host.mode is Mode.PROTECTED
         if kind is OwnKind.HOST:
-            features = host.features
-            fwb, xnx = bool(features.get("fwb")), bool(features.get("xnx"))
+            nofwb = self.behaviours.pgt_flags.bit("NOFWB")  # KVM_HOST_S2_FLAGS has it where it exists (kernel.md 12.1)
+            fwb, xnx = bool(host.features.get("fwb")) and not nofwb, bool(host.features.get("xnx"))
             return self.behaviours.format(Regime.STAGE2, fwb=fwb, xnx=xnx, protected=protected)
         hvhe = any(has_e2h(cpu.registers) for cpu in host.cpus)
         mair = next((cpu.registers["MAIR_EL2"] for cpu in host.cpus if cpu.registers.get("MAIR_EL2")), 0)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
 
 from inspector.codec import Geometry, decode_register, has_e2h, table_address
 from inspector.codec.registers import PS_BITS, TG0_SHIFT
+from inspector.generations import code_of
 from inspector.kernel.accessors import accessor_variable
 from inspector.kernel.objects import HostKernel, KernelObject
 from inspector.kernel.space import BadPointer, stage1_geometry
-from inspector.snapshot import Area, CpuState, Host, Mode, OwnKind, OwnTable
+from inspector.snapshot import Area, CpuState, Host, Mode, OwnKind, OwnTable, PageStates, Share
+from inspector.symbols.api import Member
+from inspector.tables import translate
 
 _HYP_MODES = (Mode.NVHE, Mode.HVHE, Mode.PROTECTED)
 _U64 = (1 << 64) - 1
@@ -69,7 +75,8 @@ def _hyp(kernel: HostKernel, host: Host, offset: int | None) -> OwnTable | None:
     root = next(iter(roots), recorded)
     if geometry is None or root is None:
         return None
-    return OwnTable(OwnKind.HYP, root, geometry, recorded, offset, tuple(_areas(kernel)))
+    states = _states(kernel, host, root, geometry) if host.mode is Mode.PROTECTED else None
+    return OwnTable(OwnKind.HYP, root, geometry, recorded, offset, tuple(_areas(kernel)), states)
 
 
 def _hyp_geometries(cpus: Sequence[CpuState], pa_bits: int) -> Iterator[Geometry]:
@@ -131,6 +138,60 @@ def _areas(kernel: HostKernel) -> Iterator[Area]:
     if vectors is not None:
         low = kernel.space.pa(vectors)
         yield Area("spectre vectors", low & -granule, -(-(low + _VECTORS_SIZE) // granule) * granule, "R-X")
+
+
+# --- pKVM's page states ---
+
+_MOST_PAGES = 1 << 23
+"""So many pages have their states read: 32 GiB of 4K pages, 64 MiB of ``struct hyp_page``."""
+_STATES = (("__host_state", "host_state"), ("__hyp_state_comp", "hyp_state"))
+"""Members of ``struct hyp_page`` (nvhe/memory.h 6.15, 7.3): the host's state; the hypervisor's, or its complement."""
+
+
+def _states(kernel: HostKernel, host: Host, root: int, geometry: Geometry) -> tuple[PageStates, ...] | None:
+    """What ``hyp_vmemmap`` says of each page of RAM; ``None`` where it holds no states, or cannot be read."""
+    variable = kernel.symbol("__kvm_nvhe___hyp_vmemmap")
+    if variable is None or kernel.symbols.struct("hyp_page") is None:
+        return None
+    names = [next((name for name in each if kernel.has("hyp_page", name)), None) for each in _STATES]
+    granule, memory = geometry.granule, kernel.space.memory
+    pages = sum(end - start for start, end in host.ram) // granule
+    if None in names or pages > _MOST_PAGES:
+        return None
+    members = [kernel.member("hyp_page", name) for name in names if name is not None]
+    size, fmt = kernel.sizeof("hyp_page"), code_of(host).own_format(host, OwnKind.HYP)
+    base = kernel.space.u64(variable)
+    found: list[PageStates] = []
+    for start, end in host.ram:
+        first, last = base + start // granule * size, base + end // granule * size
+        data = bytearray()
+        at = first
+        while at < last:
+            length = min(granule - at % granule, last - at)
+            pa = translate(memory.read, root, geometry, fmt, at).pa
+            data += bytes(length) if pa is None else memory.read(pa, length)
+            at += length
+        found += _runs(bytes(data), size, members, names[1] == "__hyp_state_comp", start, granule)
+    return tuple(found)
+
+
+def _runs(
+    data: bytes, size: int, members: Sequence[Member], complement: bool, start: int, granule: int
+) -> Iterator[PageStates]:
+    """The runs of pages whose states are not the usual ones."""
+    words = np.frombuffer(data, np.uint8).reshape(-1, size)[:, :4].copy().view("<u4").ravel()
+    host, hyp = ((words >> _bit(one)) & ((1 << (one.bit_size or 8)) - 1) for one in members)
+    hyp = hyp ^ Share.NOPAGE if complement else hyp
+    key = np.concatenate(([-1], (host | hyp << 8).astype(np.int64), [-1]))
+    edges = np.flatnonzero(key[1:] != key[:-1]).tolist()
+    for a, b in pairwise(edges):
+        states = int(host[a]), int(hyp[a])
+        if states != (Share.OWNED, Share.NOPAGE):
+            yield PageStates(start + a * granule, start + b * granule, *states)
+
+
+def _bit(member: Member) -> int:
+    return member.bit_offset if member.bit_offset is not None else 8 * member.offset
 
 
 # --- the host's stage 2 ---
