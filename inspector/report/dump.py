@@ -9,8 +9,9 @@ import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import astuple
 
-from inspector.capture.view import View
-from inspector.codec import Descriptor, Execute, Kind
+from inspector.capture.view import OwnView, View
+from inspector.codec import Descriptor, Execute, InvalidForm, Kind, decode
+from inspector.codec.layouts import DONATED_TO_GUEST, TYPE_DONATION
 from inspector.report.decode import Fields, Leaf, Shared, attributes, leaf, parts
 from inspector.report.document import (
     Bytes,
@@ -26,11 +27,12 @@ from inspector.report.document import (
     rows,
     table_name,
 )
-from inspector.report.format import Lines, Painter, address, count, long_columns, raw, size
+from inspector.report.format import Lines, Painter, address, columns, count, long_columns, raw, size
 from inspector.report.leaves import ByPattern, by_pattern
-from inspector.report.window import Window
-from inspector.snapshot import PageState
+from inspector.report.window import EVERYTHING, Window
+from inspector.snapshot import OwnKind, PageState
 from inspector.tables import Entry, Problem, ProblemKind, RangeTable, Table, entries, merged_ranges
+from inspector.tables.columns import columns_of
 
 
 class ProblemFacts(Record, frozen=True):
@@ -63,12 +65,23 @@ class RangeFacts(Record, frozen=True):
     raw: Annotated[Raw, Meta(description="The first leaf.")]
 
 
+class OwnedRange(Record, frozen=True):
+    """Neighbouring addresses that the host does not own, and who does."""
+
+    ipa: Hex
+    size: Bytes
+    owner: str
+    entries: Annotated[Number, Meta(description="How many.")]
+    raw: Annotated[Raw, Meta(description="The first entry.")]
+
+
 class RangesOfTable(TableName, frozen=True):
     """A table's mappings."""
 
     table_pages: Annotated[Number, Meta(description="How many.")]
     ranges: Sequence[RangeFacts]
     problems: Sequence[ProblemFacts]
+    owned: Annotated[Sequence[OwnedRange] | UnsetType, Meta(description="`--host`: what the annotations say.")] = UNSET
 
 
 class Dump(Document, frozen=True, kw_only=True):
@@ -161,9 +174,71 @@ def ranges_document(views: Sequence[View], window: Window) -> Dump:
                 table_pages=len(view.tree.tables),
                 ranges=rows(_ranges(view, window)),
                 problems=rows(_problems(view)),
+                owned=list(_owned(view, window)) if _annotated(view) else UNSET,
             )
             for view in views
         )
+    )
+
+
+# --- annotations of a protected host ---
+
+
+def _annotated(view: View) -> bool:
+    """Whether annotations belong to what the table says."""
+    return isinstance(view, OwnView) and view.table.kind is OwnKind.HOST
+
+
+def _owned(view: View, window: Window) -> Iterator[OwnedRange]:
+    """The annotations in the window's addresses (what asks for PAs or leaves asks for none), merged by owner."""
+    if not window.whole and (window.pa != EVERYTHING or window.rule is not None):
+        return
+    tree = columns_of(view.tree)
+    at = np.flatnonzero(~tree.valid)
+    found = tree.at(at[np.argsort(tree.ia[at], kind="stable")])
+    names = {raw: _owner(view, raw, level) for raw, level in zip(found.raw.tolist(), found.level.tolist(), strict=True)}
+    last: OwnedRange | None = None
+    end = 0
+    for ia, length, raw_value in zip(found.ia.tolist(), found.size.tolist(), found.raw.tolist(), strict=True):
+        if not window.ipa.meets(ia, length):
+            continue
+        owner = names[raw_value]
+        if last is not None and last.owner == owner and end == ia:
+            last = OwnedRange(last.ipa, last.size + length, owner, last.entries + 1, last.raw)
+        else:
+            if last is not None:
+                yield last
+            last = OwnedRange(hexed(ia), length, owner, 1, raw(raw_value))
+        end = ia + length
+    if last is not None:
+        yield last
+
+
+def _owner(view: View, raw_value: int, level: int) -> str:
+    """``hyp``, ``guest 0x1000``, or what else such an entry says."""
+    found = decode(raw_value, level, view.geometry, view.format)
+    typed = found.format.invalid is InvalidForm.TYPED
+    if found.kind is not Kind.ANNOTATED or (typed and found.field("annotation_type") != TYPE_DONATION):
+        return found.describe()
+    owner = found.field("owner")
+    if typed and owner == DONATED_TO_GUEST:
+        return f"guest {found.field('handle'):#x}"
+    return {1: "hyp", 2: "ffa"}.get(owner, f"owner {owner}")
+
+
+def _owned_lines(paint: Painter, view: View, window: Window) -> Lines:
+    """Who owns what the host does not."""
+    found = list(_owned(view, window))
+    if not found:
+        return
+    total = sum(one.size for one in found)
+    yield f"  not the host's, by {count(sum(one.entries for one in found), 'annotation')}: {size(total)}"
+    cells = [
+        (one.ipa, hexed(int(one.ipa, 16) + one.size), size(one.size), one.owner, str(one.entries), one.raw)
+        for one in found
+    ]
+    yield from columns(
+        ("IPA", "end", "size", "owner", "entries", "first"), cells, right=(2, 4), indent="  ", paint=paint
     )
 
 
@@ -207,6 +282,8 @@ def ranges_lines(paint: Painter, views: Sequence[View], window: Window) -> Lines
             yield from long_columns(head, _range_columns(found), right=(2, 3, 10), indent="  ", paint=paint)
         else:
             yield "  nothing mapped" if window.whole else "  nothing mapped that matches"
+        if _annotated(view):
+            yield from _owned_lines(paint, view, window)
         for problem in view.tree.problems:
             yield "  " + paint(problem_text(problem), "red")
 
