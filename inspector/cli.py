@@ -322,7 +322,7 @@ def check(options: Options, listing: bool, only: tuple[str, ...], skip: tuple[st
     capture = get_capture(options, Scope.FULL, (_LOOKS_AGAIN, again))
     found = run_checks(capture, _ids(only), _ids(skip))
     if not any(one.severity is Severity.ERROR for one in found):  # of the host's own tables there may be some
-        require_tables(require_vms(capture))
+        require_tables(require_vms(capture), own_judged=True)
     checked = {one.id: CATALOGUE[one.id].statement for one in chosen}
     options.emit(report.check.document, report.check.lines, found, checked, capture)
     return ExitCode.FINDINGS if any(one.severity is Severity.ERROR for one in found) else ExitCode.CLEAN

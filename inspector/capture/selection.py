@@ -73,13 +73,18 @@ def require_vms(capture: Capture) -> Capture:
     raise Untestable("there are no VMs: nothing was checked; start one and try again")
 
 
-def require_tables(capture: Capture) -> None:
-    """Raises `Untestable` with the reasons when not one guest table could be judged."""
+def require_tables(capture: Capture, own_judged: bool = False) -> None:
+    """Raises `Untestable` with the reasons when not one guest table could be judged.
+
+    ``own_judged``: the host's own tables were, and nothing was found.
+    """
     if not any(table_views(capture)):
         left_out = list(not_viewed(capture))
         reasons = "; ".join(dict.fromkeys(reason for _, reason in left_out)) or "no VM has one"
         tables = f"{len(left_out)} guest table{'s' * (len(left_out) != 1)}"
-        raise Untestable(f"none of {tables} was judged: {reasons}")
+        own = " and the ".join(view.regime for view in own_views(capture))
+        judged = f"; in the {own} of the host nothing was found" if own_judged and own else ""
+        raise Untestable(f"none of {tables} was judged: {reasons}{judged}")
 
 
 class _NotCaptured(Exception):
