@@ -52,7 +52,7 @@ from inspector.codec import Geometry
 from inspector.codec.geometry import MAX_ROOT_PAGES
 from inspector.codec.registers import PS_BITS
 from inspector.findings import BadInput
-from inspector.snapshot import SCHEMA, Backing, BackingState, Capture, Memslot, OwnTable
+from inspector.snapshot import SCHEMA, Backing, BackingState, Capture, Memslot, OwnKind, OwnTable
 
 FORMAT = "kvm-stage2-inspector capture"
 HEADER, PAGES, INDEX, BACKING = "header.json", "pages.bin", "pages.idx", "backing.bin"
@@ -229,8 +229,11 @@ def _spans(table: OwnTable) -> list[tuple[int, int]]:
 def _possible_own(table: OwnTable) -> bool:
     """Whether the numbers are what they stand for: addresses of 52 bits, ranges that go forward, page by page."""
     top, granule = 1 << 52, table.geometry.granule
+    shape = table.geometry
+    stage1 = Geometry.for_stage1(shape.ia_bits, shape.granule_shift, shape.pa_bits, shape.lpa2)
     return (
-        0 <= table.root < top
+        (table.kind is not OwnKind.HYP or shape == stage1)
+        and 0 <= table.root < top
         and (table.recorded is None or table.recorded >= 0)
         and (table.offset is None or table.offset >= 0)
         and all(0 <= start < end <= top and not (start | end) % granule for start, end in _spans(table))
@@ -246,6 +249,7 @@ def _possible(geometry: Geometry) -> bool:
         and 1 <= geometry.root_pages <= MAX_ROOT_PAGES
         and geometry.granule_shift < geometry.ia_bits <= 52
         and geometry.pa_bits in PS_BITS
+        and (geometry.root_pages - 1) << geometry.level_shift(geometry.start_level - 1) < 1 << 63
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from inspector.check.catalogue import Judge, invariant
 from inspector.check.context import Context
-from inspector.check.own import Own, linear, writable_is_never_executed
+from inspector.check.own import Own, linear, translating, writable_is_never_executed
 from inspector.check.places import where_entry, where_page, where_problem, where_view
 from inspector.codec import Descriptor, Execute, Kind, decode, decode_register, has_e2h, table_address
 from inspector.codec.bulk import Flags, Words
@@ -34,7 +34,7 @@ _RECORD = {OwnKind.HYP: ("kvm_mmu_get_httbr", "__pkvm_init_switch_pgd"), OwnKind
     why="a CPU translates by a table that nobody keeps up to date",
 )
 def own_roots(rule: Judge, context: Context) -> Iterator[Finding]:
-    protected = context.protected
+    protected, on = context.protected, translating(context.capture)
     for own in context.own:
         table, kind = own.view.table, own.view.table.kind
         function, register = _RECORD[kind][protected], _REGISTER[kind]
@@ -48,7 +48,7 @@ def own_roots(rule: Judge, context: Context) -> Iterator[Finding]:
             if kind is OwnKind.HOST:
                 if not cpu.hosts_own_stage2:
                     continue
-            elif not value:
+            elif not value or cpu not in on:
                 continue
             elif "TCR_EL2" in cpu.registers:
                 fields = decode_register("tcr_el2", cpu.registers["TCR_EL2"], has_e2h(cpu.registers))
@@ -307,7 +307,7 @@ def _complete(rule: Judge, own: Own, memory: Flags, offset: int, executable: Fla
         mapped = {
             pa
             for low, size in zip(columns.output[at].tolist(), columns.size[at].tolist(), strict=True)
-            for pa in range(low, low + size, granule)
+            for pa in range(max(low, area.start), min(low + size, area.end), granule)
         }
         missing = [pa for pa in range(area.start, area.end, granule) if pa not in mapped]
         if missing:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from inspector.snapshot import Share
 _HANDLES = range(0x1000, 0x1000 + 255)
 """``HANDLE_OFFSET`` and ``KVM_MAX_PVMS`` (nvhe/pkvm.c, asm/kvm_pkvm.h)."""
 _FFA_OR_GUEST = 2
+_MOST = 1 << 18
+"""Pages of one entry that are looked at: a block of 1G."""
 _DONATION = 2
 
 
@@ -61,6 +64,14 @@ class Hosts:
             return where_view(self.host.view, ipa=pa, size=self.host.columns.geometry.granule)
         return where_entry(self.host.view, self.host.columns, at)
 
+    def pages(self, start: int, size: int) -> Iterator[int]:
+        """The pages of RAM in a range, as far as a host's tables go page by page."""
+        granule = self.hyp.columns.geometry.granule
+        parts = (
+            range(max(start, low), min(start + size, high), granule) for low, high in self.hyp.view.capture.host.ram
+        )
+        return islice(chain.from_iterable(parts), _MOST)
+
     @property
     def in_entries(self) -> bool:
         """Page states are in software bits of the tables' entries."""
@@ -93,7 +104,7 @@ class Hosts:
             return
         some = columns.at(np.flatnonzero(chosen))
         for pa, size, raw in zip(some.output.tolist(), some.size.tolist(), some.raw.tolist(), strict=True):
-            for page in range(pa, pa + size, columns.geometry.granule):
+            for page in self.pages(pa, size):
                 yield page, Share(raw >> 55 & 3)
 
     def host_state(self, pa: int) -> Share:
@@ -198,7 +209,7 @@ def owners(rule: Judge, context: Context) -> Iterator[Finding]:
         lost = [
             pa
             for start, size in zip(columns.ia[mine].tolist(), columns.size[mine].tolist(), strict=True)
-            for pa in range(start, start + size, granule)
+            for pa in both.pages(start, size)
             if both.states.get(pa, (Share.OWNED, Share.NOPAGE))[0] is not Share.NOPAGE
         ]
         for pa, many in _pages(lost, granule):

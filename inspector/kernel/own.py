@@ -19,6 +19,7 @@ from inspector.tables import translate
 
 _HYP_MODES = (Mode.NVHE, Mode.HVHE, Mode.PROTECTED)
 _U64 = (1 << 64) - 1
+_SCTLR_M = 1 << 0  # SCTLR_EL2.M: translation is on
 
 #: What ``init_hyp_mode`` (arch/arm64/kvm/arm.c 6.1, 6.12, 7.3) maps of the kernel's image, by its symbols; the text
 #: that is mapped to itself is ``kvm_map_idmap_text``'s.  Up to 6.18 there is no ``__hyp_data_start``.
@@ -68,8 +69,12 @@ def _offset(kernel: HostKernel) -> int | None:
 def _hyp(kernel: HostKernel, host: Host, offset: int | None) -> OwnTable | None:
     pgt = _hyp_pgtable(kernel, host)
     recorded = _pgd(kernel, pgt, host, offset)
-    geometry = next(_hyp_geometries(host.cpus, kernel.space.geometry.pa_bits), None)
-    roots = [table_address(cpu.registers["TTBR0_EL2"]) for cpu in host.cpus if cpu.registers.get("TTBR0_EL2")]
+    # First what is in force: with the boot stub back (no VM is there), or of a CPU that KVM never saw, it may be stale.
+    cpus = sorted(host.cpus, key=lambda cpu: not cpu.registers.get("SCTLR_EL2", 0) & _SCTLR_M)
+    geometry = next(_hyp_geometries(cpus, kernel.space.geometry.pa_bits), None)
+    roots = [table_address(cpu.registers["TTBR0_EL2"]) for cpu in cpus if cpu.registers.get("TTBR0_EL2")]
+    if recorded is not None and not any(cpu.registers.get("SCTLR_EL2", 0) & _SCTLR_M for cpu in cpus):
+        roots = []
     if geometry is None and pgt is not None:  # of a dump
         geometry = stage1_geometry(pgt.u("ia_bits"), kernel.space.geometry.granule_shift)
     root = next(iter(roots), recorded)
