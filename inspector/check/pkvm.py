@@ -26,6 +26,7 @@ from inspector.snapshot import Share
 _HANDLES = range(0x1000, 0x1000 + 255)
 """``HANDLE_OFFSET`` and ``KVM_MAX_PVMS`` (nvhe/pkvm.c, asm/kvm_pkvm.h)."""
 _FFA_OR_GUEST = 2
+_EL2 = 2  # PSTATE.EL, M[3:2]
 _MOST = 1 << 18
 """Pages of one entry that are looked at: a block of 1G."""
 _DONATION = 2
@@ -115,6 +116,14 @@ class Hosts:
         return Share(found.sw & 3) if found.valid else Share.NOPAGE
 
 
+def _in_transition(context: Context) -> str | None:
+    """Why what contradicts may pass: pages change hands at EL2 alone, which is not interrupted."""
+    for cpu in context.capture.host.cpus:
+        if cpu.registers.get("cpsr", 0) >> 2 & 3 == _EL2:
+            return f"legal while a page changes hands: CPU {cpu.index} is at EL2"
+    return None
+
+
 def _both(context: Context) -> Iterator[Hosts]:
     if context.hyp and context.host_stage2:
         yield Hosts(context.host_stage2[0], context.hyp[0])
@@ -194,7 +203,12 @@ def owners(rule: Judge, context: Context) -> Iterator[Finding]:
     for own in context.host_stage2:
         for span in own.spans(_unknown(own)):
             found = own.descriptor(span)
-            yield rule.error(span, "the hypervisor, a guest or nobody", f"{span.raw}: {_unknown_owner(own, found)}")
+            yield rule.error(
+                span,
+                "the hypervisor, a guest or nobody",
+                f"{span.raw}: {_unknown_owner(own, found)}",
+                excuse=_in_transition(context),
+            )
     for both in _both(context):
         if both.in_entries:
             continue  # the host's entry is its record: P4 has what contradicts it
@@ -203,7 +217,7 @@ def owners(rule: Judge, context: Context) -> Iterator[Finding]:
         for pa, many in _pages(wrong, granule):
             host, hyp = both.states[pa]
             said = f"page {pa:#x}{many}: {host.name} by the host, {hyp.name} by the hypervisor (hyp_vmemmap)"
-            yield rule.error(both.where(pa), "one owner", said)
+            yield rule.error(both.where(pa), "one owner", said, excuse=_in_transition(context))
         columns = both.host.columns
         mine = both.host.where(lambda d: d.kind is Kind.ANNOTATED)
         lost = [
@@ -214,7 +228,7 @@ def owners(rule: Judge, context: Context) -> Iterator[Finding]:
         ]
         for pa, many in _pages(lost, granule):
             said = f"page {pa:#x}{many} is the host's in hyp_vmemmap, and annotated in its table"
-            yield rule.error(both.where(pa), "one owner", said)
+            yield rule.error(both.where(pa), "one owner", said, excuse=_in_transition(context))
 
 
 # --- P2: shares ---
@@ -237,7 +251,12 @@ def shares(rule: Judge, context: Context) -> Iterator[Finding]:
         for pa, many in _pages(wrong, granule):
             host, hyp = both.states[pa]
             said = f"{host.name} by the host, {hyp.name} by the hypervisor{many}"
-            yield rule.error(both.where(pa), f"page {pa:#x} {_COUNTERPART[hyp].name} by the host", said)
+            yield rule.error(
+                both.where(pa),
+                f"page {pa:#x} {_COUNTERPART[hyp].name} by the host",
+                said,
+                excuse=_in_transition(context),
+            )
 
 
 # --- P4: what the host must not reach ---
@@ -275,4 +294,4 @@ def hidden(rule: Judge, context: Context) -> Iterator[Finding]:
             found = both.descriptor(pa)
             state = "nothing, so that the host's access maps it" if found is None else f"{found.raw:#018x}"
             said = f"page {pa:#x}{many}: {state}"
-            yield rule.error(both.where(pa), f"an annotation: it is {owned[pa]}", said)
+            yield rule.error(both.where(pa), f"an annotation: it is {owned[pa]}", said, excuse=_in_transition(context))
