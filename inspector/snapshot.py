@@ -293,7 +293,8 @@ class OwnTable:
     none holds one; ``recorded`` is that record (``hyp_pgtable``, ``pkvm_pgtable``, ``host_mmu``), ``None`` where it
     cannot be found.  ``offset`` is ``hyp_physvirt_offset``, PA minus hyp VA, where the kernel names it.  ``areas`` are
     the parts of the kernel's image that are mapped at EL2.  ``states`` is what pKVM's ``hyp_vmemmap`` says of pages,
-    in order; ``None`` where it does not (up to 6.14 the software bits of the tables do) or cannot be read.
+    in order, ``None`` where nothing is known; ``states_in_entries``: there is nothing of the kind in it (up to 6.12),
+    and the software bits of the tables have the states.
     """
 
     kind: OwnKind
@@ -303,6 +304,7 @@ class OwnTable:
     offset: int | None = None
     areas: tuple[Area, ...] = ()
     states: tuple[PageStates, ...] | None = None
+    states_in_entries: bool = False
 
 
 @dataclass(frozen=True)

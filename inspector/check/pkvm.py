@@ -1,7 +1,8 @@
 """P1 to P4: who owns what under pKVM, by the host's stage 2, EL2's stage 1 and the hypervisor's own records.
 
-The hypervisor's state of a page is in ``struct hyp_page`` from 6.15 on, and before in software bits [56:55] of EL2's
-leaf of it in the half that maps memory (kernel.md 12.2); private mappings (fixmap, stacks, vectors, devices) are not
+The hypervisor's state of a page is in ``struct hyp_page`` (6.18, 7.3), and up to 6.12 in software bits [56:55] of EL2's
+leaf of it in the half that maps memory (kernel.md 12.2); where the structure has the host's state alone, the
+hypervisor's is not judged; private mappings (fixmap, stacks, vectors, devices) are not
 judged.
 """
 
@@ -76,7 +77,7 @@ class Hosts:
     @property
     def in_entries(self) -> bool:
         """Page states are in software bits of the tables' entries."""
-        return self.hyp.view.table.states is None
+        return self.hyp.view.table.states_in_entries
 
     @cached_property
     def states(self) -> Mapping[int, tuple[Share, Share]]:
@@ -85,9 +86,7 @@ class Hosts:
         recorded = self.hyp.view.table.states
         if recorded is not None:
             return {
-                pa: (Share(run.host & 3), Share(run.hyp & 3))
-                for run in recorded
-                for pa in range(run.start, run.end, granule)
+                pa: (_share(run.host), _share(run.hyp)) for run in recorded for pa in range(run.start, run.end, granule)
             }
         found: dict[int, tuple[Share, Share]] = {}
         for pa, state in self._leaf_states():
@@ -116,6 +115,11 @@ class Hosts:
         return Share(found.sw & 3) if found.valid else Share.NOPAGE
 
 
+def _share(state: int) -> Share:
+    """A state of ``struct hyp_page``; what is none of the three of a page that is there is ``NOPAGE``."""
+    return Share(state) if state < Share.NOPAGE else Share.NOPAGE
+
+
 def _in_transition(context: Context) -> str | None:
     """Why what contradicts may pass: pages change hands at EL2 alone, which is not interrupted."""
     for cpu in context.capture.host.cpus:
@@ -125,8 +129,11 @@ def _in_transition(context: Context) -> str | None:
 
 
 def _both(context: Context) -> Iterator[Hosts]:
+    """Where the states of pages are known: a kernel that has them in hyp_vmemmap, unread, tells nothing."""
     if context.hyp and context.host_stage2:
-        yield Hosts(context.host_stage2[0], context.hyp[0])
+        table = context.hyp[0].view.table
+        if table.states is not None or table.states_in_entries:
+            yield Hosts(context.host_stage2[0], context.hyp[0])
 
 
 def _pages(wrong: list[int], granule: int) -> Iterator[tuple[int, str]]:

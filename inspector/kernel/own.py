@@ -34,6 +34,9 @@ _VECTORS = "__bp_harden_hyp_vecs"
 _VECTORS_SIZE = 4 << 11  # a vector table of 2K for each enum arm64_hyp_spectre_vector, at most (asm/spectre.h)
 
 
+_NO_STATES = "the hypervisor's page states are not known (hyp_vmemmap), so that P1, P2 and P4 are not judged by them"
+
+
 def own_tables(kernel: HostKernel, host: Host, notes: list[str]) -> tuple[OwnTable, ...]:
     """Every table of the host's own; none where the kernel itself runs at EL2 (VHE), or has no KVM."""
     if host.mode not in _HYP_MODES:
@@ -47,6 +50,8 @@ def own_tables(kernel: HostKernel, host: Host, notes: list[str]) -> tuple[OwnTab
         if table is None:
             notes.append(f"the {kind} of the host cannot be found: no register and no variable of the kernel names it")
         else:
+            if host.mode is Mode.PROTECTED and kind is OwnKind.HYP and table.states is None:
+                notes += [] if table.states_in_entries else [_NO_STATES]
             found.append(table)
     return tuple(found)
 
@@ -80,8 +85,10 @@ def _hyp(kernel: HostKernel, host: Host, offset: int | None) -> OwnTable | None:
     root = next(iter(roots), recorded)
     if geometry is None or root is None:
         return None
-    states = _states(kernel, host, root, geometry) if host.mode is Mode.PROTECTED else None
-    return OwnTable(OwnKind.HYP, root, geometry, recorded, offset, tuple(_areas(kernel)), states)
+    protected = host.mode is Mode.PROTECTED
+    states = _states(kernel, host, root, geometry) if protected else None
+    in_entries = protected and _states_in_entries(kernel)
+    return OwnTable(OwnKind.HYP, root, geometry, recorded, offset, tuple(_areas(kernel)), states, in_entries)
 
 
 def _hyp_geometries(cpus: Sequence[CpuState], pa_bits: int) -> Iterator[Geometry]:
@@ -149,8 +156,14 @@ def _areas(kernel: HostKernel) -> Iterator[Area]:
 
 _MOST_PAGES = 1 << 23
 """So many pages have their states read: 32 GiB of 4K pages, 64 MiB of ``struct hyp_page``."""
-_STATES = (("__host_state", "host_state"), ("__hyp_state_comp", "hyp_state"))
-"""Members of ``struct hyp_page`` (nvhe/memory.h 6.15, 7.3): the host's state; the hypervisor's, or its complement."""
+_STATES = (("__host_state", "host_state"), ("__hyp_state_comp",))
+"""Members of ``struct hyp_page`` (nvhe/memory.h 7.3): the host's state; the complement of the hypervisor's."""
+
+
+def _states_in_entries(kernel: HostKernel) -> bool:
+    """``struct hyp_page`` has no states: the software bits of the tables have."""
+    known = kernel.symbols.struct("hyp_page") is not None
+    return known and not any(kernel.has("hyp_page", name) for name in _STATES[0])
 
 
 def _states(kernel: HostKernel, host: Host, root: int, geometry: Geometry) -> tuple[PageStates, ...] | None:
@@ -161,9 +174,9 @@ def _states(kernel: HostKernel, host: Host, root: int, geometry: Geometry) -> tu
     names = [next((name for name in each if kernel.has("hyp_page", name)), None) for each in _STATES]
     granule, memory = geometry.granule, kernel.space.memory
     pages = sum(end - start for start, end in host.ram) // granule
-    if None in names or pages > _MOST_PAGES:
+    if names[0] is None or pages > _MOST_PAGES:
         return None
-    members = [kernel.member("hyp_page", name) for name in names if name is not None]
+    members = [None if name is None else kernel.member("hyp_page", name) for name in names]
     size, fmt = kernel.sizeof("hyp_page"), code_of(host).own_format(host, OwnKind.HYP)
     base = kernel.space.u64(variable)
     found: list[PageStates] = []
@@ -176,17 +189,17 @@ def _states(kernel: HostKernel, host: Host, root: int, geometry: Geometry) -> tu
             pa = translate(memory.read, root, geometry, fmt, at).pa
             data += bytes(length) if pa is None else memory.read(pa, length)
             at += length
-        found += _runs(bytes(data), size, members, names[1] == "__hyp_state_comp", start, granule)
+        found += _runs(bytes(data), size, members, start, granule)
     return tuple(found)
 
 
-def _runs(
-    data: bytes, size: int, members: Sequence[Member], complement: bool, start: int, granule: int
-) -> Iterator[PageStates]:
-    """The runs of pages whose states are not the usual ones."""
+def _runs(data: bytes, size: int, members: Sequence[Member | None], start: int, granule: int) -> Iterator[PageStates]:
+    """The runs of pages whose states are not the usual ones; a state without a member is taken for the usual one."""
     words = np.frombuffer(data, np.uint8).reshape(-1, size)[:, :4].copy().view("<u4").ravel()
-    host, hyp = ((words >> _bit(one)) & ((1 << (one.bit_size or 8)) - 1) for one in members)
-    hyp = hyp ^ Share.NOPAGE if complement else hyp
+    host, hyp = (
+        np.zeros_like(words) if one is None else words >> _bit(one) & (1 << (one.bit_size or 8)) - 1 for one in members
+    )
+    hyp = hyp ^ Share.NOPAGE
     key = np.concatenate(([-1], (host | hyp << 8).astype(np.int64), [-1]))
     edges = np.flatnonzero(key[1:] != key[:-1]).tolist()
     for a, b in pairwise(edges):
