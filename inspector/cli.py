@@ -24,7 +24,7 @@ import click
 
 import inspector
 from inspector import report
-from inspector.capture.selection import choose_one, choose_views, require_tables, require_vms, translate_in
+from inspector.capture.selection import choose_one, choose_own, choose_views, require_tables, require_vms, translate_in
 from inspector.capture.source import Again
 from inspector.check import CATALOGUE, NOT_SHOWN, compare_views, in_question, run_checks, selected
 from inspector.codec import GRANULES, REGISTERS, Regime, entry_geometry, is_known
@@ -39,7 +39,7 @@ from inspector.printable import printable
 from inspector.report.format import count
 from inspector.report.format import size as size_text
 from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_interval
-from inspector.snapshot import Capture, Scope
+from inspector.snapshot import Capture, OwnKind, Scope
 from inspector.streams import OutputFailed, forget, progress, require_stdout, say, write
 from inspector.tables import reverse as reverse_tree
 
@@ -125,6 +125,25 @@ def _write_html(path: str, text: str) -> None:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from None
 
 
+_OWN = {"hyp": OwnKind.HYP, "host": OwnKind.HOST}
+
+
+def _own_options(function: F) -> F:
+    for name, text in (
+        ("host", "pKVM: the host's own stage-2, with its annotations, in place of the guests'."),
+        ("hyp", "EL2's own stage-1 (nVHE, hVHE, pKVM) in place of the guests' tables; addresses are VAs."),
+    ):
+        function = click.option(f"--{name}", "own", flag_value=name, default=None, help=text)(function)
+    return function
+
+
+def _own_kind(own: str | None, vm: str | None) -> OwnKind | None:
+    """Which of the host's own tables is asked for.  Raises `BadInput` when a VM is, too."""
+    if own is not None and vm is not None:
+        raise BadInput(f"--{own} is a table of the host, and no VM's: leave --vm out")
+    return None if own is None else _OWN[own]
+
+
 # --- commands ---
 
 
@@ -155,21 +174,32 @@ def memslots(options: Options) -> None:
 @_command(
     "dump",
     epilog="Examples: inspector dump --vm vm0 --filter w,!x | inspector dump --tree --range 0x40000000+2M | "
-    "inspector dump --pa 0x80000000-0x80200000 | inspector --from host.s2cap dump --html tables.html",
+    "inspector dump --pa 0x80000000-0x80200000 | inspector dump --hyp --filter x --json | "
+    "inspector --from host.s2cap dump --html tables.html",
 )
 @_vm_option("Only this VM")
+@_own_options
 @click.option("--tree", is_flag=True, help="Every table with PA, reference count and raw entries, in walk order.")
 @click.option("--range", "ipa", metavar="A-B", help="Only IPAs from A up to B (or A+SIZE).")
 @click.option("--pa", metavar="A-B", help="Only what maps PAs from A up to B (or A+SIZE).")
 @click.option("--filter", "rule", metavar="EXPR", help=f"Only leaves for which EXPR holds: {FILTER_HELP}.")
 @_html_option("Draw the tables, and what 'check' finds in them, into one HTML file that fetches nothing")
 def dump(
-    options: Options, vm: str | None, tree: bool, ipa: str | None, pa: str | None, rule: str | None, html: str | None
+    options: Options,
+    vm: str | None,
+    own: str | None,
+    tree: bool,
+    ipa: str | None,
+    pa: str | None,
+    rule: str | None,
+    html: str | None,
 ) -> None:
-    """Stage-2 tables as merged ranges, or entry by entry; or drawn."""
+    """Guests' stage-2 tables, or one of the host's own, as merged ranges, or entry by entry; or drawn."""
     if html is not None:
         if tree or ipa or pa or rule is not None:
             raise BadInput("--html draws whole tables, and zooms: leave --tree, --range, --pa and --filter out")
+        if own is not None:
+            raise BadInput(f"--html draws guests' tables: leave --{own} out")
         _draw(options, vm, html)
         return
     window = Window(
@@ -177,7 +207,9 @@ def dump(
         **({"pa": parse_interval(pa)} if pa else {}),
         rule=parse_filter(rule) if rule is not None else None,
     )
-    views = choose_views(get_capture(options, Scope.WALK), vm)
+    kind = _own_kind(own, vm)
+    capture = get_capture(options, Scope.WALK)
+    views = choose_views(capture, vm) if kind is None else [choose_own(capture, kind)]
     if tree:
         options.emit(report.dump.tree_document, report.dump.tree_lines, views, window)
     else:
@@ -202,13 +234,18 @@ def _draw(options: Options, vm: str | None, path: str) -> None:
         write((f"{printable(path)}: {said}, {size}\n",))
 
 
-@_command("walk", epilog="Example: inspector walk 0x40001000 --vm vm0")
-@click.argument("ipa", metavar="IPA")
+@_command(
+    "walk",
+    epilog="Examples: inspector walk 0x40001000 --vm vm0 | inspector walk --hyp 0x800040bc3000 --json",
+)
+@click.argument("ipa", metavar="ADDRESS")
 @_vm_option("The VM")
-def walk(options: Options, ipa: str, vm: str | None) -> None:
-    """Translate one guest address (IPA), level by level."""
-    address = parse_number(ipa, "IPA")
-    view = choose_one(get_capture(options, Scope.FULL), vm)
+@_own_options
+def walk(options: Options, ipa: str, vm: str | None, own: str | None) -> None:
+    """Translate one guest address (IPA), or one of the host's own tables' (--hyp: a VA), level by level."""
+    address, kind = parse_number(ipa, "address"), _own_kind(own, vm)
+    capture = get_capture(options, Scope.FULL if kind is None else Scope.WALK)
+    view = choose_one(capture, vm) if kind is None else choose_own(capture, kind)
     options.emit(report.walk.document, report.walk.lines, view, translate_in(view, address))
 
 
@@ -325,17 +362,17 @@ def _ids(values: tuple[str, ...]) -> list[str]:
 @click.option("--only", multiple=True, metavar="ID[,ID…]", help="Only these checks.")
 @click.option("--skip", multiple=True, metavar="ID[,ID…]", help="Not these checks.")
 def check(options: Options, listing: bool, only: tuple[str, ...], skip: tuple[str, ...]) -> int:
-    """Hold every table against the invariants of a live stage-2; exit 1 if one is violated."""
+    """Hold every table against the invariants of a live stage-2 (and EL2's own tables); exit 1 if one is violated."""
     chosen = selected(_ids(only), _ids(skip))
     if listing:
         unseen = () if only or skip else NOT_SHOWN
         options.emit(report.check.list_document, report.check.list_lines, chosen, unseen)
         return ExitCode.CLEAN
     again = partial(in_question, only=_ids(only), skip=_ids(skip))
-    capture = require_vms(get_capture(options, Scope.FULL, (_LOOKS_AGAIN, again)))
+    capture = get_capture(options, Scope.FULL, (_LOOKS_AGAIN, again))
     found = run_checks(capture, _ids(only), _ids(skip))
-    if not any(one.severity is Severity.ERROR for one in found):
-        require_tables(capture)
+    if not any(one.severity is Severity.ERROR for one in found):  # of the host's own tables there may be some
+        require_tables(require_vms(capture), own_judged=True)
     checked = {one.id: CATALOGUE[one.id].statement for one in chosen}
     options.emit(report.check.document, report.check.lines, found, checked, capture)
     return ExitCode.FINDINGS if any(one.severity is Severity.ERROR for one in found) else ExitCode.CLEAN

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from inspector.codec import Geometry
 
@@ -243,6 +243,70 @@ class Vm:
     mmu_lock_held: bool | None = None
 
 
+class OwnKind(StrEnum):
+    """A table that is no VM's; the value is the name of its regime."""
+
+    HYP = "hyp stage-1"
+    """EL2's own, of a host that does not run there (nVHE, hVHE, protected)."""
+    HOST = "host stage-2"
+    """What pKVM keeps the host under: VMID 0."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """Memory that the kernel maps at EL2 with ``permissions`` (``R-X``, ``RW-``, ``R--``): PAs ``[start, end)``."""
+
+    name: str
+    start: int
+    end: int
+    permissions: str
+
+
+class Share(IntEnum):
+    """``enum pkvm_page_state``: how a page stands with the host, or with the hypervisor.
+
+    The numbers are those of ``struct hyp_page`` and of software bits [56:55] (kernel.md 12.2); ``NOPAGE`` is stored in
+    the former alone.
+    """
+
+    OWNED = 0
+    SHARED_OWNED = 1
+    SHARED_BORROWED = 2
+    NOPAGE = 3
+
+
+@dataclass(frozen=True)
+class PageStates:
+    """Pages, PAs ``[start, end)``, that stand otherwise than ``OWNED`` by the host and ``NOPAGE`` to the hypervisor."""
+
+    start: int
+    end: int
+    host: int
+    hyp: int
+
+
+@dataclass(frozen=True)
+class OwnTable:
+    """A table of the host's own.
+
+    ``root`` is what the CPUs' registers hold (TTBR0_EL2, VTTBR_EL2 while the host runs), or the kernel's record where
+    none holds one; ``recorded`` is that record (``hyp_pgtable``, ``pkvm_pgtable``, ``host_mmu``), ``None`` where it
+    cannot be found.  ``offset`` is ``hyp_physvirt_offset``, PA minus hyp VA, where the kernel names it.  ``areas`` are
+    the parts of the kernel's image that are mapped at EL2.  ``states`` is what pKVM's ``hyp_vmemmap`` says of pages,
+    in order, ``None`` where nothing is known; ``states_in_entries``: there is nothing of the kind in it (up to 6.12),
+    and the software bits of the tables have the states.
+    """
+
+    kind: OwnKind
+    root: int
+    geometry: Geometry
+    recorded: int | None = None
+    offset: int | None = None
+    areas: tuple[Area, ...] = ()
+    states: tuple[PageStates, ...] | None = None
+    states_in_entries: bool = False
+
+
 @dataclass(frozen=True)
 class Look:
     """Some table pages once more, after the machine has run for ``seconds`` since the capture's own stop.
@@ -264,10 +328,11 @@ class Look:
 class Capture:
     """Everything that dump, walk and the checks need.
 
-    ``pages`` holds every table page that was reached, by PA (one granule of bytes each); ``page_info`` their
-    ``struct page``; ``unreadable`` the table addresses that could not be read, with the reason.
+    ``pages`` holds every table page that was reached, by PA (one granule of bytes each; a small root less);
+    ``page_info`` their ``struct page``; ``unreadable`` the table addresses that could not be read, with the reason.
     ``stopped_seconds`` is how long the machine stood still.  ``looks`` are the later looks at the pages of which one
-    instant did not tell enough, in order.
+    instant did not tell enough, in order.  ``own`` are the tables of the host itself (none in a file that was made
+    before 2026-11-28).
     """
 
     tool: str
@@ -281,3 +346,4 @@ class Capture:
     unreadable: Mapping[int, str]
     scope: Scope = Scope.FULL
     looks: tuple[Look, ...] = ()
+    own: tuple[OwnTable, ...] = ()

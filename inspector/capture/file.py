@@ -7,6 +7,9 @@ Members, all deflated and CRC-checked by the zip format itself:
     `inspector.snapshot` as an object with the field names of the dataclass.  Integers below 2**32 are JSON
     numbers, larger ones are ``"0x..."`` strings (a JSON number above 2**53 is not safe in every reader); bytes are
     hex digits.
+    The tables of the host itself are ``own``: EL2's stage 1 and a protected host's stage 2, with their roots, the parts
+    of the kernel's image at EL2 (``areas``) and pKVM's page states (``states``, runs of pages that are not just the
+    host's); their pages are among the others.  A file made before there were any has no ``own``.
     ``pages`` and ``backing`` are not in it; ``page_info`` and ``unreadable`` are, keyed by ``"0x..."`` addresses.
 ``pages.bin``
     The distinct table pages, one after the other.
@@ -49,7 +52,7 @@ from inspector.codec import Geometry
 from inspector.codec.geometry import MAX_ROOT_PAGES
 from inspector.codec.registers import PS_BITS
 from inspector.findings import BadInput
-from inspector.snapshot import SCHEMA, Backing, BackingState, Capture, Memslot
+from inspector.snapshot import SCHEMA, Backing, BackingState, Capture, Memslot, OwnKind, OwnTable
 
 FORMAT = "kvm-stage2-inspector capture"
 HEADER, PAGES, INDEX, BACKING = "header.json", "pages.bin", "pages.idx", "backing.bin"
@@ -68,6 +71,8 @@ _PER_HEADER_BYTE, _PER_PAGE, _PER_RUN = 24, 256, 320
 #: A byte of a table page, wherever the index names it: a walk lays pages that share their bytes end to end, and an
 #: entry of eight bytes becomes a row of columns.
 _PER_TABLE_BYTE = 6
+#: A page that the hypervisor has its own state of: the rules look it up by its address.
+_PER_OWN_PAGE = 256
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HEX = re.compile(r"-?0x[0-9a-f]+")
 
@@ -211,7 +216,29 @@ def _object_from_json(cls: type, value: Any, where: str, given: Mapping[str, Any
     made = cls(**arguments)
     if isinstance(made, Geometry) and not _possible(made):
         raise _Malformed(f"{where} is not the shape of a translation table")
+    if isinstance(made, OwnTable) and not _possible_own(made):
+        raise _Malformed(f"{where} is no table that a host has")
     return made
+
+
+def _spans(table: OwnTable) -> list[tuple[int, int]]:
+    """Every range of pages that ``table`` speaks of."""
+    return [(area.start, area.end) for area in table.areas] + [(run.start, run.end) for run in table.states or ()]
+
+
+def _possible_own(table: OwnTable) -> bool:
+    """Whether the numbers are what they stand for: addresses of 52 bits, ranges that go forward, page by page."""
+    top, granule = 1 << 52, table.geometry.granule
+    shape = table.geometry
+    stage1 = Geometry.for_stage1(shape.ia_bits, shape.granule_shift, shape.pa_bits, shape.lpa2)
+    return (
+        (table.kind is not OwnKind.HYP or shape == stage1)
+        and 0 <= table.root < top
+        and (table.recorded is None or table.recorded >= 0)
+        and (table.offset is None or table.offset >= 0)
+        and all(0 <= start < end <= top and not (start | end) % granule for start, end in _spans(table))
+        and all(0 <= one.host < 16 and 0 <= one.hyp < 16 for one in table.states or ())
+    )
 
 
 def _possible(geometry: Geometry) -> bool:
@@ -222,6 +249,7 @@ def _possible(geometry: Geometry) -> bool:
         and 1 <= geometry.root_pages <= MAX_ROOT_PAGES
         and geometry.granule_shift < geometry.ia_bits <= 52
         and geometry.pa_bits in PS_BITS
+        and (geometry.root_pages - 1) << geometry.level_shift(geometry.start_level - 1) < 1 << 63
     )
 
 
@@ -441,6 +469,8 @@ def load(path: str | os.PathLike[str], most: int = DEFAULT) -> Capture:
             if len({vm.name for vm in capture.vms}) < len(capture.vms):
                 raise _Malformed("two of its VMs have one name")
             capture = _put_backing(capture, runs)
+            own = sum((end - start) // t.geometry.granule for t in capture.own for start, end in _spans(t))
+            budget.spend(own * _PER_OWN_PAGE, f"what {name} says of the pages of the hypervisor")
             looks = tuple(
                 dataclasses.replace(look, pages=_unpack_pages(archive, names, budget))
                 for look, names in zip(capture.looks, _look_members(len(capture.looks)), strict=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from inspector.capture.view import TableView, not_viewed, table_views, vm_title
+from inspector.capture.view import OwnView, TableView, View, not_viewed, own_views, table_views, vm_title
 from inspector.findings import BadInput, Untestable
-from inspector.snapshot import Capture, MmuKind, Mode
+from inspector.snapshot import Capture, MmuKind, Mode, OwnKind
 from inspector.tables import Translation, translate
 
 
@@ -39,6 +39,26 @@ def choose_one(capture: Capture, name: str | None) -> TableView:
     return views[0]
 
 
+_WITHOUT_HYP = {
+    Mode.VHE: "with VHE the host kernel runs at EL2 itself",
+    Mode.NONE: "KVM is not initialised in the host kernel",
+}
+
+
+def choose_own(capture: Capture, kind: OwnKind) -> OwnView:
+    """The table ``kind`` of the host's own.  Raises `BadInput` with the reason where there is none."""
+    for view in own_views(capture):
+        if view.table.kind is kind:
+            return view
+    mode = capture.host.mode
+    if kind is OwnKind.HOST and mode is not Mode.PROTECTED:
+        raise BadInput(f"the host has no stage-2 of its own in {mode} mode: only with kvm-arm.mode=protected")
+    why = _WITHOUT_HYP.get(mode)
+    if why is not None:
+        raise BadInput(f"there is no hyp stage-1: {why}")
+    raise BadInput(f"the {kind} of the host is not in this capture: it was made before it was kept, or names no root")
+
+
 def _vm_list(capture: Capture) -> str:
     return "the VMs are " + ", ".join(vm_title(vm) for vm in capture.vms)
 
@@ -53,24 +73,29 @@ def require_vms(capture: Capture) -> Capture:
     raise Untestable("there are no VMs: nothing was checked; start one and try again")
 
 
-def require_tables(capture: Capture) -> None:
-    """Raises `Untestable` with the reasons when not one guest table could be judged."""
+def require_tables(capture: Capture, own_judged: bool = False) -> None:
+    """Raises `Untestable` with the reasons when not one guest table could be judged.
+
+    ``own_judged``: the host's own tables were, and nothing was found.
+    """
     if not any(table_views(capture)):
         left_out = list(not_viewed(capture))
         reasons = "; ".join(dict.fromkeys(reason for _, reason in left_out)) or "no VM has one"
         tables = f"{len(left_out)} guest table{'s' * (len(left_out) != 1)}"
-        raise Untestable(f"none of {tables} was judged: {reasons}")
+        own = " and the ".join(view.regime for view in own_views(capture))
+        judged = f"; in the {own} of the host nothing was found" if own_judged and own else ""
+        raise Untestable(f"none of {tables} was judged: {reasons}{judged}")
 
 
 class _NotCaptured(Exception):
     """A page that the capture does not hold; ``reason`` is what `translate` shows."""
 
-    def __init__(self, view: TableView, pa: int) -> None:
+    def __init__(self, view: View, pa: int) -> None:
         super().__init__(f"{pa:#x}")
         self.reason = view.capture.unreadable.get(pa - pa % view.geometry.granule, "not in the capture")
 
 
-def translate_in(view: TableView, ia: int) -> Translation:
+def translate_in(view: View, ia: int) -> Translation:
     """The translation of ``ia`` through the table of ``view``."""
 
     def read(pa: int, length: int) -> bytes:

@@ -15,12 +15,13 @@ from inspector.kernel.cpus import cpu_states, loaded_vcpus
 from inspector.kernel.host import describe, find_kernel
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.objects import HostKernel
+from inspector.kernel.own import own_tables
 from inspector.kernel.pages import page_map
 from inspector.kernel.space import BadPointer
 from inspector.kernel.vmemmap import UnknownVmemmap
 from inspector.kernel.vmm import backing
 from inspector.kernel.vms import ReadVm, look_at, read_vms
-from inspector.snapshot import Backing, Capture, Host, Look, Memslot, Mmu, Mode, PageInfo, Scope, Vm
+from inspector.snapshot import Backing, Capture, Host, Look, Memslot, Mmu, Mode, OwnTable, PageInfo, Scope, Vm
 from inspector.symbols.api import Symbols
 from inspector.tables import ProblemKind, Tree, walk_tree
 from inspector.target.api import Target
@@ -41,6 +42,7 @@ class _Read:
     trees: list[Tree]
     page_info: Mapping[int, PageInfo]
     backings: Mapping[tuple[str, int], tuple[Backing, ...]]
+    own: tuple[OwnTable, ...]
     notes: list[str]
 
 
@@ -54,6 +56,11 @@ def _trees(kernel: HostKernel, host: Host, vms: Sequence[ReadVm]) -> list[Tree]:
                 memory = kernel.space.memory
                 trees.append(walk_tree(memory.read_many, root, mmu.geometry, code_of(host).format(host, mmu)))
     return trees
+
+
+def _own_trees(kernel: HostKernel, host: Host, own: Sequence[OwnTable]) -> list[Tree]:
+    read, code = kernel.space.memory.read_many, code_of(host)
+    return [walk_tree(read, one.root, one.geometry, code.own_format(host, one.kind)) for one in own]
 
 
 def _root(mmu: Mmu) -> int | None:
@@ -105,6 +112,7 @@ def _read(target: Target, symbols: Symbols, scope: Scope, progress: Progress) ->
     host = describe(kernel, cpus, target.memory.name, ())
     vms: list[ReadVm] = []
     trees: list[Tree] = []
+    own: tuple[OwnTable, ...] = ()
     page_info: Mapping[int, PageInfo] = {}
     backings: dict[tuple[str, int], tuple[Backing, ...]] = {}
     if host.mode is not Mode.NONE:
@@ -114,13 +122,14 @@ def _read(target: Target, symbols: Symbols, scope: Scope, progress: Progress) ->
         vms = read_vms(kernel, running, 16 if host.features.get("vmid16") else 8, notes, pkvm=pkvm)
         if scope is not Scope.VMS:
             progress("reading stage-2 tables")
-            trees = _trees(kernel, host, vms)
+            own = own_tables(kernel, host, notes)
+            trees = _trees(kernel, host, vms) + _own_trees(kernel, host, own)
             page_info, kernel_pa = _pages(kernel, host, trees, notes)
             host = replace(host, kernel_pa=kernel_pa)
         if scope is Scope.FULL:
             progress("reading what backs guest memory")
             backings = _backings(kernel, vms, notes)
-    return _Read(host, vms, trees, page_info, backings, notes)
+    return _Read(host, vms, trees, page_info, backings, own, notes)
 
 
 def _unreadable(trees: Sequence[Tree]) -> dict[int, str]:
@@ -177,6 +186,7 @@ def take(
         page_info=read.page_info,
         unreadable=_unreadable(read.trees),
         scope=scope,
+        own=read.own,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a capture says of one stage-2 table: its geometry, its format, its tree, and its name.
+"""What a capture says of one table: its geometry, its format, its tree, and its name.
 
 Shared by the checks and the reports, so that both see one and the same table.
 """
@@ -11,7 +11,7 @@ from functools import cached_property
 
 from inspector.codec import Format, Geometry
 from inspector.generations import code_of
-from inspector.snapshot import Capture, Mmu, MmuKind, Vm
+from inspector.snapshot import Capture, Mmu, MmuKind, OwnKind, OwnTable, Vm
 from inspector.tables import Tree, walk_tree
 
 
@@ -29,28 +29,36 @@ def vm_title(vm: Vm) -> str:
 
 
 @dataclass(frozen=True)
-class TableView:
-    """One MMU whose table can be walked; ``number`` is its place in ``vm.mmus``."""
+class View:
+    """A table that can be walked: a VM's (`TableView`) or the host's own (`OwnView`)."""
 
     capture: Capture
-    vm: Vm
-    mmu: Mmu
-    number: int
     geometry: Geometry
     root_pa: int
 
     @property
     def regime(self) -> str:
-        return regime_name(self.mmu)
+        """``stage-2 VMID 3``, ``hyp stage-1``."""
+        raise NotImplementedError
 
     @property
     def title(self) -> str:
-        """``stage-2 VMID 3 of vm0 (pid 123 qemu)``."""
-        return f"{self.regime} of {vm_title(self.vm)}"
+        """`regime`, and whose it is."""
+        return self.regime
 
-    @cached_property
+    @property
+    def addresses(self) -> str:
+        """What goes in: ``IPA`` or ``VA``."""
+        return "IPA"
+
+    @property
+    def shape(self) -> str:
+        """`Geometry.describe`."""
+        return self.geometry.describe(self.addresses)
+
+    @property
     def format(self) -> Format:
-        return code_of(self.capture.host).format(self.capture.host, self.mmu)
+        raise NotImplementedError
 
     @cached_property
     def tree(self) -> Tree:
@@ -79,6 +87,58 @@ class TableView:
         return [self.root_pa + i * self.geometry.granule for i in range(self.geometry.root_pages)]
 
 
+@dataclass(frozen=True)
+class TableView(View):
+    """One MMU whose table can be walked; ``number`` is its place in ``vm.mmus``."""
+
+    vm: Vm
+    mmu: Mmu
+    number: int
+
+    @property
+    def regime(self) -> str:
+        return regime_name(self.mmu)
+
+    @property
+    def title(self) -> str:
+        """``stage-2 VMID 3 of vm0 (pid 123 qemu)``."""
+        return f"{self.regime} of {vm_title(self.vm)}"
+
+    @cached_property
+    def format(self) -> Format:
+        return code_of(self.capture.host).format(self.capture.host, self.mmu)
+
+
+@dataclass(frozen=True)
+class OwnView(View):
+    """A table of the host's own."""
+
+    table: OwnTable
+
+    @property
+    def regime(self) -> str:
+        return self.table.kind.value
+
+    @property
+    def title(self) -> str:
+        """``hyp stage-1 of the host (hvhe)``."""
+        return f"{self.regime} of the host ({self.capture.host.mode})"
+
+    @property
+    def addresses(self) -> str:
+        return "VA" if self.table.kind is OwnKind.HYP else "IPA"
+
+    @cached_property
+    def format(self) -> Format:
+        return code_of(self.capture.host).own_format(self.capture.host, self.table.kind)
+
+
+def own_views(capture: Capture) -> Iterator[OwnView]:
+    """Every table of the host's own."""
+    for table in capture.own:
+        yield OwnView(capture, table.geometry, table.root, table)
+
+
 def table_views(capture: Capture) -> Iterator[TableView]:
     """Every MMU of every VM that has a root and a geometry, in order.
 
@@ -87,7 +147,7 @@ def table_views(capture: Capture) -> Iterator[TableView]:
     for vm in capture.vms:
         for number, mmu in enumerate(vm.mmus):
             if mmu.pgd_phys and mmu.unreadable is None and mmu.geometry is not None:
-                yield TableView(capture, vm, mmu, number, mmu.geometry, mmu.pgd_phys)
+                yield TableView(capture, mmu.geometry, mmu.pgd_phys, vm, mmu, number)
 
 
 def not_viewed(capture: Capture) -> Iterator[tuple[str, str]]:

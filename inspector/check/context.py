@@ -10,11 +10,12 @@ from inspector.capture.view import TableView, table_views
 from inspector.check.backing import GuestMemory
 from inspector.check.counts import References, references
 from inspector.check.hostmem import HostMemory, host_memory
+from inspector.check.own import Own, own_tables
 from inspector.check.ownership import Owned, Pointer, ownership
 from inspector.compare.machine import format_of
 from inspector.compare.rebuild import Rebuilt, rebuild
 from inspector.generations import KernelCode, functions
-from inspector.snapshot import Capture, MmuKind, Mode
+from inspector.snapshot import Capture, MmuKind, Mode, OwnKind
 from inspector.tables.columns import columns_of
 from inspector.tables.intervals import Intervals
 
@@ -55,6 +56,21 @@ class Context:
         return self._ownership[1]
 
     @cached_property
+    def hyp(self) -> Sequence[Own]:
+        """EL2's own stage 1, where there is one."""
+        return own_tables(self.capture, self.code, OwnKind.HYP)
+
+    @cached_property
+    def host_stage2(self) -> Sequence[Own]:
+        """The stage 2 of a protected host, where there is one."""
+        return own_tables(self.capture, self.code, OwnKind.HOST)
+
+    @property
+    def own(self) -> Sequence[Own]:
+        """Every table of the host's own."""
+        return (*self.hyp, *self.host_stage2)
+
+    @cached_property
     def models(self) -> Sequence[tuple[Owned, Rebuilt]]:
         """The tables to compare, each with what the model makes of its mappings."""
         return [
@@ -81,7 +97,7 @@ class Context:
     @cached_property
     def host_memory(self) -> HostMemory:
         """What no guest may reach."""
-        return host_memory(self.capture, self.owned)
+        return host_memory(self.capture, self.owned, self.own)
 
     @cached_property
     def guests(self) -> Sequence[GuestMemory]:

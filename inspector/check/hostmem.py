@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inspector.check.own import Own
 from inspector.check.ownership import Owned
 from inspector.codec import Kind
 from inspector.codec.bulk import Flags
@@ -23,7 +24,7 @@ class Forbidden:
     what: str
 
 
-def _forbidden(capture: Capture, tables: Sequence[Owned]) -> Iterator[Forbidden]:
+def _forbidden(capture: Capture, tables: Sequence[Owned], hosts: Sequence[Own]) -> Iterator[Forbidden]:
     for start, end in capture.host.kernel_pa:
         yield Forbidden(start, end, "the host kernel's image")
     for vm in capture.vms:
@@ -32,6 +33,9 @@ def _forbidden(capture: Capture, tables: Sequence[Owned]) -> Iterator[Forbidden]
         view, columns = owned.view, owned.columns
         for pa, level in zip(columns.page_pa.tolist(), columns.page_level.tolist(), strict=True):
             yield Forbidden(pa, pa + view.geometry.granule, f"a level-{level} table of {view.regime} of {view.vm.name}")
+    for own in hosts:
+        for pa, level in zip(own.columns.page_pa.tolist(), own.columns.page_level.tolist(), strict=True):
+            yield Forbidden(pa, pa + own.columns.geometry.granule, f"a level-{level} table of {own.view.regime}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class HostMemory:
         return next(f for f in self.ranges if f.start < pa + size and pa < f.end)
 
 
-def host_memory(capture: Capture, tables: Sequence[Owned]) -> HostMemory:
+def host_memory(capture: Capture, tables: Sequence[Owned], hosts: Sequence[Own]) -> HostMemory:
     """The host's own memory in ``capture``."""
-    ranges = sorted(_forbidden(capture, tables), key=lambda f: f.start)
+    ranges = sorted(_forbidden(capture, tables, hosts), key=lambda f: f.start)
     return HostMemory(tuple(ranges), Intervals.of((f.start, f.end) for f in ranges), capture.host.zero_page)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.capture.view import TableView, regime_name
+from inspector.capture.view import TableView, View, regime_name
 from inspector.codec import Descriptor, decode
 from inspector.codec.bulk import Flags, Flat, Words
 from inspector.findings import Where
@@ -27,7 +27,7 @@ def where_vm(vm: Vm, mmu: Mmu | None = None) -> Where:
 
 
 def where_view(
-    view: TableView,
+    view: View,
     *,
     ipa: int | None = None,
     size: int | None = None,
@@ -37,10 +37,11 @@ def where_view(
     raw: int | None = None,
 ) -> Where:
     """A place in the table ``view``."""
-    return Where(view.vm.name, view.regime, ipa, size, level, table_pa, index, raw)
+    vm = view.vm.name if isinstance(view, TableView) else None
+    return Where(vm, view.regime, ipa, size, level, table_pa, index, raw)
 
 
-def where_problem(view: TableView, found: Problem) -> Where:
+def where_problem(view: View, found: Problem) -> Where:
     """The place of what the walk reported."""
     size = None if found.index is None else view.geometry.block_size(found.level)
     return where_view(
@@ -54,7 +55,7 @@ def where_problem(view: TableView, found: Problem) -> Where:
     )
 
 
-def where_entry(view: TableView, columns: Columns, at: int, size: int | None = None, ipa: int | None = None) -> Where:
+def where_entry(view: View, columns: Columns, at: int, size: int | None = None, ipa: int | None = None) -> Where:
     """The entry at position ``at``, and what it covers (or ``size`` bytes from its address, or from ``ipa``, on)."""
     one = columns.at([at])
     return where_view(
@@ -68,7 +69,7 @@ def where_entry(view: TableView, columns: Columns, at: int, size: int | None = N
     )
 
 
-def where_page(view: TableView, columns: Columns, row: int) -> Where:
+def where_page(view: View, columns: Columns, row: int) -> Where:
     """A whole table page."""
     return where_view(
         view, ipa=int(columns.page_ia[row]), level=int(columns.page_level[row]), table_pa=int(columns.page_pa[row])
@@ -106,7 +107,7 @@ def _first(mask: Flags, most: int) -> NDArray[np.intp]:
     return np.concatenate(found)
 
 
-def spans(view: TableView, columns: Columns, mask: Flags, *alike: Callable[[Flat], Words]) -> Iterator[Span]:
+def spans(view: View, columns: Columns, mask: Flags, *alike: Callable[[Flat], Words]) -> Iterator[Span]:
     """The masked entries as places, neighbours in one page with equal attributes (and equal in ``alike``) joined.
 
     At most `LIMIT` of them: when there are more, the last one covers all the rest by number only (its ``count``).

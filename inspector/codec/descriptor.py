@@ -18,6 +18,16 @@ _MEMORY_TYPES: Mapping[bool, Mapping[int, MemoryType]] = {
 }
 """MemAttr by HCR_EL2.FWB."""
 
+_MAIR_TYPES: Mapping[int, str] = {
+    0xFF: MemoryType.NORMAL,
+    0xF0: "normal-tagged",
+    0x44: MemoryType.NORMAL_NC,
+    0xBB: "normal-wt",
+    0x00: "device-nGnRnE",
+    0x04: MemoryType.DEVICE,
+}
+"""The attributes that Linux puts into MAIR_ELx (``MAIR_EL1_SET``, arch/arm64/mm/proc.S; DDI 0487 D24.2 MAIR_EL2)."""
+
 _EXECUTABLE = (Execute.ALL, Execute.UNPRIVILEGED, Execute.NEVER, Execute.PRIVILEGED)
 """Stage-2 XN[1:0] with FEAT_XNX (DDI 0487 D8.4): 01 is EL0 only, 11 is EL1 only."""
 
@@ -138,12 +148,14 @@ class Descriptor:
     def memory_type(self) -> str:
         """A `MemoryType`; ``memattr-0x..`` for what KVM never writes.
 
-        Stage 1 names the MAIR index (``attrindx-4``); empty when not a leaf.
+        Stage 1 names the MAIR index (``attrindx-4``) unless MAIR is known; empty when not a leaf.
         """
         if not self.kind.is_leaf:
             return ""
         if self.format.regime is not Regime.STAGE2:
-            return f"attrindx-{self.field('attrindx')}"
+            index = self.field("attrindx")
+            known = _MAIR_TYPES.get(self.format.mair >> 8 * index & 0xFF) if self.format.mair else None
+            return known or f"attrindx-{index}"
         value = self.field("memattr")
         return _MEMORY_TYPES[self.format.fwb].get(value, f"memattr-{value:#x}")
 

@@ -92,8 +92,9 @@ class Format:
     writes the two-bit XN field (from 6.19); otherwise XN is bit 54 alone and bit 53 must be zero.  ``invalid``: see
     `InvalidForm`.  ``hvhe``: the hyp stage 1 is an EL2&0 one (PXN and UXN in place of XN).  ``shadow``: a nested
     guest's shadow stage 2 (software bits are a level hint).  ``protected``: under pKVM (software bits are a page
-    state).  ``linux_612``: Linux stage-1 entries as from 6.12 on (present-invalid is bit 11) and not as up to 6.1
-    (PROT_NONE bit 58, PMD_PRESENT_INVALID bit 59).
+    state).  ``mair``: MAIR_EL2, which gives a hyp stage 1 its memory types (0: not known).
+    ``linux_612``: Linux stage-1 entries as from 6.12 on (present-invalid is bit 11) and not as up to 6.1 (PROT_NONE
+    bit 58, PMD_PRESENT_INVALID bit 59).
     """
 
     regime: Regime
@@ -104,3 +105,4 @@ class Format:
     shadow: bool = False
     protected: bool = False
     linux_612: bool = False
+    mair: int = 0

@@ -132,12 +132,12 @@ class Geometry:
         """The levels from the start level to 3."""
         return range(self.start_level, LAST_LEVEL + 1)
 
-    def describe(self) -> str:
-        """``40-bit IPA, 4K granule, 40-bit PA, starts at level 1 with 2 root tables``."""
+    def describe(self, addresses: str = "IPA") -> str:
+        """``40-bit IPA, 4K granule, 40-bit PA, starts at level 1 with 2 root tables``; of stage 1 ``VA`` goes in."""
         lpa2 = ", LPA2" if self.lpa2 else ""
         roots = f"{self.root_pages} root table{'' if self.root_pages == 1 else 's'}"
         return (
-            f"{self.ia_bits}-bit IPA, {_granule(self.granule_shift)} granule, {self.pa_bits}-bit PA{lpa2}, "
+            f"{self.ia_bits}-bit {addresses}, {_granule(self.granule_shift)} granule, {self.pa_bits}-bit PA{lpa2}, "
             f"starts at level {self.start_level} with {roots}"
         )
 

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from inspector.codec import Format, Regime
+from inspector.codec import Format, Regime, has_e2h
 from inspector.findings import BadInput
 from inspector.generations.forms import ProtLayout
 from inspector.generations.record import Generation
 from inspector.generations.registry import GENERATIONS, number
-from inspector.snapshot import Host, Mmu, MmuKind, Mode
+from inspector.snapshot import Host, Mmu, MmuKind, Mode, OwnKind
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,17 @@ class KernelCode:
             shadow=mmu.kind is MmuKind.SHADOW,
             protected=host.mode is Mode.PROTECTED,
         )
+
+    def own_format(self, host: Host, kind: OwnKind) -> Format:
+        """What the bits of a table of the host's own mean: whose stage 1 at EL2 has PXN and UXN goes by HCR_EL2.E2H."""
+        protected = host.mode is Mode.PROTECTED
+        if kind is OwnKind.HOST:
+            nofwb = self.behaviours.pgt_flags.bit("NOFWB")  # KVM_HOST_S2_FLAGS has it where it exists (kernel.md 12.1)
+            fwb, xnx = bool(host.features.get("fwb")) and not nofwb, bool(host.features.get("xnx"))
+            return self.behaviours.format(Regime.STAGE2, fwb=fwb, xnx=xnx, protected=protected)
+        hvhe = any(has_e2h(cpu.registers) for cpu in host.cpus)
+        mair = next((cpu.registers["MAIR_EL2"] for cpu in host.cpus if cpu.registers.get("MAIR_EL2")), 0)
+        return replace(self.behaviours.format(Regime.HYP_STAGE1, hvhe=hvhe, protected=protected), mair=mair)
 
 
 def series_of(release: str) -> str | None:

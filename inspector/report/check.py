@@ -12,7 +12,7 @@ from inspector.check.catalogue import Invariant, Unseen
 from inspector.findings import Finding, Severity, Where
 from inspector.report.document import Bytes, Document, Hex, Level, Number, Raw, Record, record
 from inspector.report.format import Lines, Painter, address, count, raw, size
-from inspector.snapshot import Capture
+from inspector.snapshot import Capture, OwnKind
 
 
 class Place(Record, frozen=True):
@@ -101,7 +101,8 @@ def _where(place: Where) -> str:
     """A place in words, largest part first."""
     parts = [part for part in (place.vm, place.regime) if part]
     if place.ipa is not None:
-        parts.append(f"IPA {address(place.ipa)}" + (f" ({size(place.size)})" if place.size else ""))
+        kind = "VA" if place.regime == OwnKind.HYP else "IPA"
+        parts.append(f"{kind} {address(place.ipa)}" + (f" ({size(place.size)})" if place.size else ""))
     if place.level is not None:
         parts.append(f"level {place.level}")
     if place.table_pa is not None:

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct
 
 import inspector
-from inspector.capture.view import TableView
+from inspector.capture.view import TableView, View
 from inspector.report.format import raw
 
 SCHEMA = 2
@@ -80,19 +80,19 @@ class Document(Record, frozen=True, kw_only=True):
 
 
 class TableName(Record, frozen=True):
-    """Which stage-2 table something is in: a VM, its VMM, and one of its MMUs by ``regime`` and root."""
+    """Which table something is in: a VM, its VMM, and one of its MMUs by ``regime`` and root."""
 
-    vm: str
+    vm: Annotated[str | None, Meta(description="`null`: a table of the host's own.")]
     pid: Number | None
     vmm: str | None
     regime: str
     root: Hex
 
 
-def table_name(view: TableView) -> dict[str, Any]:
+def table_name(view: View) -> dict[str, Any]:
     """The members of `TableName`."""
-    vm = view.vm
-    return {"vm": vm.name, "pid": vm.pid, "vmm": vm.command, "regime": view.regime, "root": hexed(view.root_pa)}
+    name, pid, command = (view.vm.name, view.vm.pid, view.vm.command) if isinstance(view, TableView) else (None,) * 3
+    return {"vm": name, "pid": pid, "vmm": command, "regime": view.regime, "root": hexed(view.root_pa)}
 
 
 # --- encoding ---

@@ -7,13 +7,12 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from inspector.capture.view import TableView
+from inspector.capture.view import TableView, View
 from inspector.codec import Kind
 from inspector.report.decode import Fields, Leaf, parts
 from inspector.report.document import Document, Hex, Level, Number, Raw, Record, hex_or_null, hexed, table_name
 from inspector.report.format import Lines, Painter, address, fields, raw
 from inspector.report.memslots import flags_text
-from inspector.report.vms import geometry_text
 from inspector.snapshot import Backing, BackingState, Capture, Memslot, MmuKind, Vm
 from inspector.tables import Translation
 
@@ -47,12 +46,12 @@ class Walk(Document, frozen=True, kw_only=True):
     """`inspector walk`."""
 
     command: Literal["walk"] = "walk"
-    vm: str
+    vm: Annotated[str | None, Meta(description="`null`: a table of the host's own.")]
     pid: Number | None
     vmm: str | None
     regime: str
     root: Hex
-    ipa: Hex
+    ipa: Annotated[Hex, Meta(description="Of `hyp stage-1` a virtual address.")]
     pa: Hex | None
     verdict: str
     backing: SlotOfAddress | None
@@ -71,7 +70,7 @@ def _slot_of(capture: Capture, vm: Vm, ipa: int) -> tuple[Memslot, int, Backing 
     return None
 
 
-def document(view: TableView, translation: Translation) -> Walk:
+def document(view: View, translation: Translation) -> Walk:
     """`inspector walk`."""
     return Walk(
         **table_name(view),
@@ -93,18 +92,20 @@ def document(view: TableView, translation: Translation) -> Walk:
     )
 
 
-def _backing(view: TableView, ipa: int) -> SlotOfAddress | None:
-    found = _slot_of(view.capture, view.vm, ipa) if view.mmu.kind is MmuKind.VM else None
+def _backing(view: View, ipa: int) -> SlotOfAddress | None:
+    if not isinstance(view, TableView) or view.mmu.kind is not MmuKind.VM:
+        return None
+    found = _slot_of(view.capture, view.vm, ipa)
     if found is None:
         return None
     slot, hva, run, pa = found
     return SlotOfAddress(slot.id, hexed(hva), hex_or_null(pa), run.state if run else None)
 
 
-def lines(paint: Painter, view: TableView, translation: Translation) -> Lines:
+def lines(paint: Painter, view: View, translation: Translation) -> Lines:
     """The translation, as crash's ``vtop`` shows it, and what the VMM has at that address."""
-    yield paint(view.title, "bold") + f": IPA {address(translation.ia)}"
-    yield f"  {geometry_text(view.mmu)}"
+    yield paint(view.title, "bold") + f": {view.addresses} {address(translation.ia)}"
+    yield f"  {view.shape}"
     for step in translation.steps:
         if step.root_page is not None:
             number = f"{step.root_page} of {view.geometry.root_pages}"
@@ -115,6 +116,8 @@ def lines(paint: Painter, view: TableView, translation: Translation) -> Lines:
         )
         yield f"     {fields(step.descriptor.fields.items())}"
     yield "  " + paint(translation.verdict, "green" if translation.pa is not None else "red")
+    if not isinstance(view, TableView):
+        return
     found = _slot_of(view.capture, view.vm, translation.ia)
     if found is None:
         yield "  in no memslot"
