@@ -887,7 +887,7 @@ def validate(
         from inspector.report.html.trace import validate_html
 
         _write_html(html, validate_html(verdict))
-    shown = report.crosscheck.ktap if ktap else report.crosscheck.lines
+    shown = report.crosscheck.ktap if ktap else report.validate.lines
     options.emit(report.validate.document, shown, verdict)
     if verdict.interrupted:
         say("interrupted; " + ("the verdict is on what was done so far" if verdict.parts else "nothing was done yet"))

@@ -53,6 +53,24 @@ def test_a_run_that_is_not_whole_is_not_compared() -> None:
         assert compared("vhe", done, base).code is ExitCode.UNTESTABLE
 
 
+def test_a_trailer_of_what_ran_where_all_of_it_is_clean() -> None:
+    held = [
+        Part(f"{mode}: {name}", ExitCode.CLEAN, "", (), {"held": 1200})
+        for mode in ("vhe", "cortex-a76")
+        for name in ("tables", "model")
+    ]
+    text = list(report.validate.lines(Painter(False), Verdict(["kernel: x"], held)))
+    assert text[-1] == "Tested-by: NAME <ADDRESS>"
+    said = " ".join(text[text.index("", -6) + 1 : -1])
+    assert said.startswith("[KVM/arm64 stage-2 under QEMU (vhe, cortex-a76): 2,400 operations kept")
+    assert said.endswith("all tables checked 2 times]")
+    assert all(len(line) <= 75 for line in text)
+    for other in (BROKEN, UNTESTED):
+        assert "Tested-by" not in "".join(report.validate.lines(Painter(False), Verdict(["kernel: x"], [*held, other])))
+    # Where nothing was followed there is nothing to say.
+    assert "Tested-by" not in "".join(report.validate.lines(Painter(False), Verdict(["kernel: x"], [CLEAN])))
+
+
 def test_junit() -> None:
     """Read by a parser: strings from the machine are data."""
     suite = Xml.fromstring(report.validate.junit(Verdict(["kernel: x"], [CLEAN, BROKEN, UNTESTED])))
