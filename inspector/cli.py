@@ -243,7 +243,8 @@ def _draw(options: Options, vm: str | None, path: str) -> None:
 @_own_options
 def walk(options: Options, ipa: str, vm: str | None, own: str | None) -> None:
     """Translate one guest address (IPA), or one of the host's own tables' (--hyp: a VA), level by level."""
-    address, kind = parse_number(ipa, "address"), _own_kind(own, vm)
+    kind = _own_kind(own, vm)
+    address = parse_number(ipa, "VA" if kind is OwnKind.HYP else "IPA")
     capture = get_capture(options, Scope.FULL if kind is None else Scope.WALK)
     view = choose_one(capture, vm) if kind is None else choose_own(capture, kind)
     options.emit(report.walk.document, report.walk.lines, view, translate_in(view, address))

@@ -32,6 +32,7 @@ NOT_FLIPPED = {
     "has": "what it is recognised by",
     "lacks": "what it is recognised by",
     "permission_faults_share_lock": "nothing of pgtable.c",
+    "init_all_vmids": "nothing of pgtable.c",
     "ha_always": "nothing of pgtable.c",
     "cacheable_pfnmap": "nothing of pgtable.c",
     "present_invalid_bit11": "nothing of pgtable.c",
