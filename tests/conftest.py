@@ -7,11 +7,13 @@ import random
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 # Its plugin would load it for the summary at last, and that fails in CPython 3.11 once Dask is loaded
 # ("AST constructor recursion depth mismatch").
 import hypothesis  # noqa: F401
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from fixtures.kernels import TESTED
 
@@ -50,15 +52,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.fast)
         if item.path.is_relative_to(_BENCHMARKS):
             item.add_marker(pytest.mark.alone)
-        if item.get_closest_marker("live"):
-            item.add_marker(pytest.mark.xdist_group(_machine_of(item)))
 
 
-def _machine_of(item: pytest.Item) -> str:
-    """What is booted once for several tests, which one worker then runs: a machine of the matrix, else a module's."""
-    callspec = getattr(item, "callspec", None)
-    cell = callspec.params.get("booted") if callspec is not None else None
-    return str(cell) if cell is not None else item.path.stem
+_CELL = re.compile(r"[\w.,=-]*-smp\d+-gic\d+")
+
+
+class _ByMachine(LoadScopeScheduling):  # type: ignore[misc]
+    """What is booted once for several tests one worker runs: a machine of the matrix, else a module's.
+
+    Not by ``xdist_group``, which xdist 3.8 does not honour under pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module, _, name = nodeid.partition("::")
+        cell = _CELL.search(name)
+        return cell[0] if cell else module
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    return _ByMachine(config, log) if config.option.dist == "loadfile" else None
 
 
 @pytest.fixture
