@@ -119,4 +119,5 @@ def test_cold_start(big: Machine, capsys: pytest.CaptureFixture[str]) -> None:
             f"\ncold start to the end of 'vms': {seconds:.2f} s (goal: 2), of which starting Python "
             f"with its imports {starting:.2f} s"
         )
-    assert seconds <= 10 * starting
+    # A machine whose CPUs all sleep is seen to run when one wakes (target/host_process.py), a second or two later.
+    assert seconds <= 20 * starting

@@ -184,7 +184,7 @@ def test_gdb_killed_in_the_middle(spinning: Machine) -> None:
     while time.monotonic() < deadline:
         mine = [pid for pid in children("--interpreter") if _parent(pid) == process.pid]
         if mine:
-            time.sleep(0.3)
+            time.sleep(0.1)  # it attaches and reads for some tenths
             os.kill(mine[0], signal.SIGKILL)
             break
         time.sleep(0.005)
