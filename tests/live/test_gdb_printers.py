@@ -10,7 +10,6 @@ import threading
 
 import pytest
 
-from tests.conftest import kernel_labels
 from tests.live.gdb_session import PROMPT, Session
 from tests.live.machine import Machine
 
@@ -19,7 +18,6 @@ pytestmark = pytest.mark.live
 _TABLE = "(struct kvm_pgtable *)$x0"
 
 
-@pytest.mark.skipif("6.1" not in kernel_labels(), reason="the debug information at hand is 6.1's")
 def test_objects_of_a_running_kernel() -> None:
     """At the entry of an operation, whose first argument is the table."""
     with Machine.start("6.1", scenario="none") as machine, Session() as gdb:
