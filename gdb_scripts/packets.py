@@ -68,6 +68,19 @@ def read(send: Send, address: int, size: int) -> bytes | None:
     return b"".join(parts)
 
 
+def numbers(*names: str) -> dict[str, int]:
+    """What ``p`` takes for registers that ``g`` has not, of those that the stub offers.
+
+    gdb's table (``maint print remote-registers``) has the name first, and seventh the number for the stub.
+    """
+    found = {}
+    for line in gdb.execute("maint print remote-registers", to_string=True).splitlines():
+        words = line.split()
+        if len(words) > 6 and words[0] in names and words[6].isdigit():
+            found[words[0]] = int(words[6])
+    return found
+
+
 def thread_of(reply: bytes) -> str:
     """``p01.02`` of ``T05thread:p01.02;``."""
     return reply.partition(b"thread:")[2].partition(b";")[0].decode("ascii")

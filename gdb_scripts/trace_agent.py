@@ -31,7 +31,9 @@ _NO_CAS = (1 << 64) - 1
 """``RECORD_…`` of probe.c."""
 
 _HEAD = struct.Struct("<BBHI")
-_LINK, _SP, _PC = 30, 31, 32
+_LINK, _SP, _PC, _PSTATE = 30, 31, 32, 33
+_HCR_VM = 1
+_EL2 = 2
 _MASK = (1 << 64) - 1
 _WAKE_SECONDS = 0.05
 _READY = b"."
@@ -46,7 +48,8 @@ class Stop(NamedTuple):
     since the function was entered when this is the first stop in it, ``again`` when it is not, ``told`` those that
     this stop is for; ``closes``: none follows before the function is left.  ``reads`` are (offset, size, offset in a
     record's store) of what x0's structure holds at the return.  ``move`` is how the instruction here is done:
-    ``["next"]``, ``["return", register]``, ``["add", register, register, number]``, ``["step"]``.
+    ``["next"]``, ``["return", register]``, ``["add", register, register, number]``, ``["step"]``.  ``level`` is the
+    exception level that runs it: elsewhere the same address is another's.
     """
 
     address: int
@@ -60,6 +63,7 @@ class Stop(NamedTuple):
     closes: bool
     reads: list[list[int]]
     move: list[Any]
+    level: int
 
 
 class _Ended(Exception):
@@ -75,7 +79,7 @@ def stage2_trace(name: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as driver:
         driver.connect("\0" + name)
         stops = {stop.address: stop for stop in (Stop(*each) for each in json.loads(_line(driver)))}
-        agent = _Agent(send, driver, stops)
+        agent = _Agent(send, driver, stops, packets.numbers("HCR_EL2", "SP_EL1"))
         # From here on somebody must be able to stop the machine, whatever this process waits for.
         with contextlib.suppress(_Ended), _waker(wire, driver):
             agent.follow()
@@ -127,10 +131,21 @@ def _wake(wire: int, driver: int, parent: int) -> None:
 
 class _Agent:
     """``open`` are the stacks on which a function is run that was stopped in already; ``structures`` what x0 was when
-    a function was entered whose structure is read at its return."""
+    a function was entered whose structure is read at its return.  Where the kernel is at EL1, EL2 runs its own code on
+    a stack of its own: whose it is says ``SP_EL1``, which a hypercall leaves alone."""
 
-    def __init__(self, send: Callable[[bytes], bytes | None], driver: socket.socket, stops: dict[int, Stop]) -> None:
+    def __init__(
+        self,
+        send: Callable[[bytes], bytes | None],
+        driver: socket.socket,
+        stops: dict[int, Stop],
+        numbers: dict[str, int],
+    ) -> None:
         self._send = send
+        self._numbers = numbers
+        self._below = any(stop.level < _EL2 for stop in stops.values())
+        if self._below and len(numbers) < 2:
+            raise gdb.GdbError("the stub does not offer HCR_EL2 and SP_EL1, without which nVHE is not followed")
         self._driver = driver
         self._stops = stops
         self._open: set[int] = set()
@@ -183,8 +198,24 @@ class _Agent:
         stop = self._stops.get(registers[_PC])
         if stop is None:
             return
+        if not self._is_hosts(stop, registers):
+            self._step(stop.address, answer)
+            return
         self._handlers[stop.kind](stop, registers, packets.cpu_of(packets.thread_of(answer)))
         self._move(stop, registers, answer)
+
+    def _is_hosts(self, stop: Stop, registers: tuple[int, ...]) -> bool:
+        """Not a guest's, or a process's, that has something else at the same address.
+
+        A guest runs with HCR_EL2.VM, the host without (not in protected mode; DDI 0487 D24.2).
+        """
+        if registers[_PSTATE] >> 2 & 3 != stop.level:
+            return False
+        return stop.level == _EL2 or not self._read("HCR_EL2") & _HCR_VM
+
+    def _read(self, register: str) -> int:
+        answer = self._ask(b"p%x" % self._numbers[register])
+        return int.from_bytes(bytes.fromhex(answer.decode("ascii")), "little")
 
     def _registers(self) -> tuple[int, ...]:
         """Of the CPU that stopped, which the stub takes for the current one."""
@@ -211,7 +242,7 @@ class _Agent:
         self._record(PROBE, cpu, stop.number, (*registers[: stop.words], registers[_LINK], stack))
 
     def _tell(self, stop: Stop, registers: tuple[int, ...], cpu: int) -> None:
-        stack = registers[_SP]
+        stack = self._read("SP_EL1") if self._below else registers[_SP]
         known = stop.again if stack in self._open else stop.first
         if stop.closes:
             self._open.discard(stack)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
@@ -13,9 +14,17 @@ from inspector.generations import code_of
 from inspector.kernel.accessors import accessor_variable
 from inspector.kernel.objects import HostKernel, KernelObject
 from inspector.kernel.space import BadPointer, stage1_geometry
-from inspector.snapshot import Area, CpuState, Host, Mode, OwnKind, OwnTable, PageStates, Share
+from inspector.snapshot import Area, Host, Mode, OwnKind, OwnTable, PageStates, Share
 from inspector.symbols.api import Member
 from inspector.tables import translate
+
+
+class Registers(Protocol):
+    """One CPU's, as a capture or a target has them."""
+
+    @property
+    def registers(self) -> Mapping[str, int]: ...
+
 
 _HYP_MODES = (Mode.NVHE, Mode.HVHE, Mode.PROTECTED)
 _U64 = (1 << 64) - 1
@@ -42,7 +51,7 @@ def own_tables(kernel: HostKernel, host: Host, notes: list[str]) -> tuple[OwnTab
     if host.mode not in _HYP_MODES:
         return ()
     found = []
-    offset = _offset(kernel)
+    offset = hyp_physvirt_offset(kernel)
     for kind, read in ((OwnKind.HYP, _hyp), (OwnKind.HOST, _host_stage2)):
         if kind is OwnKind.HOST and host.mode is not Mode.PROTECTED:
             continue
@@ -56,8 +65,11 @@ def own_tables(kernel: HostKernel, host: Host, notes: list[str]) -> tuple[OwnTab
     return tuple(found)
 
 
-def _offset(kernel: HostKernel) -> int | None:
-    """``hyp_physvirt_offset`` (arch/arm64/kvm/va_layout.c; EL2's own variable from 5.11 on), as 64 bits."""
+def hyp_physvirt_offset(kernel: HostKernel) -> int | None:
+    """What EL2 in nVHE, hVHE and pKVM adds to an address of its own to have the PA, as 64 bits.
+
+    ``hyp_physvirt_offset`` (arch/arm64/kvm/va_layout.c; EL2's own variable from 5.11 on).
+    """
     for name in ("__kvm_nvhe_hyp_physvirt_offset", "hyp_physvirt_offset"):
         address = kernel.symbol(name)
         if address is not None:
@@ -72,10 +84,25 @@ def _offset(kernel: HostKernel) -> int | None:
 
 
 def _hyp(kernel: HostKernel, host: Host, offset: int | None) -> OwnTable | None:
-    pgt = _hyp_pgtable(kernel, host)
-    recorded = _pgd(kernel, pgt, host, offset)
+    found = hyp_table(kernel, host.cpus, host.mode, offset)
+    if found is None:
+        return None
+    root, geometry, recorded = found
+    protected = host.mode is Mode.PROTECTED
+    states = _states(kernel, host, root, geometry) if protected else None
+    in_entries = protected and _states_in_entries(kernel)
+    return OwnTable(OwnKind.HYP, root, geometry, recorded, offset, tuple(_areas(kernel)), states, in_entries)
+
+
+def hyp_table(
+    kernel: HostKernel, cpus: Sequence[Registers], mode: Mode, offset: int | None
+) -> tuple[int, Geometry, int | None] | None:
+    """EL2's stage 1: the PA of its root, its shape, and the root that the kernel recorded; ``None`` where nothing
+    names one."""
+    pgt = _hyp_pgtable(kernel, mode)
+    recorded = _pgd(kernel, pgt, mode, offset)
     # First what is in force: with the boot stub back (no VM is there), or of a CPU that KVM never saw, it may be stale.
-    cpus = sorted(host.cpus, key=lambda cpu: not cpu.registers.get("SCTLR_EL2", 0) & _SCTLR_M)
+    cpus = sorted(cpus, key=lambda cpu: not cpu.registers.get("SCTLR_EL2", 0) & _SCTLR_M)
     geometry = next(_hyp_geometries(cpus, kernel.space.geometry.pa_bits), None)
     roots = [table_address(cpu.registers["TTBR0_EL2"]) for cpu in cpus if cpu.registers.get("TTBR0_EL2")]
     if recorded is not None and not any(cpu.registers.get("SCTLR_EL2", 0) & _SCTLR_M for cpu in cpus):
@@ -83,15 +110,10 @@ def _hyp(kernel: HostKernel, host: Host, offset: int | None) -> OwnTable | None:
     if geometry is None and pgt is not None:  # of a dump
         geometry = stage1_geometry(pgt.u("ia_bits"), kernel.space.geometry.granule_shift)
     root = next(iter(roots), recorded)
-    if geometry is None or root is None:
-        return None
-    protected = host.mode is Mode.PROTECTED
-    states = _states(kernel, host, root, geometry) if protected else None
-    in_entries = protected and _states_in_entries(kernel)
-    return OwnTable(OwnKind.HYP, root, geometry, recorded, offset, tuple(_areas(kernel)), states, in_entries)
+    return None if geometry is None or root is None else (root, geometry, recorded)
 
 
-def _hyp_geometries(cpus: Sequence[CpuState], pa_bits: int) -> Iterator[Geometry]:
+def _hyp_geometries(cpus: Sequence[Registers], pa_bits: int) -> Iterator[Geometry]:
     """The shapes by each CPU's TCR_EL2, which has the layout of TCR_EL1 with HCR_EL2.E2H.
 
     With E2H an output size may be reserved: 6.12 writes TCR_EL2.DS of the other layout into IPS (``arm.c``,
@@ -111,13 +133,13 @@ def _hyp_geometries(cpus: Sequence[CpuState], pa_bits: int) -> Iterator[Geometry
             yield Geometry.for_stage1(bits, shift, output, lpa2)
 
 
-def _hyp_pgtable(kernel: HostKernel, host: Host) -> KernelObject | None:
+def _hyp_pgtable(kernel: HostKernel, mode: Mode) -> KernelObject | None:
     """EL2's ``struct kvm_pgtable``: the kernel's ``hyp_pgtable``, or ``pkvm_pgtable``, which replaces it under pKVM.
 
     The former is static; ``kvm_mmu_get_httbr`` (arch/arm64/kvm/mmu.c) names it in any kernel.
     """
     try:
-        if host.mode is Mode.PROTECTED:
+        if mode is Mode.PROTECTED:
             address = kernel.symbol("__kvm_nvhe_pkvm_pgtable")
             return None if address is None else kernel.at("kvm_pgtable", address)
         pointer = kernel.symbol("hyp_pgtable") or accessor_variable(kernel, "kvm_mmu_get_httbr")
@@ -127,11 +149,11 @@ def _hyp_pgtable(kernel: HostKernel, host: Host) -> KernelObject | None:
         return None
 
 
-def _pgd(kernel: HostKernel, pgt: KernelObject | None, host: Host, offset: int | None) -> int | None:
+def _pgd(kernel: HostKernel, pgt: KernelObject | None, mode: Mode, offset: int | None) -> int | None:
     """PA of ``pgt->pgd``; under pKVM a hyp VA."""
     if pgt is None:
         return None
-    if host.mode is Mode.PROTECTED:
+    if mode is Mode.PROTECTED:
         return None if offset is None else pgt.u("pgd") + offset & _U64
     try:
         return kernel.space.pa(pgt.u("pgd"))

@@ -14,12 +14,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any, Final
 
 from inspector.events import Source
 from inspector.findings import BadInput, InspectorError, TargetLost, Untestable
+from inspector.kernel.el2 import el2_distance
 from inspector.kernel.host import find_kernel
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.mode import kvm_mode
@@ -27,6 +28,7 @@ from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 from inspector.snapshot import Mode
 from inspector.symbols.kernel import KernelSymbols
+from inspector.target.api import Cpu
 from inspector.target.gdb_memory import PhysicalMode, load_script
 from inspector.target.host_process import command_line
 from inspector.target.machine import Machine
@@ -34,7 +36,7 @@ from inspector.trace.assemble import Assembler
 from inspector.trace.file import Writer
 from inspector.trace.follow import Followed, flush, progress_line
 from inspector.trace.functions import FUNCTIONS, Role
-from inspector.trace.gdb_code import STEP, Move, Place, Telling, entry_of, leave_of, tellings_of
+from inspector.trace.gdb_code import STEP, Move, Place, entry_of, is_told, leave_of, tellings_of
 from inspector.trace.gdb_rules import OperationJudge
 from inspector.trace.only import Only, tables_of
 from inspector.trace.plan import EXIT, Plan, make_plan
@@ -50,12 +52,13 @@ _END_SECONDS: Final = 10.0
 _FOREVER: Final = 1e8
 """Seconds; three years."""
 _NO_RETURN: Final = ("__stack_chk_fail", "panic")
+_NO_RETURN_AT_EL2: Final = ("__kvm_nvhe_hyp_panic", "__kvm_nvhe___stack_chk_fail")
 _NOT_FOLLOWED: Final = {
     Mode.NONE: "KVM does not run on this host",
-    Mode.NVHE: "the host runs in nVHE",
-    Mode.HVHE: "the host runs in hVHE",
-    Mode.PROTECTED: "the host runs in protected mode",
+    Mode.PROTECTED: "the host runs in protected mode: its stage-2 operations, done at EL2, are not followed",
 }
+_EL2: Final = 2
+_U64: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -85,20 +88,51 @@ def places_of(machine: Machine, symbols: KernelSymbols, tell: Callable[[str], No
     cpus = machine.cpus()
     kernel = find_kernel(StoppedMemory(machine.memory), symbols, cpus, tell)
     mode = kvm_mode(kernel, cpus)
-    if mode is not Mode.VHE:
-        what = "" if mode is Mode.NONE else ": what its TLB functions do at EL2 is not followed; take a CPU with VHE"
-        raise Untestable(_NOT_FOLLOWED[mode] + what)
+    if mode in _NOT_FOLLOWED:
+        raise Untestable(_NOT_FOLLOWED[mode])
     plan = make_plan(symbols, kernel.space.geometry.granule_shift)
     names = tuple(name for name in plan.functions if FUNCTIONS[name].role in _FOLLOWED)
     kept = replace(plan, functions=names, probes=())
     watched = _has_plugin(machine)
-    stops = [stop for name in names for stop in _probes(kernel, plan, name, names.index(name), watched)]
-    ends = frozenset(address for name in _NO_RETURN if (address := kernel.symbol(name)) is not None)
-    for low, high in plan.invalidating:
-        code = _code(kernel, low, high - low)
-        stops += [_telling(each) for each in tellings_of(kernel.space.runtime(low), code, ends)]
+    level = _EL2 if mode is Mode.VHE else 1
+    stops = [stop for name in names for stop in _probes(kernel, plan, name, names.index(name), watched, level)]
+    stops += (
+        _tellings(kernel, plan.invalidating, _NO_RETURN, 0, watched)
+        if mode is Mode.VHE
+        else _tellings_at_el2(kernel, plan, cpus, mode, watched)
+    )
     only = Only(tables_of(kernel, vm)) if vm is not None else None
     return Places(kept, tuple(stops), only)
+
+
+def _tellings_at_el2(
+    kernel: HostKernel, plan: Plan, cpus: Sequence[Cpu], mode: Mode, watched: bool
+) -> Iterator[tuple[Any, ...]]:
+    """In nVHE and hVHE: code of the kernel's image, mapped for EL2 elsewhere (``init_hyp_mode``, arch/arm64/kvm/arm.c).
+
+    Raises `Untestable` where it is not known where.
+    """
+    distance = el2_distance(kernel, cpus, mode)
+    if distance is None or not plan.hyp:
+        raise Untestable("where EL2 of this host has its code is not to be found: take a CPU with VHE")
+    yield from _tellings(kernel, plan.hyp, _NO_RETURN_AT_EL2, distance, watched)
+
+
+def _tellings(
+    kernel: HostKernel, functions: Sequence[tuple[int, int]], no_return: Sequence[str], distance: int, watched: bool
+) -> Iterator[tuple[Any, ...]]:
+    """The stops in functions that invalidate, which run ``distance`` bytes above where the kernel has them.
+
+    ``watched``: no barrier is left out.
+    """
+    ends = frozenset(address + distance & _U64 for name in no_return if (address := kernel.symbol(name)) is not None)
+    for low, high in functions:
+        code = _code(kernel, low, high - low)
+        start = kernel.space.runtime(low) + distance & _U64
+        for each in tellings_of(start, code, ends):
+            lists = ([*each.first], [*each.again], [*each.told])
+            move: Move = STEP if watched and is_told(code[(each.address - start) // 4]) else each.move
+            yield (each.address, "tell", 0, 0, 0, *lists, each.closes, [], list(move), _EL2)
 
 
 def _has_plugin(machine: Machine) -> bool:
@@ -115,8 +149,11 @@ def _code(kernel: HostKernel, link: int, size: int) -> tuple[int, ...]:
         raise TargetLost(f"the kernel's text cannot be read: {error}") from None
 
 
-def _probes(kernel: HostKernel, plan: Plan, name: str, number: int, watched: bool) -> Iterator[tuple[Any, ...]]:
-    """The stops of one function: at its entry, and at each of its returns; ``watched``: no RET is left out."""
+def _probes(
+    kernel: HostKernel, plan: Plan, name: str, number: int, watched: bool, level: int
+) -> Iterator[tuple[Any, ...]]:
+    """The stops of one function, run at ``level``: at its entry, and at each of its returns; ``watched``: no RET is
+    left out."""
     function = FUNCTIONS[name]
     planned = plan.functions.index(name)
     reads = _reads(plan) if function.role is Role.INIT else []
@@ -126,12 +163,12 @@ def _probes(kernel: HostKernel, plan: Plan, name: str, number: int, watched: boo
     code, address = _code(kernel, low, max(high - low, _PROLOGUE)), kernel.space.runtime(low)
     for link, what, words in mine:
         if what < EXIT:
-            yield _probe("enter", number, words, entry_of(address, code), reads)
+            yield _probe("enter", number, words, entry_of(address, code), reads, level)
         else:
             place = leave_of(address, code, (link - low) // 4)
             if watched and place.move[0] == "return":
                 place = replace(place, move=STEP)
-            yield _probe("leave", number + EXIT, words, place, reads)
+            yield _probe("leave", number + EXIT, words, place, reads, level)
 
 
 def _reads(plan: Plan) -> list[list[int]]:
@@ -140,14 +177,8 @@ def _reads(plan: Plan) -> list[list[int]]:
     return [[offset, size, forms[size]] for offset, size in plan.members.values()]
 
 
-def _probe(kind: str, number: int, words: int, place: Place, reads: list[list[int]]) -> tuple[Any, ...]:
-    return (place.address, kind, number, words, place.frame, [], [], [], True, reads, list(place.move))
-
-
-def _telling(each: Telling) -> tuple[Any, ...]:
-    lists = ([*each.first], [*each.again], [*each.told])
-    move: Move = each.move
-    return (each.address, "tell", 0, 0, 0, *lists, each.closes, [], list(move))
+def _probe(kind: str, number: int, words: int, place: Place, reads: list[list[int]], level: int) -> tuple[Any, ...]:
+    return (place.address, kind, number, words, place.frame, [], [], [], True, reads, list(place.move), level)
 
 
 class GdbFollowing:

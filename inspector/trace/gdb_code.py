@@ -161,7 +161,7 @@ class _Function:
                 waiting += self.after(at)
         targets = {followed for at in places for followed in self.after(at) if followed != at + 1}
         self.leaders = {0, *targets, *(at + 1 for at in places if _is_branch(words[at]))}
-        self.told = {at for at in places if _is_told(words[at])}
+        self.told = {at for at in places if is_told(words[at])}
 
     def after(self, at: int) -> Iterator[int]:
         """The places that may be next; none where the function is left."""
@@ -181,7 +181,8 @@ class _Function:
         return range(at, end)
 
 
-def _is_told(word: int) -> bool:
+def is_told(word: int) -> bool:
+    """An event of a trace: an invalidation, a barrier, a write of a register that counts."""
     return event_of(word, 0) is not None
 
 

@@ -36,7 +36,8 @@ from tests.live.trace_kills import busy, killed
 pytestmark = pytest.mark.live
 
 REPO = Path(__file__).resolve().parents[2]
-KERNELS = [None, *(label for label in ("6.12",) if label in kernel_labels())]
+NVHE = "kvm-arm.mode=nvhe"
+HOSTS = [(None, ""), (None, NVHE), *((label, "") for label in ("6.12",) if label in kernel_labels())]
 WORKLOAD = ("run log", "end", "run smp", "run remap", "end", "run cow", "end", "run slots", "run protect")
 KILLS = 12
 
@@ -100,10 +101,13 @@ class Both:
     after: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=KERNELS, ids=lambda label: label or "default")
+@pytest.fixture(
+    scope="module", params=HOSTS, ids=lambda host: (host[0] or "default") + host[1].replace("kvm-arm.mode=", "-")
+)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     folder = tmp_path_factory.mktemp("gdb")
-    with Machine.start(request.param, options=["--trace"]) as machine:
+    kernel, append = request.param
+    with Machine.start(kernel, append=append, options=["--trace"]) as machine:
         before = json.loads(inspect(machine, "trace", "--for", "0", "--json").stdout)
         script = folder / "work.sh"
         lines = [f"{sys.executable} -m fixtures.console {machine.console_socket} {line}" for line in WORKLOAD]
@@ -197,11 +201,10 @@ def test_a_machine_that_ends_is_the_end_of_its_trace(tmp_path: Path) -> None:
     assert len(operations(tmp_path / "t")) == document["operations"]
 
 
-@pytest.mark.parametrize("cpu", ["cortex-a57"])
-def test_a_host_in_nvhe_is_said_to_be_untested(cpu: str) -> None:
-    with Machine.start(cpu=cpu, scenario="none") as machine:
+def test_a_host_in_protected_mode_is_said_to_be_untested() -> None:
+    with Machine.start(append="kvm-arm.mode=protected", scenario="none") as machine:
         done = inspect(machine, "trace", "--for", "1")
         with qmp(machine) as client:
             assert client.running()
     assert done.returncode == 125
-    assert "nVHE" in done.stderr
+    assert "protected mode" in done.stderr
