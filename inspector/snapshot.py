@@ -133,6 +133,15 @@ class PageInfo:
     state: PageState
 
 
+@dataclass(frozen=True, order=True)
+class PkvmMapping:
+    """One ``struct pkvm_mapping``: ``npages`` pages from frame ``pfn`` at ``gfn``, in host pages."""
+
+    gfn: int
+    pfn: int
+    npages: int
+
+
 @dataclass(frozen=True)
 class Mmu:
     """One ``struct kvm_s2_mmu``.
@@ -141,7 +150,9 @@ class Mmu:
     5.10/5.15, the generation in the upper half.  ``pgd_phys`` and ``pgd_pa`` are the two records of the root (the
     latter from ``pgt->pgd``; both ``None`` when ``pgt`` is NULL or not readable: ``unreadable`` then says why, and
     ``damaged`` whether that is a state no kernel puts it in).  ``vtcr`` is the kernel's stored value, ``geometry`` is
-    derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.
+    derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.  ``at_el2``: the hypervisor's own of a guest
+    under pKVM (6.18 and later), as its ``struct pkvm_hyp_vm`` has it; ``mappings`` is then the host's record of what it
+    holds (``None``: not known).
     """
 
     address: int
@@ -160,6 +171,8 @@ class Mmu:
     nested_vttbr: int | None = None
     nested_vtcr: int | None = None
     damaged: bool = False
+    at_el2: bool = False
+    mappings: tuple[PkvmMapping, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from inspector.kernel.cpus import cpu_states, loaded_vcpus
 from inspector.kernel.host import describe, find_kernel
 from inspector.kernel.memory import StoppedMemory
 from inspector.kernel.objects import HostKernel
-from inspector.kernel.own import own_tables
+from inspector.kernel.own import hyp_refcounts, own_tables
 from inspector.kernel.pages import page_map
 from inspector.kernel.space import BadPointer
 from inspector.kernel.vmemmap import UnknownVmemmap
 from inspector.kernel.vmm import backing
 from inspector.kernel.vms import ReadVm, look_at, read_vms
-from inspector.snapshot import Backing, Capture, Host, Look, Memslot, Mmu, Mode, OwnTable, PageInfo, Scope, Vm
+from inspector.snapshot import Backing, Capture, Host, Look, Memslot, Mmu, Mode, OwnKind, OwnTable, PageInfo, Scope, Vm
 from inspector.symbols.api import Symbols
 from inspector.tables import ProblemKind, Tree, walk_tree
 from inspector.target.api import Target
@@ -81,6 +81,24 @@ def _pages(
     return pages.page_info({table.pa for tree in trees for table in tree.tables}), held
 
 
+def _counted_at_el2(
+    kernel: HostKernel,
+    host: Host,
+    vms: Sequence[ReadVm],
+    trees: Sequence[Tree],
+    own: Sequence[OwnTable],
+    page_info: Mapping[int, PageInfo],
+) -> dict[int, PageInfo]:
+    """The table pages of guests whose tables the hypervisor keeps, with its own count of each."""
+    roots = {mmu.pgd_phys for read in vms for mmu in read.vm.mmus if mmu.at_el2}
+    pas = [table.pa for tree in trees if tree.root_pa in roots for table in tree.tables]
+    hyp = next((one for one in own if one.kind is OwnKind.HYP), None)
+    if not pas or hyp is None:
+        return {}
+    counts = hyp_refcounts(kernel, host, hyp, pas)
+    return {pa: replace(page_info[pa], refcount=counts[pa]) for pa in pas if pa in page_info and pa in counts}
+
+
 def _backings(
     kernel: HostKernel, vms: Sequence[ReadVm], notes: list[str]
 ) -> dict[tuple[str, int], tuple[Backing, ...]]:
@@ -125,6 +143,7 @@ def _read(target: Target, symbols: Symbols, scope: Scope, progress: Progress) ->
             own = own_tables(kernel, host, notes)
             trees = _trees(kernel, host, vms) + _own_trees(kernel, host, own)
             page_info, kernel_pa = _pages(kernel, host, trees, notes)
+            page_info = {**page_info, **_counted_at_el2(kernel, host, vms, trees, own, page_info)}
             host = replace(host, kernel_pa=kernel_pa)
         if scope is Scope.FULL:
             progress("reading what backs guest memory")

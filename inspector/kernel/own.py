@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -176,6 +176,7 @@ def _areas(kernel: HostKernel) -> Iterator[Area]:
 
 # --- pKVM's page states ---
 
+_VMEMMAP = "__kvm_nvhe___hyp_vmemmap"
 _MOST_PAGES = 1 << 23
 """So many pages have their states read: 32 GiB of 4K pages, 64 MiB of ``struct hyp_page``."""
 _STATES = (("__host_state", "host_state"), ("__hyp_state_comp",))
@@ -188,9 +189,27 @@ def _states_in_entries(kernel: HostKernel) -> bool:
     return known and not any(kernel.has("hyp_page", name) for name in _STATES[0])
 
 
+def hyp_refcounts(kernel: HostKernel, host: Host, hyp: OwnTable, pas: Collection[int]) -> Mapping[int, int]:
+    """``hyp_page_count`` of pages that the hypervisor has: ``refcount`` of their ``struct hyp_page`` (nvhe/memory.h).
+
+    What cannot be read is left out.
+    """
+    variable = kernel.symbol(_VMEMMAP)
+    if variable is None or not kernel.has("hyp_page", "refcount"):
+        return {}
+    memory, member, size = kernel.space.memory, kernel.member("hyp_page", "refcount"), kernel.sizeof("hyp_page")
+    base, fmt = kernel.space.u64(variable), code_of(host).own_format(host, OwnKind.HYP)
+    found = {}
+    for pa in pas:
+        at = translate(memory.read, hyp.root, hyp.geometry, fmt, base + pa // hyp.geometry.granule * size).pa
+        if at is not None:
+            found[pa] = int.from_bytes(memory.read(at + member.offset, member.type.size), "little")
+    return found
+
+
 def _states(kernel: HostKernel, host: Host, root: int, geometry: Geometry) -> tuple[PageStates, ...] | None:
     """What ``hyp_vmemmap`` says of each page of RAM; ``None`` where it holds no states, or cannot be read."""
-    variable = kernel.symbol("__kvm_nvhe___hyp_vmemmap")
+    variable = kernel.symbol(_VMEMMAP)
     if variable is None or kernel.symbols.struct("hyp_page") is None:
         return None
     names = [next((name for name in each if kernel.has("hyp_page", name)), None) for each in _STATES]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from inspector.codec import Geometry
+from inspector.kernel.hyp_vms import HypVms, hyp_vms, mappings, part
 from inspector.kernel.memslots import memslots
 from inspector.kernel.objects import HostKernel, KernelObject
 from inspector.kernel.space import BadPointer, pointers_in
@@ -13,6 +14,7 @@ from inspector.kernel.tasks import open_files
 from inspector.snapshot import Mmu, MmuKind, Vcpu, Vm
 from inspector.symbols.api import TypeKind
 
+_MOST_VMID_BITS = 16
 _VTTBR_CNP = 1  # "invalid" mark in kvm_s2_mmu.tlb_vttbr (arch/arm64/kvm/nested.c 6.12: kvm_s2_mmu_valid)
 _XA_MARKS = (256 << 2 | 2, 257 << 2 | 2)  # XA_RETRY_ENTRY, XA_ZERO_ENTRY: xa_mk_internal(256), (257)
 _XA_DEPTH = 12  # 64 bits in steps of XA_CHUNK_SHIFT, 6, and one to spare
@@ -111,47 +113,66 @@ def _geometry(vtcr: int) -> Geometry | None:
         return None
 
 
-def read_mmu(kernel: HostKernel, address: int, kind: MmuKind, vtcr: int | None, vmid_bits: int, *, pkvm: bool) -> Mmu:
+def read_mmu(kernel: HostKernel, address: int, kind: MmuKind, vtcr: int | None, vmid_bits: int) -> Mmu:
     """One ``struct kvm_s2_mmu`` (kernel.md 13.2).  ``vtcr`` is the VM's where the structure has none (before 6.12)."""
     mmu = kernel.at("kvm_s2_mmu", address)
+    pgt = mmu.u("pgt")
+    found = _mmu(kernel, mmu, kind, vtcr, vmid_bits)
+    if not pgt:
+        return replace(
+            found, unreadable="pgt is NULL: the table is not made yet, or is being torn down (kvm_free_stage2_pgd)"
+        )
+    try:
+        table = kernel.at("kvm_pgtable", pgt)
+        return _with_table(found, table, kernel.space.pa(table.u("pgd")))
+    except BadPointer as e:
+        return replace(found, unreadable=f"its kvm_pgtable cannot be followed: {e}", damaged=True)
+
+
+def _mmu(kernel: HostKernel, mmu: KernelObject, kind: MmuKind, vtcr: int | None, vmid_bits: int) -> Mmu:
+    """What the structure itself holds."""
     vmid, vmid_raw = _vmid(kernel, mmu, vmid_bits)
     value = mmu.u("vtcr") if mmu.has("vtcr") else (vtcr or 0)
-    pgt = mmu.u("pgt")
-    unreadable = None
-    damaged = False
-    ia_bits = start_level = flags = pgd_pa = None
-    if pkvm and kernel.has("kvm_pgtable", "pkvm_mappings"):
-        unreadable = "protected mode: the hypervisor owns this table, the kernel's kvm_pgtable holds no root (6.18+)"
-    elif not pgt:
-        unreadable = "pgt is NULL: the table is not made yet, or is being torn down (kvm_free_stage2_pgd)"
-    else:
-        try:
-            table = kernel.at("kvm_pgtable", pgt)
-            ia_bits = table.u("ia_bits")
-            start_level = table.s("start_level")
-            flags = table.u("flags") if table.has("flags") else None
-            pgd_pa = kernel.space.pa(table.u("pgd"))
-        except BadPointer as e:
-            unreadable, damaged = f"its kvm_pgtable cannot be followed: {e}", True
     nested = kind is MmuKind.SHADOW
     return Mmu(
-        address=address,
+        address=mmu.address,
         kind=kind,
         vmid=vmid,
         vmid_raw=vmid_raw,
         pgd_phys=mmu.u("pgd_phys"),
-        pgd_pa=pgd_pa,
+        pgd_pa=None,
         vtcr=value,
-        ia_bits=ia_bits,
-        start_level=start_level,
-        pgt_flags=flags,
+        ia_bits=None,
+        start_level=None,
+        pgt_flags=None,
         geometry=_geometry(value),
-        unreadable=unreadable,
-        damaged=damaged,
         nested_valid=not mmu.u("tlb_vttbr") & _VTTBR_CNP if nested else None,
         nested_vttbr=mmu.u("tlb_vttbr") if nested else None,
         nested_vtcr=mmu.u("tlb_vtcr") if nested else None,
     )
+
+
+def _with_table(mmu: Mmu, table: KernelObject, pgd_pa: int) -> Mmu:
+    """With what its ``struct kvm_pgtable`` holds."""
+    flags = table.u("flags") if table.has("flags") else None
+    return replace(mmu, ia_bits=table.u("ia_bits"), start_level=table.s("start_level"), pgt_flags=flags, pgd_pa=pgd_pa)
+
+
+def _hypervisors_mmu(kernel: HostKernel, kvm: KernelObject, hypervisor: HypVms | None, vmid_bits: int) -> Mmu:
+    """The MMU that guests of a VM run with under pKVM, which the host has no table of (6.18 and later)."""
+    own = kernel.at("kvm_s2_mmu", kvm.addr("arch.mmu"))
+    if hypervisor is None:
+        why = "protected mode: the hypervisor owns this table, and where it has it is not to be found"
+        return replace(_mmu(kernel, own, MmuKind.VM, None, vmid_bits), unreadable=why)
+    hyp_vm = hypervisor.of(kvm)
+    if isinstance(hyp_vm, str):
+        return replace(_mmu(kernel, own, MmuKind.VM, None, vmid_bits), unreadable=hyp_vm)
+    mmu = _mmu(kernel, part(hyp_vm, "kvm.arch.mmu", "kvm_s2_mmu"), MmuKind.VM, None, vmid_bits)
+    table = part(hyp_vm, "pgt", "kvm_pgtable")
+    mmu = replace(
+        _with_table(mmu, table, hypervisor.pa(table.u("pgd"))), at_el2=True, mappings=mappings(kernel, own.u("pgt"))
+    )
+    return mmu if mmu.pgd_phys else replace(mmu, unreadable="the hypervisor has not made this table, or has ended it")
 
 
 def _shadow_mmus(kernel: HostKernel, kvm: KernelObject) -> list[int]:
@@ -239,7 +260,11 @@ def look_at(kernel: HostKernel, vm: Vm) -> tuple[bool | None, dict[int, int]]:
 
     ``kvm_free_stage2_pgd`` leaves 0.  Raises `BadPointer` when the VM's memory is no longer mapped.
     """
-    lock = _mmu_lock_held(kernel.at("kvm", vm.address))
+    kvm = kernel.at("kvm", vm.address)
+    lock = _mmu_lock_held(kvm)
+    if any(mmu.at_el2 for mmu in vm.mmus):
+        now = _hypervisors_mmu(kernel, kvm, hyp_vms(kernel), _MOST_VMID_BITS)
+        return lock, {now.address: now.pgd_phys}
     return lock, {mmu.address: kernel.at("kvm_s2_mmu", mmu.address).u("pgd_phys") for mmu in vm.mmus}
 
 
@@ -260,6 +285,8 @@ def read_vms(
     same, with the reason.
     """
     found = find_vms(kernel, notes)
+    at_el2 = pkvm and kernel.has("kvm_pgtable", "pkvm_mappings")
+    hypervisor = hyp_vms(kernel) if at_el2 else None
     order = sorted(found, key=lambda kvm: (found[kvm].owner or (1 << 62, 0), kvm))
     result = []
     for number, address in enumerate(order):
@@ -277,18 +304,29 @@ def read_vms(
             fd=how.fd,
         )
         try:
-            result.append(_read_vm(kernel, vm, running, vmid_bits, pkvm=pkvm))
+            result.append(_read_vm(kernel, vm, running, vmid_bits, at_el2=at_el2, hypervisor=hypervisor))
         except BadPointer as e:
             result.append(ReadVm(replace(vm, unreadable=str(e)), 0))
     return result
 
 
-def _read_vm(kernel: HostKernel, vm: Vm, running: Mapping[int, int], vmid_bits: int, *, pkvm: bool) -> ReadVm:
+def _read_vm(
+    kernel: HostKernel,
+    vm: Vm,
+    running: Mapping[int, int],
+    vmid_bits: int,
+    *,
+    at_el2: bool,
+    hypervisor: HypVms | None,
+) -> ReadVm:
     """``vm`` with what its ``struct kvm`` holds."""
     kvm = kernel.at("kvm", vm.address)
     vtcr = kvm.u("arch.vtcr") if kvm.has("arch.vtcr") else None
-    own = read_mmu(kernel, kvm.addr("arch.mmu"), MmuKind.VM, vtcr, vmid_bits, pkvm=pkvm)
-    shadows = [read_mmu(kernel, a, MmuKind.SHADOW, vtcr, vmid_bits, pkvm=pkvm) for a in _shadow_mmus(kernel, kvm)]
+    if at_el2:
+        own, shadows = _hypervisors_mmu(kernel, kvm, hypervisor, vmid_bits), []
+    else:
+        own = read_mmu(kernel, kvm.addr("arch.mmu"), MmuKind.VM, vtcr, vmid_bits)
+        shadows = [read_mmu(kernel, a, MmuKind.SHADOW, vtcr, vmid_bits) for a in _shadow_mmus(kernel, kvm)]
     pa = kernel.space.pa(vm.address)
     vm = replace(
         vm,
