@@ -150,9 +150,10 @@ class Mmu:
     5.10/5.15, the generation in the upper half.  ``pgd_phys`` and ``pgd_pa`` are the two records of the root (the
     latter from ``pgt->pgd``; both ``None`` when ``pgt`` is NULL or not readable: ``unreadable`` then says why, and
     ``damaged`` whether that is a state no kernel puts it in).  ``vtcr`` is the kernel's stored value, ``geometry`` is
-    derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.  ``at_el2``: the hypervisor's own of a guest
-    under pKVM (6.18 and later), as its ``struct pkvm_hyp_vm`` has it; ``mappings`` is then the host's record of what it
-    holds (``None``: not known).
+    derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.  ``handle`` is the
+    hypervisor's of a guest under pKVM whose table it keeps (6.18 and later): all of this is then as its ``struct
+    pkvm_hyp_vm`` has it, ``mappings`` the host's record of what it holds (``None``: not known), and ``protected`` says
+    that the guest's memory is its own, not shared by the host.
     """
 
     address: int
@@ -171,8 +172,14 @@ class Mmu:
     nested_vttbr: int | None = None
     nested_vtcr: int | None = None
     damaged: bool = False
-    at_el2: bool = False
+    handle: int | None = None
+    protected: bool = False
     mappings: tuple[PkvmMapping, ...] | None = None
+
+    @property
+    def at_el2(self) -> bool:
+        """The hypervisor keeps the table, not the host."""
+        return self.handle is not None
 
 
 @dataclass(frozen=True)
@@ -290,12 +297,17 @@ class Share(IntEnum):
 
 @dataclass(frozen=True)
 class PageStates:
-    """Pages, PAs ``[start, end)``, that stand otherwise than ``OWNED`` by the host and ``NOPAGE`` to the hypervisor."""
+    """Pages, PAs ``[start, end)``, that stand otherwise than ``OWNED`` by the host and ``NOPAGE`` to the hypervisor.
+
+    ``guests`` is to how many entries of guests' tables the host has lent each (``host_share_guest_count``); ``None``:
+    that kernel does not count (before 6.14).
+    """
 
     start: int
     end: int
     host: int
     hyp: int
+    guests: int | None = None
 
 
 @dataclass(frozen=True)
@@ -307,7 +319,8 @@ class OwnTable:
     cannot be found.  ``offset`` is ``hyp_physvirt_offset``, PA minus hyp VA, where the kernel names it.  ``areas`` are
     the parts of the kernel's image that are mapped at EL2.  ``states`` is what pKVM's ``hyp_vmemmap`` says of pages,
     in order, ``None`` where nothing is known; ``states_in_entries``: there is nothing of the kind in it (up to 6.12),
-    and the software bits of the tables have the states.
+    and the software bits of the tables have the states.  ``guests`` is how many VMs' tables the hypervisor keeps (6.18
+    and later), ``None`` where it keeps none or it is not known.
     """
 
     kind: OwnKind
@@ -318,6 +331,7 @@ class OwnTable:
     areas: tuple[Area, ...] = ()
     states: tuple[PageStates, ...] | None = None
     states_in_entries: bool = False
+    guests: int | None = None
 
 
 @dataclass(frozen=True)

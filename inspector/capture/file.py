@@ -52,7 +52,7 @@ from inspector.codec import Geometry
 from inspector.codec.geometry import MAX_ROOT_PAGES
 from inspector.codec.registers import PS_BITS
 from inspector.findings import BadInput
-from inspector.snapshot import SCHEMA, Backing, BackingState, Capture, Memslot, OwnKind, OwnTable
+from inspector.snapshot import SCHEMA, Backing, BackingState, Capture, Memslot, OwnKind, OwnTable, PkvmMapping
 
 FORMAT = "kvm-stage2-inspector capture"
 HEADER, PAGES, INDEX, BACKING = "header.json", "pages.bin", "pages.idx", "backing.bin"
@@ -216,6 +216,8 @@ def _object_from_json(cls: type, value: Any, where: str, given: Mapping[str, Any
     made = cls(**arguments)
     if isinstance(made, Geometry) and not _possible(made):
         raise _Malformed(f"{where} is not the shape of a translation table")
+    if isinstance(made, PkvmMapping) and not all(0 <= each < 1 << 52 for each in dataclasses.astuple(made)):
+        raise _Malformed(f"{where} is no mapping of pages")
     if isinstance(made, OwnTable) and not _possible_own(made):
         raise _Malformed(f"{where} is no table that a host has")
     return made
@@ -238,6 +240,7 @@ def _possible_own(table: OwnTable) -> bool:
         and (table.offset is None or table.offset >= 0)
         and all(0 <= start < end <= top and not (start | end) % granule for start, end in _spans(table))
         and all(0 <= one.host < 16 and 0 <= one.hyp < 16 for one in table.states or ())
+        and all(one.guests is None or 0 <= one.guests < 1 << 32 for one in table.states or ())
     )
 
 

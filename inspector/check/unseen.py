@@ -66,15 +66,9 @@ B10 VTTBR_EL2 is switched after DSB ISH (nVHE, 6.6+), or with TGE clear and inte
  = enter_vmid_context
 B11 Caches are cleaned before an entry is made without FWB, and the icache invalidated before X.
  = stage2_map_walker_try_leaf: dcache_clean_inval_poc, icache_inval_pou
-P1 Under pKVM each page of a guest has one owner.
- = enum pkvm_page_state; __pkvm_host_donate_guest
- ? the hypervisor's tables of guests (6.18+) are not in a capture
-P2 A page that the host shares with a guest is borrowed by as many guests as host_share_guest_count says.
- = __pkvm_host_share_guest, __pkvm_guest_share_host
- ? the hypervisor's tables of guests (6.18+) are not in a capture
-P4 The memory of protected guests is not in the host's stage 2, nor the hypervisor's stacks.
- = __pkvm_host_donate_guest; pkvm_create_stack
- ? which pages they are only the hypervisor's tables of guests, and its private mappings, tell
+P4 The hypervisor's stacks are not in the host's stage 2.
+ = pkvm_create_stack
+ ? which pages they are only the hypervisor's private mappings tell
 P5 Only memory that memblock knows is donated.
  = check_range_allowed_memory
 P6 A transition that fails changes nothing.

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from inspector.codec import Format, Regime
 from inspector.kernel.objects import HostKernel
-from inspector.kernel.own import Registers, hyp_physvirt_offset, hyp_table
+from inspector.kernel.own import Registers, hyp_table
+from inspector.kernel.physvirt import hyp_physvirt_offset
 from inspector.snapshot import Mode
 from inspector.tables import reverse, walk_tree
 

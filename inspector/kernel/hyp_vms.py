@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from inspector.kernel.objects import HostKernel, KernelObject
-from inspector.kernel.own import hyp_physvirt_offset
-from inspector.kernel.space import BadPointer
+from inspector.kernel.physvirt import hyp_physvirt_offset
+from inspector.kernel.space import BadPointer, pointers_in
 from inspector.snapshot import PkvmMapping
 
 _TABLE = "__kvm_nvhe_vm_table"
@@ -32,6 +32,11 @@ class HypVms:
     def pa(self, va: int) -> int:
         """Of EL2's address in its linear map."""
         return va + self.offset & _U64
+
+    def count(self) -> int:
+        """How many VMs there are, with those that are being ended."""
+        words = pointers_in(self.kernel.space.memory.read(self.table_pa, 8 * _MOST))
+        return sum(word not in (0, _RESERVED) for word in words)
 
     def of(self, kvm: KernelObject) -> KernelObject | str:
         """The ``struct pkvm_hyp_vm`` of a host's ``struct kvm``, or why there is none.

@@ -12,7 +12,9 @@ from inspector.codec import Geometry, decode_register, has_e2h, table_address
 from inspector.codec.registers import PS_BITS, TG0_SHIFT
 from inspector.generations import code_of
 from inspector.kernel.accessors import accessor_variable
+from inspector.kernel.hyp_vms import hyp_vms
 from inspector.kernel.objects import HostKernel, KernelObject
+from inspector.kernel.physvirt import hyp_physvirt_offset
 from inspector.kernel.space import BadPointer, stage1_geometry
 from inspector.snapshot import Area, Host, Mode, OwnKind, OwnTable, PageStates, Share
 from inspector.symbols.api import Member
@@ -65,21 +67,6 @@ def own_tables(kernel: HostKernel, host: Host, notes: list[str]) -> tuple[OwnTab
     return tuple(found)
 
 
-def hyp_physvirt_offset(kernel: HostKernel) -> int | None:
-    """What EL2 in nVHE, hVHE and pKVM adds to an address of its own to have the PA, as 64 bits.
-
-    ``hyp_physvirt_offset`` (arch/arm64/kvm/va_layout.c; EL2's own variable from 5.11 on).
-    """
-    for name in ("__kvm_nvhe_hyp_physvirt_offset", "hyp_physvirt_offset"):
-        address = kernel.symbol(name)
-        if address is not None:
-            try:
-                return kernel.space.u64(address)
-            except BadPointer:
-                return None
-    return None
-
-
 # --- EL2's stage 1 ---
 
 
@@ -91,7 +78,9 @@ def _hyp(kernel: HostKernel, host: Host, offset: int | None) -> OwnTable | None:
     protected = host.mode is Mode.PROTECTED
     states = _states(kernel, host, root, geometry) if protected else None
     in_entries = protected and _states_in_entries(kernel)
-    return OwnTable(OwnKind.HYP, root, geometry, recorded, offset, tuple(_areas(kernel)), states, in_entries)
+    vms = hyp_vms(kernel) if protected else None
+    guests = None if vms is None else vms.count()
+    return OwnTable(OwnKind.HYP, root, geometry, recorded, offset, tuple(_areas(kernel)), states, in_entries, guests)
 
 
 def hyp_table(
@@ -181,6 +170,7 @@ _MOST_PAGES = 1 << 23
 """So many pages have their states read: 32 GiB of 4K pages, 64 MiB of ``struct hyp_page``."""
 _STATES = (("__host_state", "host_state"), ("__hyp_state_comp",))
 """Members of ``struct hyp_page`` (nvhe/memory.h 7.3): the host's state; the complement of the hypervisor's."""
+_LENT = "host_share_guest_count"  # of the same (6.14 and later)
 
 
 def _states_in_entries(kernel: HostKernel) -> bool:
@@ -220,6 +210,7 @@ def _states(kernel: HostKernel, host: Host, root: int, geometry: Geometry) -> tu
     members = [None if name is None else kernel.member("hyp_page", name) for name in names]
     size, fmt = kernel.sizeof("hyp_page"), code_of(host).own_format(host, OwnKind.HYP)
     base = kernel.space.u64(variable)
+    lent = kernel.member("hyp_page", _LENT) if kernel.has("hyp_page", _LENT) else None
     found: list[PageStates] = []
     for start, end in host.ram:
         first, last = base + start // granule * size, base + end // granule * size
@@ -230,23 +221,28 @@ def _states(kernel: HostKernel, host: Host, root: int, geometry: Geometry) -> tu
             pa = translate(memory.read, root, geometry, fmt, at).pa
             data += bytes(length) if pa is None else memory.read(pa, length)
             at += length
-        found += _runs(bytes(data), size, members, start, granule)
+        found += _runs(bytes(data), size, members, lent, start, granule)
     return tuple(found)
 
 
-def _runs(data: bytes, size: int, members: Sequence[Member | None], start: int, granule: int) -> Iterator[PageStates]:
+def _runs(
+    data: bytes, size: int, members: Sequence[Member | None], lent: Member | None, start: int, granule: int
+) -> Iterator[PageStates]:
     """The runs of pages whose states are not the usual ones; a state without a member is taken for the usual one."""
-    words = np.frombuffer(data, np.uint8).reshape(-1, size)[:, :4].copy().view("<u4").ravel()
+    rows = np.frombuffer(data, np.uint8).reshape(-1, size)
+    words = rows[:, :4].copy().view("<u4").ravel()
+    counts = rows[:, lent.offset : lent.offset + 4].copy().view("<u4").ravel() if lent else np.zeros_like(words)
     host, hyp = (
         np.zeros_like(words) if one is None else words >> _bit(one) & (1 << (one.bit_size or 8)) - 1 for one in members
     )
     hyp = hyp ^ Share.NOPAGE
-    key = np.concatenate(([-1], (host | hyp << 8).astype(np.int64), [-1]))
+    pages = (host | hyp << 8).astype(np.int64) | counts.astype(np.int64) << 16
+    key = np.concatenate(([-1], pages, [-1]))
     edges = np.flatnonzero(key[1:] != key[:-1]).tolist()
     for a, b in pairwise(edges):
-        states = int(host[a]), int(hyp[a])
-        if states != (Share.OWNED, Share.NOPAGE):
-            yield PageStates(start + a * granule, start + b * granule, *states)
+        states, guests = (int(host[a]), int(hyp[a])), int(counts[a])
+        if states != (Share.OWNED, Share.NOPAGE) or guests:
+            yield PageStates(start + a * granule, start + b * granule, *states, guests if lent else None)
 
 
 def _bit(member: Member) -> int:

@@ -15,6 +15,7 @@ from inspector.snapshot import Mmu, MmuKind, Vcpu, Vm
 from inspector.symbols.api import TypeKind
 
 _MOST_VMID_BITS = 16
+_PROTECTED = "kvm.arch.pkvm.is_protected"
 _VTTBR_CNP = 1  # "invalid" mark in kvm_s2_mmu.tlb_vttbr (arch/arm64/kvm/nested.c 6.12: kvm_s2_mmu_valid)
 _XA_MARKS = (256 << 2 | 2, 257 << 2 | 2)  # XA_RETRY_ENTRY, XA_ZERO_ENTRY: xa_mk_internal(256), (257)
 _XA_DEPTH = 12  # 64 bits in steps of XA_CHUNK_SHIFT, 6, and one to spare
@@ -170,7 +171,10 @@ def _hypervisors_mmu(kernel: HostKernel, kvm: KernelObject, hypervisor: HypVms |
     mmu = _mmu(kernel, part(hyp_vm, "kvm.arch.mmu", "kvm_s2_mmu"), MmuKind.VM, None, vmid_bits)
     table = part(hyp_vm, "pgt", "kvm_pgtable")
     mmu = replace(
-        _with_table(mmu, table, hypervisor.pa(table.u("pgd"))), at_el2=True, mappings=mappings(kernel, own.u("pgt"))
+        _with_table(mmu, table, hypervisor.pa(table.u("pgd"))),
+        handle=hyp_vm.u("kvm.arch.pkvm.handle"),
+        protected=hyp_vm.has(_PROTECTED) and bool(hyp_vm.u(_PROTECTED)),
+        mappings=mappings(kernel, own.u("pgt")),
     )
     return mmu if mmu.pgd_phys else replace(mmu, unreadable="the hypervisor has not made this table, or has ended it")
 
