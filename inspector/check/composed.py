@@ -168,6 +168,21 @@ class Nested:
         return self.owned.columns.among(self.leaves, lambda c: space.contain(c.ia, c.size))
 
     @cached_property
+    def gone(self) -> Flags:
+        """Leaves for which the hypervisor's table has no entry (any more), wherever that is known.
+
+        A table that it has in two places, which is its right, is walked once: what the other translates is not known.
+        """
+        assert self.guest is not None
+        geometry, unknown = self.guest.geometry, []
+        for problem in self.guest.tree.problems:
+            level = geometry.start_level - 1 if problem.index is None else problem.level
+            unknown.append((problem.ia, problem.ia + geometry.block_size(level)))
+        lost = Intervals.of(unknown)
+        found = self.leaves & ~self.translated & ~self.foreign
+        return self.owned.columns.among(found, lambda c: ~lost.touch(c.ia, c.size))
+
+    @cached_property
     def too_large(self) -> Flags:
         """Leaves that are larger than the hypervisor's entry for their first byte, which is there."""
         return self._against(self.owned.columns.at(self.leaves).size, self._theirs.size, np.greater)

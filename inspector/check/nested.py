@@ -58,8 +58,7 @@ def composed(rule: Judge, context: Context) -> Iterator[Finding]:
         if one.stage2 and not one.current:
             yield from _given_up(rule, one)
             continue
-        gone = one.leaves & ~one.translated & ~one.foreign
-        for span in one.owned.spans(gone):
+        for span in one.owned.spans(one.gone) if one.stage2 else ():
             yield rule.note(
                 span,
                 "an entry of the guest hypervisor's own stage 2",
