@@ -236,17 +236,25 @@ def _draw(options: Options, vm: str | None, path: str) -> None:
 
 @_command(
     "walk",
-    epilog="Examples: inspector walk 0x40001000 --vm vm0 | inspector walk --hyp 0x800040bc3000 --json",
+    epilog="Examples: inspector walk 0x40001000 --vm vm0 | inspector walk --hyp 0x800040bc3000 --json | "
+    "inspector walk 0x10000 --vm vm0 --shadow 3",
 )
 @click.argument("ipa", metavar="ADDRESS")
 @_vm_option("The VM")
 @_own_options
-def walk(options: Options, ipa: str, vm: str | None, own: str | None) -> None:
-    """Translate one guest address (IPA), or one of the host's own tables' (--hyp: a VA), level by level."""
+@click.option("--shadow", type=click.IntRange(0, 0xFFFF), metavar="VMID", help="The shadow table with this VMID.")
+def walk(options: Options, ipa: str, vm: str | None, own: str | None, shadow: int | None) -> None:
+    """Translate one guest address (IPA), or one of the host's own tables' (--hyp: a VA), level by level.
+
+    Through a shadow table (--shadow, as 'vms' names it) an address of a nested guest: beside it what the guest
+    hypervisor's own stage-2 makes of the address, and what is behind that.
+    """
     kind = _own_kind(own, vm)
+    if kind is not None and shadow is not None:
+        raise BadInput(f"--{own} and --shadow are two different tables: leave one out")
     address = parse_number(ipa, "VA" if kind is OwnKind.HYP else "IPA")
     capture = get_capture(options, Scope.FULL if kind is None else Scope.WALK)
-    view = choose_one(capture, vm) if kind is None else choose_own(capture, kind)
+    view = choose_one(capture, vm, shadow) if kind is None else choose_own(capture, kind)
     options.emit(report.walk.document, report.walk.lines, view, translate_in(view, address))
 
 

@@ -154,6 +154,11 @@ class Mmu:
     hypervisor's of a guest under pKVM whose table it keeps (6.18 and later): all of this is then as its ``struct
     pkvm_hyp_vm`` has it, ``mappings`` the host's record of what it holds (``None``: not known), and ``protected`` says
     that the guest's memory is its own, not shared by the host.
+
+    Of a shadow: ``nested_valid`` tells whether it stands for a context of the guest hypervisor's, with
+    ``nested_vttbr`` and ``nested_vtcr`` as that wrote them; ``nested_stage2``, whether HCR_EL2.VM was set there (else
+    nothing but KVM's own translation is in it); ``pending_unmap``: its leaves are another context's, and go before it
+    is used.  ``nested_tables`` are (IPA, PA) of the pages of the guest's own stage 2 that are in `Capture.pages`.
     """
 
     address: int
@@ -175,6 +180,9 @@ class Mmu:
     handle: int | None = None
     protected: bool = False
     mappings: tuple[PkvmMapping, ...] | None = None
+    nested_stage2: bool | None = None
+    pending_unmap: bool | None = None
+    nested_tables: tuple[tuple[int, int], ...] = ()
 
     @property
     def at_el2(self) -> bool:
@@ -225,6 +233,8 @@ class Vcpu:
     """One vCPU; ``loaded_on`` is the CPU it is loaded on now (``None``: not loaded, or not known: see notes).
 
     ``preempted``: its thread lost the CPU while it was runnable, in the guest or anywhere in the kernel.
+    ``el2`` are the EL2 registers of one that runs a guest hypervisor, by name (HCR_EL2, VTTBR_EL2, VTCR_EL2,
+    SCTLR_EL2); empty for any other.
     """
 
     address: int
@@ -233,6 +243,7 @@ class Vcpu:
     loaded_on: int | None
     hw_mmu: int
     preempted: bool = False
+    el2: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -355,7 +366,8 @@ class Look:
 class Capture:
     """Everything that dump, walk and the checks need.
 
-    ``pages`` holds every table page that was reached, by PA (one granule of bytes each; a small root less);
+    ``pages`` holds every table page that was reached, by PA (one granule of bytes each; a small root less), those of
+    guest hypervisors' own stage 2 that shadow tables were made of too;
     ``page_info`` their ``struct page``; ``unreadable`` the table addresses that could not be read, with the reason.
     ``stopped_seconds`` is how long the machine stood still.  ``looks`` are the later looks at the pages of which one
     instant did not tell enough, in order.  ``own`` are the tables of the host itself (none in a file that was made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspector.capture.nested import GuestView, guest_view
 from inspector.capture.view import OwnView, TableView, View, not_viewed, own_views, table_views, vm_title
 from inspector.findings import BadInput, Untestable
 from inspector.snapshot import Capture, MmuKind, Mode, OwnKind
@@ -29,9 +30,18 @@ def choose_views(capture: Capture, name: str | None) -> list[TableView]:
     return chosen
 
 
-def choose_one(capture: Capture, name: str | None) -> TableView:
-    """The VM's own table, of the VM called ``name`` or of the only one.  Raises `BadInput` as `choose_views`."""
+def choose_one(capture: Capture, name: str | None, shadow: int | None = None) -> TableView:
+    """The VM's own table, of the VM called ``name`` or of the only one; or its shadow table with the VMID ``shadow``.
+
+    Raises `BadInput` as `choose_views`, and where there is no such shadow.
+    """
     views = [view for view in choose_views(capture, name) if view.mmu.kind is MmuKind.VM]
+    if shadow is not None:
+        found = [view for view in choose_views(capture, name) if view.mmu.kind is MmuKind.SHADOW]
+        views = [view for view in found if view.mmu.vmid == shadow]
+        if not views:
+            there = ", ".join(f"{view.mmu.vmid} of {view.vm.name}" for view in found if view.mmu.vmid is not None)
+            raise BadInput(f"no shadow table has VMID {shadow}: {f'there are {there}' if there else 'there is none'}")
     if len({id(view.vm) for view in views}) > 1:
         raise BadInput(f"say which VM with --vm: {_vm_list(capture)}")
     if not views:
@@ -93,6 +103,12 @@ class _NotCaptured(Exception):
     def __init__(self, view: View, pa: int) -> None:
         super().__init__(f"{pa:#x}")
         self.reason = view.capture.unreadable.get(pa - pa % view.geometry.granule, "not in the capture")
+
+
+def translate_by_guest(view: TableView, ia: int) -> tuple[GuestView, Translation] | None:
+    """For a shadow what the guest hypervisor's own stage 2 makes of ``ia``; ``None`` where it has none."""
+    guest = guest_view(view)
+    return None if guest is None else (guest, translate_in(guest, ia))
 
 
 def translate_in(view: View, ia: int) -> Translation:

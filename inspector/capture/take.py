@@ -14,6 +14,7 @@ from inspector.generations import code_of
 from inspector.kernel.cpus import cpu_states, loaded_vcpus
 from inspector.kernel.host import describe, find_kernel
 from inspector.kernel.memory import StoppedMemory
+from inspector.kernel.nested import GuestPage, guest_tables
 from inspector.kernel.objects import HostKernel
 from inspector.kernel.own import hyp_refcounts, own_tables
 from inspector.kernel.pages import page_map
@@ -40,6 +41,7 @@ class _Read:
     host: Host
     vms: list[ReadVm]
     trees: list[Tree]
+    guest_pages: Sequence[GuestPage]
     page_info: Mapping[int, PageInfo]
     backings: Mapping[tuple[str, int], tuple[Backing, ...]]
     own: tuple[OwnTable, ...]
@@ -56,6 +58,21 @@ def _trees(kernel: HostKernel, host: Host, vms: Sequence[ReadVm]) -> list[Tree]:
                 memory = kernel.space.memory
                 trees.append(walk_tree(memory.read_many, root, mmu.geometry, code_of(host).format(host, mmu)))
     return trees
+
+
+def _nested(kernel: HostKernel, vms: Sequence[ReadVm], trees: Sequence[Tree]) -> tuple[list[ReadVm], list[GuestPage]]:
+    """``vms`` with where the tables of guest hypervisors are that ``trees`` are shadows of, and those tables."""
+    by_root = {tree.root_pa: tree for tree in trees}
+    found, pages = [], []
+    for read in vms:
+        mmus = []
+        for mmu in read.vm.mmus:
+            tree = by_root.get(mmu.pgd_phys)
+            mine = guest_tables(kernel, read.vm, read.mm, mmu, tree) if read.mm and tree is not None else []
+            mmus.append(replace(mmu, nested_tables=tuple((one.ipa, one.pa) for one in mine)) if mine else mmu)
+            pages += mine
+        found.append(replace(read, vm=replace(read.vm, mmus=tuple(mmus))))
+    return found, pages
 
 
 def _own_trees(kernel: HostKernel, host: Host, own: Sequence[OwnTable]) -> list[Tree]:
@@ -130,6 +147,7 @@ def _read(target: Target, symbols: Symbols, scope: Scope, progress: Progress) ->
     host = describe(kernel, cpus, target.memory.name, ())
     vms: list[ReadVm] = []
     trees: list[Tree] = []
+    guest_pages: list[GuestPage] = []
     own: tuple[OwnTable, ...] = ()
     page_info: Mapping[int, PageInfo] = {}
     backings: dict[tuple[str, int], tuple[Backing, ...]] = {}
@@ -141,14 +159,16 @@ def _read(target: Target, symbols: Symbols, scope: Scope, progress: Progress) ->
         if scope is not Scope.VMS:
             progress("reading stage-2 tables")
             own = own_tables(kernel, host, notes)
-            trees = _trees(kernel, host, vms) + _own_trees(kernel, host, own)
+            trees = _trees(kernel, host, vms)
+            vms, guest_pages = _nested(kernel, vms, trees)
+            trees += _own_trees(kernel, host, own)
             page_info, kernel_pa = _pages(kernel, host, trees, notes)
             page_info = {**page_info, **_counted_at_el2(kernel, host, vms, trees, own, page_info)}
             host = replace(host, kernel_pa=kernel_pa)
         if scope is Scope.FULL:
             progress("reading what backs guest memory")
             backings = _backings(kernel, vms, notes)
-    return _Read(host, vms, trees, page_info, backings, own, notes)
+    return _Read(host, vms, trees, guest_pages, page_info, backings, own, notes)
 
 
 def _unreadable(trees: Sequence[Tree]) -> dict[int, str]:
@@ -201,7 +221,8 @@ def take(
         stopped_seconds=stopped,
         host=replace(read.host, notes=tuple(read.notes)),
         vms=tuple(replace(r.vm, memslots=_slots(r.vm, read.backings)) for r in read.vms),
-        pages={table.pa: table.raw for tree in read.trees for table in tree.tables},
+        pages={one.pa: one.data for one in read.guest_pages}
+        | {table.pa: table.raw for tree in read.trees for table in tree.tables},
         page_info=read.page_info,
         unreadable=_unreadable(read.trees),
         scope=scope,

@@ -5,7 +5,7 @@
 gdb, and prints nothing.
 """
 
-from inspector.check import attributes, hyp, mapping, model, pkvm, refcount, rights, root, structure, vmid
+from inspector.check import attributes, hyp, mapping, model, nested, pkvm, refcount, rights, root, structure, vmid
 from inspector.check.catalogue import CATALOGUE, Invariant, Unseen, selected
 from inspector.check.lasting import in_question
 from inspector.check.unseen import NOT_SHOWN
@@ -26,4 +26,4 @@ __all__ = [
 ]
 
 # Importing a module of checks registers its functions.
-_ROOMS = (root, structure, mapping, rights, attributes, vmid, refcount, hyp, pkvm, model)
+_ROOMS = (root, structure, mapping, rights, attributes, vmid, refcount, hyp, pkvm, nested, model)

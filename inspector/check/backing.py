@@ -51,7 +51,7 @@ def slots_of(vm: Vm, page: int) -> Intervals:
 
 
 @dataclass(frozen=True)
-class _Backed:
+class Backed:
     """What backs the IPA space of a VM, as ascending runs: where, PA (or `_NO_PA`), state, rights."""
 
     at: Intervals
@@ -60,11 +60,11 @@ class _Backed:
     rights: Words
 
 
-def _backed(vm: Vm, page: int) -> _Backed:
+def backed(vm: Vm, page: int) -> Backed:
     parts = [_backed_slot(slot, *slot_range(slot, page)) for slot in vm.memslots]
     table = np.concatenate(parts) if parts else np.zeros((0, 5), dtype=np.uint64)
     ipa, end, pa, state, rights = table[np.argsort(table[:, 0], kind="stable")].T
-    return _Backed(Intervals(ipa, end), pa, state, rights)
+    return Backed(Intervals(ipa, end), pa, state, rights)
 
 
 def _backed_slot(slot: Memslot, start: int, end: int) -> Words:
@@ -191,7 +191,7 @@ _WINDOW = 1 << 17
 """Leaves cut at a time."""
 
 
-def _pieces(owned: Owned, judged: Flags, backed: _Backed) -> Pieces:
+def pieces_over(owned: Owned, judged: Flags, backed: Backed) -> Pieces:
     """The leaves of ``judged``, which lie inside the slots, over ``backed``."""
     seen, elsewhere, nowhere, readonly, ordinary = (np.zeros(len(judged), dtype=bool) for _ in range(5))
     pieces = Pieces(seen, elsewhere, nowhere, readonly, ordinary, Runs([]), Runs([]))
@@ -227,7 +227,7 @@ def _by_address(columns: Columns, at: Flat) -> Flat:
     return at[np.argsort(ia, kind="stable")]
 
 
-def _window(columns: Columns, leaves: Flat, backed: _Backed, ends: Words) -> _Window:
+def _window(columns: Columns, leaves: Flat, backed: Backed, ends: Words) -> _Window:
     some = columns.at(leaves)
     ipa, end = some.ia, some.ia + some.size
     edges = [one[slice(*np.searchsorted(one, (ipa[0], end[-1])))] for one in (backed.at.start, ends) if len(ipa)]
@@ -323,7 +323,7 @@ class GuestMemory:
         judged = self.in_slots & ~self.hosts & ~self.unfit_blocks
         end = np.uint64(1 << self.owned.view.geometry.pa_bits)  # S4 reports what lies beyond
         judged = self.owned.columns.among(judged, lambda c: c.output < end)
-        return _pieces(self.owned, judged, _backed(self.owned.view.vm, self.page))
+        return pieces_over(self.owned, judged, backed(self.owned.view.vm, self.page))
 
     @property
     def contradicted(self) -> Flags:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from inspector.capture.view import TableView, table_views
 from inspector.check.backing import GuestMemory
+from inspector.check.composed import Nested, nested
 from inspector.check.counts import References, references
 from inspector.check.hostmem import HostMemory, host_memory
 from inspector.check.own import Own, own_tables
@@ -108,6 +109,12 @@ class Context:
             for owned in self.owned
             if owned.view.mmu.kind is MmuKind.VM
         ]
+
+    @cached_property
+    def nested(self) -> Sequence[Nested]:
+        """Every shadow table that stands for a context of a guest hypervisor's, against what it must be made of."""
+        found = (nested(owned, self.host_memory.mapped_by(owned)) for owned in self.owned)
+        return [one for one in found if one is not None]
 
     @property
     def protected(self) -> bool:

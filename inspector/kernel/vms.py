@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from inspector.codec import Geometry
 from inspector.kernel.hyp_vms import HypVms, hyp_vms, mappings, part
 from inspector.kernel.memslots import memslots
+from inspector.kernel.nested import virtual_el2
 from inspector.kernel.objects import HostKernel, KernelObject
 from inspector.kernel.space import BadPointer, pointers_in
 from inspector.kernel.tasks import open_files
@@ -150,6 +151,8 @@ def _mmu(kernel: HostKernel, mmu: KernelObject, kind: MmuKind, vtcr: int | None,
         nested_valid=not mmu.u("tlb_vttbr") & _VTTBR_CNP if nested else None,
         nested_vttbr=mmu.u("tlb_vttbr") if nested else None,
         nested_vtcr=mmu.u("tlb_vtcr") if nested else None,
+        nested_stage2=_flag(mmu, "nested_stage2_enabled") if nested else None,
+        pending_unmap=_flag(mmu, "pending_unmap") if nested else None,
     )
 
 
@@ -177,6 +180,10 @@ def _hypervisors_mmu(kernel: HostKernel, kvm: KernelObject, hypervisor: HypVms |
         mappings=mappings(kernel, own.u("pgt")),
     )
     return mmu if mmu.pgd_phys else replace(mmu, unreadable="the hypervisor has not made this table, or has ended it")
+
+
+def _flag(of: KernelObject, path: str) -> bool | None:
+    return bool(of.u(path)) if of.has(path) else None
 
 
 def _shadow_mmus(kernel: HostKernel, kvm: KernelObject) -> list[int]:
@@ -233,6 +240,7 @@ def _vcpu(kernel: HostKernel, address: int, running: Mapping[int, int]) -> Vcpu:
         loaded_on=next((cpu for cpu, loaded in running.items() if loaded == address), None),
         hw_mmu=vcpu.u("arch.hw_mmu"),
         preempted=bool(vcpu.u("preempted")),
+        el2=virtual_el2(kernel, vcpu),
     )
 
 

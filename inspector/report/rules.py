@@ -23,6 +23,7 @@ _GROUPS: Final = {
     "V": "VMIDs and contexts",
     "H": "EL2's own stage 1",
     "P": "Who owns what (pKVM)",
+    "N": "Shadow tables of nested guests",
 }
 _HEAD: Final = """# Rules
 

@@ -346,7 +346,7 @@ def test_shadow_tables_are_shown_beside_the_vms_own(tmp_path: Path) -> None:
     world.guests[0].more_mmus.append(shadow)
     path = stored(tmp_path / "x", world)
     assert "shadow stage-2 VMID 9" in invoke("--from", path, "dump", "--vm", "vm0").stdout
-    assert "for the guest's VTTBR_EL2 0x0000000012340000" in invoke("--from", path, "vms").stdout
+    assert "for L1's VTTBR_EL2 0x0000000012340000" in invoke("--from", path, "vms").stdout
     assert "stage-2 VMID 1 of vm0" in invoke("--from", path, "walk", "0x40000000", "--vm", "vm0").stdout
 
 
