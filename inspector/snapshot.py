@@ -141,7 +141,8 @@ class Mmu:
     5.10/5.15, the generation in the upper half.  ``pgd_phys`` and ``pgd_pa`` are the two records of the root (the
     latter from ``pgt->pgd``; both ``None`` when ``pgt`` is NULL or not readable: ``unreadable`` then says why, and
     ``damaged`` whether that is a state no kernel puts it in).  ``vtcr`` is the kernel's stored value, ``geometry`` is
-    derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.
+    derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.  ``pgt`` is the address of that structure
+    (``None`` in a file that was made before 2026-11-28).
     """
 
     address: int
@@ -160,6 +161,7 @@ class Mmu:
     nested_vttbr: int | None = None
     nested_vtcr: int | None = None
     damaged: bool = False
+    pgt: int | None = None
 
 
 @dataclass(frozen=True)

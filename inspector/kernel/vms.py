@@ -151,6 +151,7 @@ def read_mmu(kernel: HostKernel, address: int, kind: MmuKind, vtcr: int | None, 
         nested_valid=not mmu.u("tlb_vttbr") & _VTTBR_CNP if nested else None,
         nested_vttbr=mmu.u("tlb_vttbr") if nested else None,
         nested_vtcr=mmu.u("tlb_vtcr") if nested else None,
+        pgt=pgt,
     )
 
 

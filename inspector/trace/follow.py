@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from inspector.findings import BadInput
+from inspector.events import CALL, RawEvent
+from inspector.findings import BadInput, Untestable
+from inspector.snapshot import Capture, Mode
 from inspector.trace.assemble import Assembler
-from inspector.trace.file import Trace, Writer
+from inspector.trace.cut import Cut, cut_at, end_of
+from inspector.trace.file import Trace, Writer, packed_capture
 from inspector.trace.gdb_rules import OperationJudge, is_by_gdb
 from inspector.trace.names import names_of
 from inspector.trace.only import Only
-from inspector.trace.performed import NONSENSE
+from inspector.trace.performed import NONSENSE, PROTECTED, generation_of, words_of
 from inspector.trace.plan import of_header
 from inspector.trace.raw import BadRecord, Reader
 from inspector.trace.replay import Judge
+from inspector.trace.taken import taken_over, without_surplus
 
 RECORDS: Final = "trace.raw"
 """In a machine's run folder: what the probe writes."""
@@ -61,6 +65,15 @@ def open_output(path: Path) -> IO[bytes]:
         raise BadInput(f"the trace {path} cannot be written: {error.strerror}; name another file with -o") from None
 
 
+def stub_of(folder: Path) -> str | None:
+    """The gdbstub of the machine of this run folder, as run_qemu.sh has left it there."""
+    try:
+        words = (line.partition("=") for line in (folder / "state").read_text().splitlines())
+    except OSError:
+        return None
+    return next((value for name, _, value in words if name == "connect" and value), None)
+
+
 def is_alive(folder: Path) -> bool:
     """The machine of this run folder runs."""
     try:
@@ -69,24 +82,72 @@ def is_alive(folder: Path) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Where a trace begins that is not of a machine's whole life: the instant of ``capture``."""
+
+    cut: Cut
+    capture: Capture
+
+
+def begin(folder: Path, header: Mapping[str, Any], take: Callable[[], Capture]) -> Beginning | None:
+    """The instant at which ``take`` gives a capture of the machine, which stands still until then.
+
+    ``None`` where the probe has seen nothing yet: everything is still to come.  Raises `BadInput`, `Untestable`.
+    """
+    records = folder / RECORDS
+    end = end_of(records)
+    try:
+        cut = cut_at(records, end, Assembler(of_header(header), names_of(folder)))
+    except BadRecord as error:
+        raise BadInput(f"the probe's records make no sense: {error}") from None
+    if not cut.assembler.features:
+        return None
+    if end_of(records) != end:
+        raise Untestable("the machine did not stand still while a capture of it was to be taken")
+    capture = take()
+    if capture.host.mode is Mode.PROTECTED:
+        raise Untestable(PROTECTED)
+    before = taken_over(capture, generation_of(header), cut.assembler.features)
+    under_way = {words_of(str(raw[2])).get("pgt") for _, raw in cut.under_way if raw[0] == CALL}
+    for taken in before.tables:
+        truth = taken.truth
+        if taken.pgt not in under_way:
+            without_surplus(truth, taken.facts)
+        vttbr = {cpu.number: cpu.vttbr for cpu in before.cpus}
+        cut.assembler.take_over(truth.pages, truth.counts, vttbr, lpa2=taken.facts.geometry.lpa2)
+    return Beginning(cut, capture)
+
+
 @dataclass
 class Following:
-    """Reads along: `go` until it is told to end, `end` for the verdict on what was taken, whatever ended it."""
+    """Reads along: `go` until it is told to end, `end` for the verdict on what was taken, whatever ended it.
+
+    ``beginning``: from there on; ``None``: everything since the machine's start.
+    """
 
     folder: Path
     header: dict[str, Any]
     only: Only | None = None
+    beginning: Beginning | None = None
     interrupted: bool = False
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._assembler = Assembler(of_header(self.header), names_of(self.folder))
-        self._judge = Judge(self.header)
+        self._capture = b""
+        if self.beginning is None:
+            self._assembler = Assembler(of_header(self.header), names_of(self.folder))
+            self._judge = Judge(self.header)
+            return
+        self._assembler = self.beginning.cut.assembler
+        self._capture = packed_capture(self.beginning.capture)
+        self.header = {**self.header, "features": dict(self._assembler.features), "capture": len(self._capture)}
+        self._judge = Judge(self.header, self.beginning.capture)
 
     def go(
         self, out: IO[bytes] | None, seconds: float | None, alive: Callable[[], bool], tell: Callable[[str], None]
     ) -> None:
-        """Everything since the machine's start, and for ``seconds`` more (``None``: until it is gone).
+        """Everything since the start, or the beginning, and for ``seconds`` more (``None``: until it is gone).
 
         What was taken is in ``out`` whatever ends it.  Raises `BadInput` when the probe's records cannot be read, or
         make no sense.
@@ -94,8 +155,11 @@ class Following:
         writer: Writer | None = None
         reader, began = Reader(), time.monotonic()
         try:
-            writer = Writer(out, self.header) if out is not None else None
+            writer = Writer(out, self.header, capture=self._capture) if out is not None else None
             with (self.folder / RECORDS).open("rb") as stream:
+                if self.beginning is not None:
+                    stream.seek(self.beginning.cut.offset)
+                    self._tell(self.beginning.cut.under_way, writer)
                 while True:
                     data = stream.read(_PIECE)
                     self._take(reader, data, writer)
@@ -115,12 +179,15 @@ class Following:
 
     def _take(self, reader: Reader, data: bytes, writer: Writer | None) -> None:
         for record in reader.take(data):
-            for lane, raw in self._assembler.take(record):
-                if self.only is not None and not self.only.passes(lane, raw):
-                    continue
-                self._judge.take(lane, raw)
-                if writer is not None:
-                    writer.add(lane, raw)
+            self._tell(self._assembler.take(record), writer)
+
+    def _tell(self, events: Iterable[tuple[int, RawEvent]], writer: Writer | None) -> None:
+        for lane, raw in events:
+            if self.only is not None and not self.only.passes(lane, raw):
+                continue
+            self._judge.take(lane, raw)
+            if writer is not None:
+                writer.add(lane, raw)
 
     def end(self) -> Followed:
         """What it came to."""
@@ -147,7 +214,8 @@ def flush(writer: Writer | None) -> None:
 def replay(path: Path) -> Followed:
     """The same verdict, from a file.  Raises `BadInput`."""
     trace = Trace(path)
-    judge: Judging = OperationJudge(trace.header) if is_by_gdb(trace.header) else Judge(trace.header)
+    by_gdb = is_by_gdb(trace.header)
+    judge: Judging = OperationJudge(trace.header) if by_gdb else Judge(trace.header, trace.capture)
     began = time.monotonic()
     try:
         for lane, raw in trace.events():

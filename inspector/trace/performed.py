@@ -16,6 +16,11 @@ CALLBACK: Final = "stage2_free_unlinked_table_rcu_cb"
 """Its pages say of which table it is."""
 ENDS: Final = frozenset({"destroy", "destroy_pgd", "hyp_destroy"})
 """After these there is no table."""
+BEGUN: Final = "begun"
+"""A word of a call whose beginning was not seen, of an operation or a TLB function under way when a trace began."""
+PROTECTED: Final = (
+    "the host is in protected mode: its hypervisor owns tables, its own and guests', that are not followed"
+)
 _DS: Final = 32
 """VTCR_EL2.DS: descriptors of 52-bit addresses."""
 
@@ -26,6 +31,12 @@ def generation_of(header: Mapping[str, Any]) -> Generation:
     if label not in GENERATIONS or header.get("page_shift") not in (12, 14, 16):
         raise BadInput(f"the trace is of a kernel that is not known here: generation {label!r}")
     return GENERATIONS[label]
+
+
+def features_of(header: Mapping[str, Any]) -> dict[str, int]:
+    """What the CPU can do, of a trace that does not see each table made."""
+    found = header.get("features", {})
+    return {str(name): int(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 NONSENSE: Final = (ArithmeticError, AssertionError, LookupError, NoSuchPage, TypeError, ValueError)

@@ -1,0 +1,139 @@
+"""The tables that a capture shows, as the model and the protocol take them over.
+
+A capture is one instant: what was made before a trace begins is known by it.  Counts are those of ``struct page``.
+While nobody walks a table they are what its entries are worth (kernel.md 10.1); one that is larger may be anybody's
+passing reference, which no table's walk sees go (`inspector.check.refcount`), and is not taken over.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from inspector.capture.view import OwnView, TableView, View, own_views, table_views
+from inspector.generations import Generation
+from inspector.protocol.facts import Counted, Facts, facts_of
+from inspector.snapshot import Capture, Mode, OwnKind
+from inspector.trace.truth import Truth
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One table.  ``words`` are what its init would have told; ``pgt`` is 0 where it is not known (the hypervisor's).
+
+    ``vmid`` is the one that VTTBR_EL2 gets, ``None`` before its guest ran.
+    """
+
+    title: str
+    pgt: int
+    words: Mapping[str, int]
+    root: int
+    truth: Truth
+    facts: Facts
+    vmid: int | None = None
+
+    @property
+    def is_hyp(self) -> bool:
+        """It is the hypervisor's own."""
+        return not self.pgt
+
+
+@dataclass(frozen=True)
+class TakenCpu:
+    """What a CPU has loaded: VTTBR_EL2, and a vCPU by its address; ``in_guest``: it runs it."""
+
+    number: int
+    vttbr: int
+    vcpu: int | None
+    in_guest: bool
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a trace begins with: ``tables`` in the order of their numbers, from 1; ``left_out`` are those that are not
+    taken over, with the reason."""
+
+    tables: tuple[Taken, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    cpus: tuple[TakenCpu, ...] = ()
+
+
+def taken_over(capture: Capture, generation: Generation, features: Mapping[str, int]) -> Before:
+    """Every table of ``capture`` that can be followed; ``features`` are the CPU's, as the probe tells them."""
+    tables: list[Taken] = []
+    left_out: list[tuple[str, str]] = []
+    for view in _views(capture):
+        why = _why_not(view)
+        if why:
+            left_out.append((view.title, why))
+        else:
+            tables.append(_taken(view, generation, features))
+    loaded = {vcpu.loaded_on: vcpu.address for vm in capture.vms for vcpu in vm.vcpus}
+    cpus = tuple(
+        TakenCpu(cpu.index, cpu.registers.get("VTTBR_EL2", 0), loaded.get(cpu.index), cpu.vttbr_live)
+        for cpu in capture.host.cpus
+    )
+    return Before(tuple(tables), tuple(left_out), cpus)
+
+
+def _views(capture: Capture) -> Iterator[View]:
+    if capture.host.mode is Mode.PROTECTED:
+        return
+    yield from (view for view in own_views(capture) if view.table.kind is OwnKind.HYP)
+    yield from table_views(capture)
+
+
+def _why_not(view: View) -> str:
+    if view.tree.problems:
+        problem = view.tree.problems[0]
+        return f"its tree is not whole: {problem.kind} at table {problem.table_pa:#x}"
+    if isinstance(view, TableView) and (not view.mmu.pgt or view.mmu.ia_bits is None or view.mmu.start_level is None):
+        return "its struct kvm_pgtable is not known"
+    return ""
+
+
+def _taken(view: View, generation: Generation, features: Mapping[str, int]) -> Taken:
+    words = {"ia_bits": view.geometry.ia_bits, "start_level": view.geometry.start_level, "vtcr": 0, **features}
+    facts = facts_of(generation, view.geometry, hyp=isinstance(view, OwnView))
+    truth = _truth(view, facts)
+    if not isinstance(view, TableView):
+        return Taken(view.title, 0, words, view.root_pa, truth, facts)
+    mmu = view.mmu
+    words |= {"ia_bits": mmu.ia_bits or 0, "start_level": mmu.start_level or 0, "vtcr": mmu.vtcr}
+    words |= {"flags": mmu.pgt_flags} if mmu.pgt_flags is not None else {}
+    return Taken(view.title, mmu.pgt or 0, words, view.root_pa, truth, facts, mmu.vmid)
+
+
+def _truth(view: View, facts: Facts) -> Truth:
+    granule = view.geometry.granule
+    truth = Truth(granule)
+    # A root may be less than a page: the kernel allocates whole ones (kvm_pgd_pages).
+    for pa in {*view.root_pages(), *(table.pa for table in view.tree.tables)}:
+        truth.pages[pa] = array("Q", view.capture.pages.get(pa, b"").ljust(granule, b"\0"))
+        info = view.capture.page_info.get(pa)
+        truth.counts[pa] = info.refcount if info is not None else 1 + _references(truth.pages[pa], facts)
+    return truth
+
+
+def without_surplus(truth: Truth, facts: Facts) -> tuple[int, ...]:
+    """The pages that have more references than their entries are worth while nobody walks: these are left out."""
+    found = []
+    for pa, entries in truth.pages.items():
+        worth = 1 + _references(entries, facts)
+        if truth.counts.get(pa, 0) > worth:
+            truth.counts[pa] = worth
+            found.append(pa)
+    return tuple(sorted(found))
+
+
+def _references(entries: array[int], facts: Facts) -> int:
+    if facts.counted is Counted.NONE:
+        return 0
+    if facts.counted is Counted.VALID:
+        return sum(value & 1 for value in entries)
+    return sum(1 for value in entries if value and not _is_locked(value, facts))
+
+
+def _is_locked(value: int, facts: Facts) -> bool:
+    return bool(facts.locked_mask) and not value & 1 and value & facts.locked_mask == facts.locked_value
