@@ -122,7 +122,7 @@ class Assembler:
         self._functions = [FUNCTIONS[name] for name in self.plan.functions]
         self._mask = (1 << self.plan.page_shift) - 1
         shift = max(_STACK_SHIFT, self.plan.page_shift)
-        self._stack_mask = -(1 << shift) & _U64
+        self.stack_mask = -(1 << shift) & _U64
 
     def take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
         """What a record adds: (lane, event), an operation's events under one lane from its ``call`` to its ``ret``."""
@@ -233,7 +233,7 @@ class Assembler:
         entries = self.pages.get(pa & ~self._mask)
         if entries is None or not (found ^ entries.get(pa, 0)) & ~AF:
             return False
-        own = sp & self._stack_mask
+        own = sp & self.stack_mask
         return any(calls and stack != own for stack, calls in self._running.items())
 
     def _take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
@@ -247,7 +247,7 @@ class Assembler:
         if record.kind == RecordKind.PROBE and self._functions[record.number % EXIT].role is Role.PROTECTED:
             yield record.cpu, (CALL, PROTECTING, "")
             return
-        stack = record.words[-1] & self._stack_mask
+        stack = record.words[-1] & self.stack_mask
         if record.kind == RecordKind.PROBE:
             if record.number >= EXIT:
                 yield from self._leave(self._functions[record.number - EXIT], record, stack)

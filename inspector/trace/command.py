@@ -14,7 +14,7 @@ from inspector.capture.selection import choose_views
 from inspector.findings import BadInput, TargetLost
 from inspector.snapshot import Scope
 from inspector.target.signals import Interrupted, signals_raise, signals_wait
-from inspector.trace.follow import Followed, Following, begin, is_alive, open_output, read_plan, stub_of
+from inspector.trace.follow import Followed, Following, begin, is_alive, open_output, read_plan, scan_of, stub_of
 from inspector.trace.only import Only
 
 if TYPE_CHECKING:
@@ -177,10 +177,13 @@ def _following(wanted: Wanted, folder: Path, tell: Tell) -> Following:
         return Following(folder, header, _only(wanted, wanted.vm, tell) if wanted.vm is not None else None)
     from inspector.capture.take import take
 
-    with _machine(wanted, _stub(wanted), tell) as (machine, symbols):
+    stub = _stub(wanted)
+    tell("reading what the probe has seen so far")
+    scan = scan_of(folder, header)
+    with _machine(wanted, stub, tell) as (machine, symbols):
         command = " ".join(["inspector", *sys.argv[1:]])
         beginning = begin(
-            folder, header, lambda: take(machine, symbols, scope=Scope.WALK, progress=tell, command=command)
+            folder, header, scan, lambda: take(machine, symbols, scope=Scope.WALK, progress=tell, command=command)
         )
     only = None
     if wanted.vm is not None and beginning is not None:

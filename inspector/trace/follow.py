@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from inspector.events import CALL, RawEvent
 from inspector.findings import BadInput, Untestable
 from inspector.snapshot import Capture, Mode
 from inspector.trace.assemble import Assembler
-from inspector.trace.cut import Cut, cut_at, end_of
+from inspector.trace.cut import Cut, Scan, cut_at, end_of
 from inspector.trace.file import Trace, Writer, packed_capture
 from inspector.trace.gdb_rules import OperationJudge, is_by_gdb
 from inspector.trace.names import names_of
@@ -90,7 +91,18 @@ class Beginning:
     capture: Capture
 
 
-def begin(folder: Path, header: Mapping[str, Any], take: Callable[[], Capture]) -> Beginning | None:
+def scan_of(folder: Path, header: Mapping[str, Any]) -> Scan:
+    """What is under way by now in a machine that runs: `begin` goes on from there.  Raises `BadInput`."""
+    plan = of_header(header)
+    scan = Scan(plan)
+    try:
+        scan.go(folder / RECORDS, Assembler(plan).stack_mask)
+    except BadRecord as error:
+        raise BadInput(f"the probe's records make no sense: {error}") from None
+    return scan
+
+
+def begin(folder: Path, header: Mapping[str, Any], scan: Scan, take: Callable[[], Capture]) -> Beginning | None:
     """The instant at which ``take`` gives a capture of the machine, which stands still until then.
 
     ``None`` where the probe has seen nothing yet: everything is still to come.  Raises `BadInput`, `Untestable`.
@@ -98,7 +110,7 @@ def begin(folder: Path, header: Mapping[str, Any], take: Callable[[], Capture]) 
     records = folder / RECORDS
     end = end_of(records)
     try:
-        cut = cut_at(records, end, Assembler(of_header(header), names_of(folder)))
+        cut = cut_at(records, end, scan, Assembler(scan.plan, names_of(folder)))
     except BadRecord as error:
         raise BadInput(f"the probe's records make no sense: {error}") from None
     if not cut.assembler.features:
@@ -160,16 +172,19 @@ class Following:
                 if self.beginning is not None:
                     stream.seek(self.beginning.cut.offset)
                     self._tell(self.beginning.cut.under_way, writer)
+                end: int | None = None
                 while True:
-                    data = stream.read(_PIECE)
+                    data = stream.read(_PIECE if end is None else min(_PIECE, end - stream.tell()))
                     self._take(reader, data, writer)
                     self.seconds = time.monotonic() - began
                     tell(progress_line(self._judge, self.seconds))
-                    if len(data) == _PIECE:
-                        continue
-                    if not alive() or (seconds is not None and self.seconds >= seconds):
+                    if end is None and (not alive() or (seconds is not None and self.seconds >= seconds)):
+                        # A machine may do more than is judged meanwhile: what it has done by now is the end.
+                        end = os.fstat(stream.fileno()).st_size
+                    elif end is not None and stream.tell() >= end:
                         break
-                    time.sleep(_PAUSE)
+                    elif end is None and len(data) < _PIECE:
+                        time.sleep(_PAUSE)
         except OSError as error:
             raise BadInput(f"the probe's records cannot be read, or the trace not written: {error.strerror}") from None
         except BadRecord as error:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-_HEAD: Final = struct.Struct("<BBHI")
+HEAD: Final = struct.Struct("<BBHI")
 MOST_WORDS: Final = 32
 
 
@@ -57,15 +57,15 @@ class Reader:
     def take(self, data: bytes) -> Iterator[Record]:
         """Raises `BadRecord`."""
         data, at = self._left + data, 0
-        while at + _HEAD.size <= len(data):
-            kind, cpu, words, number = _HEAD.unpack_from(data, at)
+        while at + HEAD.size <= len(data):
+            kind, cpu, words, number = HEAD.unpack_from(data, at)
             is_mark = kind == RecordKind.MARK and not words and number == MARK
             if (kind not in (1, 2, 3, 4) and not is_mark) or words > MOST_WORDS:
                 raise BadRecord(f"a record of kind {kind} with {words} words")
-            end = at + _HEAD.size + 8 * words
+            end = at + HEAD.size + 8 * words
             if end > len(data):
                 break
             if not is_mark:
-                yield Record(kind, cpu, number, struct.unpack_from(f"<{words}Q", data, at + _HEAD.size))
+                yield Record(kind, cpu, number, struct.unpack_from(f"<{words}Q", data, at + HEAD.size))
             at = end
         self._left = data[at:]
