@@ -123,11 +123,12 @@ def _not_followed(followed: Followed) -> dict[str, int]:
         found["operation under way when the trace began, or beside one"] = counts.under_way
     if counts.orphans:
         found["RCU callback of a table taken out before"] = counts.orphans
-    left_out = getattr(followed.judge, "before", None)
-    if left_out is not None and left_out.left_out:
-        found["table that could not be taken over"] = len(left_out.left_out)
+    if counts.tables_left_out:
+        found["table that could not be taken over"] = counts.tables_left_out
     if counts.dropped:
-        found["table with references of others when the trace began"] = counts.dropped
+        found["table whose counts were not known when the trace began"] = counts.dropped
+    if counts.surplus:
+        found["table page with references of others when the trace began"] = counts.surplus
     if counts.unfinished:
         found["operation that has not ended"] = counts.unfinished
     return dict(sorted(found.items()))

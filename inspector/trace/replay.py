@@ -87,10 +87,10 @@ class Counts:
     """What a trace holds.  ``unknown`` are operations on tables that were made before it began and are not known;
     ``under_way`` those that had begun before it on tables that are, and what overlapped with them; ``orphans`` RCU
     callbacks for tables that were taken out before; ``tables_taken`` are tables that were known by a capture, of which
-    ``dropped`` could not be gone on with; ``surplus`` are pages of these with more references than their entries are
-    worth, others' or forgotten ones; ``protected``: the host
-    is in protected mode; ``hypercalls`` calls of the hypervisor of which nothing is seen; ``returns`` counts return
-    values by operation, ``invalidations`` by instruction."""
+    ``dropped`` could not be gone on with, and ``tables_left_out`` those that it shows and that were not taken;
+    ``surplus`` are pages with more references than their entries are worth, others' or forgotten ones; ``protected``:
+    the host is in protected mode; ``hypercalls`` calls of the hypervisor of which nothing is seen; ``returns`` counts
+    return values by operation, ``invalidations`` by instruction."""
 
     operations: int = 0
     events: int = 0
@@ -101,6 +101,7 @@ class Counts:
     dropped: int = 0
     surplus: int = 0
     tables_taken: int = 0
+    tables_left_out: int = 0
     hypercalls: int = 0
     protected: bool = False
     tables_made: int = 0
@@ -175,10 +176,8 @@ class Judge:
         self._aborts: dict[int, tuple[int, int | None]] = {}
         self._ignored: set[int] = set()
         self._number = 0
-        self.before = Before()
         if capture is not None:
-            self.before = taken_over(capture, self._generation, features_of(header))
-            self._take_over(self.before)
+            self._take_over(taken_over(capture, self._generation, features_of(header)))
 
     def _take_over(self, before: Before) -> None:
         """What was there when the trace began."""
@@ -187,7 +186,7 @@ class Judge:
             table.taken = taken
             self._owners.update((page >> self._page_shift, table) for page in taken.truth.pages)
             self._contexts.take_over(table.number, taken.root, taken.vmid)
-        self.counts.tables_taken = len(before.tables)
+        self.counts.tables_taken, self.counts.tables_left_out = len(before.tables), len(before.left_out)
         for cpu in before.cpus:
             self._contexts.take_over_cpu(cpu.number, cpu.vttbr, cpu.vcpu, in_guest=cpu.in_guest)
 
