@@ -121,7 +121,8 @@ def _not_followed(followed: Followed) -> dict[str, int]:
         found["operation on a table made before"] = counts.unknown
     if counts.under_way:
         found["operation under way when the trace began, or beside one"] = counts.under_way
-    if counts.orphans:
+    # With --vm the callbacks are told of all VMs' tables: they do not say whose they are.
+    if counts.orphans and "only" not in followed.header:
         found["RCU callback of a table taken out before"] = counts.orphans
     if counts.tables_left_out:
         found["table that could not be taken over"] = counts.tables_left_out

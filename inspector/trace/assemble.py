@@ -190,13 +190,18 @@ class Assembler:
         yield from ((GET, page) for _ in range(self.counts.get(page, 1) - 1))
 
     def take_over(
-        self, pages: Mapping[int, Sequence[int]], counts: Mapping[int, int], vttbr: Mapping[int, int], *, lpa2: bool
+        self,
+        pages: Mapping[int, Sequence[int]],
+        counts: Mapping[int, int],
+        vttbr: Mapping[int, int],
+        *,
+        lpa2: bool = False,
     ) -> None:
         """Table pages that were made before, entry by entry, and what each CPU has in VTTBR_EL2."""
         for page, entries in pages.items():
             self.pages[page] = {page + 8 * at: value for at, value in enumerate(entries) if value}
         self.counts.update(counts)
-        self._force, self._told, self._lpa2 = dict(vttbr), dict(vttbr), lpa2
+        self._force, self._told, self._lpa2 = dict(vttbr), dict(vttbr), self._lpa2 or lpa2
 
     def _in_order(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
         """A store is written down after it was made: another CPU may have seen it, and told so, before that.

@@ -16,10 +16,11 @@ from inspector.snapshot import Capture, Mode
 from inspector.trace.assemble import Assembler
 from inspector.trace.cut import Cut, Scan, cut_at, end_of
 from inspector.trace.file import Trace, Writer, packed_capture
+from inspector.trace.functions import HYP_PREFIX
 from inspector.trace.gdb_rules import OperationJudge, is_by_gdb
 from inspector.trace.names import names_of
 from inspector.trace.only import Only
-from inspector.trace.performed import NONSENSE, PROTECTED, generation_of, words_of
+from inspector.trace.performed import NONSENSE, PROTECTED, words_of
 from inspector.trace.plan import of_header
 from inspector.trace.raw import BadRecord, Reader
 from inspector.trace.replay import Judge
@@ -120,14 +121,6 @@ def begin(folder: Path, header: Mapping[str, Any], scan: Scan, take: Callable[[]
     capture = take()
     if capture.host.mode is Mode.PROTECTED:
         raise Untestable(PROTECTED)
-    before = taken_over(capture, generation_of(header), cut.assembler.features)
-    under_way = {words_of(str(raw[2])).get("pgt") for _, raw in cut.under_way if raw[0] == CALL}
-    for taken in before.tables:
-        truth = taken.truth
-        if taken.pgt not in under_way:
-            without_surplus(truth, taken.facts)
-        vttbr = {cpu.number: cpu.vttbr for cpu in before.cpus}
-        cut.assembler.take_over(truth.pages, truth.counts, vttbr, lpa2=taken.facts.geometry.lpa2)
     return Beginning(cut, capture)
 
 
@@ -147,6 +140,8 @@ class Following:
 
     def __post_init__(self) -> None:
         self._capture = b""
+        if self.only is not None:
+            self.header = {**self.header, "only": sorted(self.only.tables)}
         if self.beginning is None:
             self._assembler = Assembler(of_header(self.header), names_of(self.folder))
             self._judge = Judge(self.header)
@@ -155,6 +150,22 @@ class Following:
         self._capture = packed_capture(self.beginning.capture)
         self.header = {**self.header, "features": dict(self._assembler.features), "capture": len(self._capture)}
         self._judge = Judge(self.header, self.beginning.capture)
+        self._hand_over(self.beginning)
+
+    def _hand_over(self, beginning: Beginning) -> None:
+        """The tables' pages to the assembler: counts as the judge takes them over."""
+        before = taken_over(beginning.capture, self.header)
+        calls = [raw for _, raw in beginning.cut.under_way if raw[0] == CALL]
+        under_way = {words_of(str(raw[2])).get("pgt") for raw in calls}
+        # Where the hypervisor's structure is, the capture does not say.
+        under_way |= {0} if any(raw[1].startswith(HYP_PREFIX) for raw in calls) else set()
+        vttbr = {cpu.number: cpu.vttbr for cpu in before.cpus}
+        beginning.cut.assembler.take_over({}, {}, vttbr)
+        for taken in before.tables:
+            truth = taken.truth
+            if taken.pgt not in under_way:
+                without_surplus(truth, taken.facts)
+            beginning.cut.assembler.take_over(truth.pages, truth.counts, vttbr, lpa2=taken.facts.geometry.lpa2)
 
     def go(
         self, out: IO[bytes] | None, seconds: float | None, alive: Callable[[], bool], tell: Callable[[str], None]
@@ -230,8 +241,8 @@ def replay(path: Path) -> Followed:
     """The same verdict, from a file.  Raises `BadInput`."""
     trace = Trace(path)
     by_gdb = is_by_gdb(trace.header)
-    judge: Judging = OperationJudge(trace.header) if by_gdb else Judge(trace.header, trace.capture)
     began = time.monotonic()
+    judge: Judging = OperationJudge(trace.header) if by_gdb else Judge(trace.header, trace.capture)
     try:
         for lane, raw in trace.events():
             judge.take(lane, raw)

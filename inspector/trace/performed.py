@@ -33,10 +33,16 @@ def generation_of(header: Mapping[str, Any]) -> Generation:
     return GENERATIONS[label]
 
 
+FEATURES: Final = ("fwb", "ttl", "xnx", "tlb_range", "dic")
+"""What the probe tells of the CPU: ARM64_HAS_STAGE2_FWB and so on, 0 or 1."""
+
+
 def features_of(header: Mapping[str, Any]) -> dict[str, int]:
-    """What the CPU can do, of a trace that does not see each table made."""
-    found = header.get("features", {})
-    return {str(name): int(value) for name, value in found.items()} if isinstance(found, dict) else {}
+    """What the CPU can do, of a trace that does not see each table made; nothing where it does not say all of it."""
+    found = header.get("features")
+    if not isinstance(found, dict) or any(found.get(name) not in (0, 1) for name in FEATURES):
+        return {}
+    return {name: int(found[name]) for name in FEATURES}
 
 
 NONSENSE: Final = (ArithmeticError, AssertionError, LookupError, NoSuchPage, TypeError, ValueError)

@@ -43,7 +43,6 @@ from inspector.trace.performed import (
     ENDS,
     Performed,
     bounded,
-    features_of,
     generation_of,
     geometry_of,
     words_of,
@@ -177,7 +176,7 @@ class Judge:
         self._ignored: set[int] = set()
         self._number = 0
         if capture is not None:
-            self._take_over(taken_over(capture, self._generation, features_of(header)))
+            self._take_over(taken_over(capture, header))
 
     def _take_over(self, before: Before) -> None:
         """What was there when the trace began."""

@@ -36,7 +36,6 @@ from inspector.trace.performed import (
     ENDS,
     NONSENSE,
     bounded,
-    features_of,
     generation_of,
     geometry_of,
     words_of,
@@ -114,8 +113,7 @@ class Story:
         self._owners: dict[int, KnownTable] = {}
         self._chains: dict[int, tuple[str, ...]] = {}
         if self._trace.capture is not None:
-            before = taken_over(self._trace.capture, self.generation, features_of(self._trace.header))
-            for taken in before.tables:
+            for taken in taken_over(self._trace.capture, self._trace.header).tables:
                 self._take_over(taken)
 
     def _take_over(self, taken: Taken) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from inspector.capture.view import OwnView, TableView, View, own_views, table_views
-from inspector.generations import Generation
 from inspector.protocol.facts import Counted, Facts, facts_of
 from inspector.snapshot import Capture, Mode, OwnKind
+from inspector.trace.performed import features_of, generation_of, geometry_of
 from inspector.trace.truth import Truth
 
 
@@ -59,16 +60,24 @@ class Before:
     cpus: tuple[TakenCpu, ...] = ()
 
 
-def taken_over(capture: Capture, generation: Generation, features: Mapping[str, int]) -> Before:
-    """Every table of ``capture`` that can be followed; ``features`` are the CPU's, as the probe tells them."""
+def taken_over(capture: Capture, header: Mapping[str, Any]) -> Before:
+    """Every table of ``capture`` that can be followed in a trace of ``header``, which says what the CPU can do, and
+    which tables alone are followed (``only``).  Raises `BadInput` for a generation that is not known.
+    """
+    generation, features, only = generation_of(header), features_of(header), header.get("only")
     tables: list[Taken] = []
     left_out: list[tuple[str, str]] = []
     for view in _views(capture):
-        why = _why_not(view)
+        if only is not None and _pgt(view) not in only:
+            continue
+        words = _words(view, features)
+        why = _why_not(view, words)
         if why:
             left_out.append((view.title, why))
-        else:
-            tables.append(_taken(view, generation, features))
+            continue
+        facts = facts_of(generation, view.geometry, hyp=isinstance(view, OwnView))
+        vmid = view.mmu.vmid if isinstance(view, TableView) else None
+        tables.append(Taken(view.title, _pgt(view), words, view.root_pa, _truth(view, facts), facts, vmid))
     loaded = {vcpu.loaded_on: vcpu.address for vm in capture.vms for vcpu in vm.vcpus}
     cpus = tuple(
         TakenCpu(cpu.index, cpu.registers.get("VTTBR_EL2", 0), loaded.get(cpu.index), cpu.vttbr_live)
@@ -84,25 +93,34 @@ def _views(capture: Capture) -> Iterator[View]:
     yield from table_views(capture)
 
 
-def _why_not(view: View) -> str:
+def _pgt(view: View) -> int:
+    return (view.mmu.pgt or 0) if isinstance(view, TableView) else 0
+
+
+def _words(view: View, features: Mapping[str, int]) -> dict[str, int]:
+    """As its init would have told them."""
+    words = {"ia_bits": view.geometry.ia_bits, "start_level": view.geometry.start_level, "vtcr": 0, **features}
+    if isinstance(view, TableView):
+        mmu = view.mmu
+        words |= {"ia_bits": mmu.ia_bits or 0, "start_level": mmu.start_level or 0, "vtcr": mmu.vtcr}
+        words |= {"flags": mmu.pgt_flags} if mmu.pgt_flags is not None else {}
+    return words
+
+
+def _why_not(view: View, words: Mapping[str, int]) -> str:
     if view.tree.problems:
         problem = view.tree.problems[0]
         return f"its tree is not whole: {problem.kind} at table {problem.table_pa:#x}"
-    if isinstance(view, TableView) and (not view.mmu.pgt or view.mmu.ia_bits is None or view.mmu.start_level is None):
+    if isinstance(view, TableView) and not view.mmu.pgt:
         return "its struct kvm_pgtable is not known"
+    try:
+        told = geometry_of(words, view.geometry.granule_shift)
+    except ValueError as error:
+        return str(error)
+    same = ("ia_bits", "start_level", "root_pages")
+    if any(getattr(told, name) != getattr(view.geometry, name) for name in same):
+        return "its struct kvm_pgtable and VTCR_EL2 do not agree"
     return ""
-
-
-def _taken(view: View, generation: Generation, features: Mapping[str, int]) -> Taken:
-    words = {"ia_bits": view.geometry.ia_bits, "start_level": view.geometry.start_level, "vtcr": 0, **features}
-    facts = facts_of(generation, view.geometry, hyp=isinstance(view, OwnView))
-    truth = _truth(view, facts)
-    if not isinstance(view, TableView):
-        return Taken(view.title, 0, words, view.root_pa, truth, facts)
-    mmu = view.mmu
-    words |= {"ia_bits": mmu.ia_bits or 0, "start_level": mmu.start_level or 0, "vtcr": mmu.vtcr}
-    words |= {"flags": mmu.pgt_flags} if mmu.pgt_flags is not None else {}
-    return Taken(view.title, mmu.pgt or 0, words, view.root_pa, truth, facts, mmu.vmid)
 
 
 def _truth(view: View, facts: Facts) -> Truth:
@@ -110,7 +128,7 @@ def _truth(view: View, facts: Facts) -> Truth:
     truth = Truth(granule)
     # A root may be less than a page: the kernel allocates whole ones (kvm_pgd_pages).
     for pa in {*view.root_pages(), *(table.pa for table in view.tree.tables)}:
-        truth.pages[pa] = array("Q", view.capture.pages.get(pa, b"").ljust(granule, b"\0"))
+        truth.pages[pa] = array("Q", view.capture.pages.get(pa, b"")[:granule].ljust(granule, b"\0"))
         info = view.capture.page_info.get(pa)
         truth.counts[pa] = info.refcount if info is not None else 1 + _references(truth.pages[pa], facts)
     return truth

@@ -16,7 +16,7 @@ from inspector.findings import BadInput
 from inspector.protocol.facts import operation_name
 from inspector.trace.file import Trace
 from inspector.trace.functions import PROTECTING
-from inspector.trace.performed import CALLBACK, ENDS, NONSENSE, features_of, generation_of, words_of
+from inspector.trace.performed import CALLBACK, ENDS, NONSENSE, words_of
 from inspector.trace.replay import Broken, Differing
 from inspector.trace.story import Story, Told
 from inspector.trace.taken import taken_over
@@ -145,8 +145,7 @@ def timeline_of(path: Path) -> Timeline:
     trace = Trace(path)
     if trace.capture is None:
         return timeline(trace.events())
-    before = taken_over(trace.capture, generation_of(trace.header), features_of(trace.header))
-    return timeline(trace.events(), [taken.pgt for taken in before.tables])
+    return timeline(trace.events(), [taken.pgt for taken in taken_over(trace.capture, trace.header).tables])
 
 
 MOST_EVENTS: Final = 300

@@ -76,7 +76,8 @@ def rest(events: Events, at: int) -> Events:
 
 
 def judged(events: Events, capture: Capture, features: dict[str, int]) -> Judge:
-    header = {"generation": LABEL, "page_shift": 12, "walk_flags": WALK_FLAGS, "features": features}
+    told = {**features, "dic": 1} if features else {}
+    header = {"generation": LABEL, "page_shift": 12, "walk_flags": WALK_FLAGS, "features": told}
     judge = Judge(header, capture)
     for lane, raw in events:
         judge.take(lane, raw)
