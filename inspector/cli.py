@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -633,6 +633,12 @@ def crosscheck(
     "Default: gdb with --connect, else what the machine offers.",
 )
 @click.option(
+    "--since",
+    type=click.Choice(["start", "now"]),
+    help="Of the probe's: all since the machine's start, or from now on, beginning with a capture of the tables that "
+    "are there. Default: now, but of a machine that has ended, and with --for 0, since its start.",
+)
+@click.option(
     "--run-dir", metavar="DIR", type=click.Path(), envvar="INSPECTOR_RUN_DIR", help="The machine's run folder."
 )
 @click.argument("command", metavar="[-- CMD...]", nargs=-1, type=click.UNPROCESSED)
@@ -643,13 +649,15 @@ def trace(
     seconds: float | None,
     until_exit: bool,
     events: str | None,
+    since: Literal["start", "now"] | None,
     run_dir: str | None,
     command: tuple[str, ...],
 ) -> int:
     """Follow every stage-2 operation, and hold each to protocol and model; with CMD, as long as that runs.
 
-    By the probe since the machine's start, with every store to a table (./run_qemu.sh start --trace); by gdb from now
-    on, each operation's arguments, return and invalidations.  Nothing is written to the machine but breakpoints.
+    By the probe with every store to a table (./run_qemu.sh start --trace), from a capture on or since the machine's
+    start; by gdb from now on, each operation's arguments, return and invalidations.  Nothing is written to the machine
+    but breakpoints.
     """
     from inspector.trace.command import Wanted, traced
 
@@ -674,6 +682,7 @@ def trace(
         seconds=seconds,
         command=command,
         vm=vm,
+        since=since,
     )
     with progress(options.debug) as tell:
         followed, interrupted = traced(wanted, Path(output) if output is not None else None, tell)

@@ -150,9 +150,11 @@ class Mmu:
     5.10/5.15, the generation in the upper half.  ``pgd_phys`` and ``pgd_pa`` are the two records of the root (the
     latter from ``pgt->pgd``; both ``None`` when ``pgt`` is NULL or not readable: ``unreadable`` then says why, and
     ``damaged`` whether that is a state no kernel puts it in).  ``vtcr`` is the kernel's stored value, ``geometry`` is
-    derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.  ``handle`` is the
-    hypervisor's of a guest under pKVM whose table it keeps (6.18 and later): all of this is then as its ``struct
-    pkvm_hyp_vm`` has it, ``mappings`` the host's record of what it holds (``None``: not known), and ``protected`` says
+    derived from it, ``ia_bits``/``start_level`` are ``pgt``'s own record.  ``pgt`` is the address of that
+    structure (``None`` in a file that was made before 2026-11-28).
+
+    ``handle`` is the hypervisor's of a guest under pKVM whose table it keeps (6.18 and later): all of this is then as
+    its ``struct pkvm_hyp_vm`` has it, ``mappings`` the host's record of what it holds (``None``: not known), and ``protected`` says
     that the guest's memory is its own, not shared by the host.
 
     Of a shadow: ``nested_valid`` tells whether it stands for a context of the guest hypervisor's, with
@@ -183,6 +185,7 @@ class Mmu:
     nested_stage2: bool | None = None
     pending_unmap: bool | None = None
     nested_tables: tuple[tuple[int, int], ...] = ()
+    pgt: int | None = None
 
     @property
     def at_el2(self) -> bool:

@@ -153,6 +153,7 @@ def _mmu(kernel: HostKernel, mmu: KernelObject, kind: MmuKind, vtcr: int | None,
         nested_vtcr=mmu.u("tlb_vtcr") if nested else None,
         nested_stage2=_flag(mmu, "nested_stage2_enabled") if nested else None,
         pending_unmap=_flag(mmu, "pending_unmap") if nested else None,
+        pgt=mmu.u("pgt"),
     )
 
 

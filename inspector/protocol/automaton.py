@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from inspector import events as ev
@@ -120,6 +120,44 @@ class Protocol:
         if self._unfinished:
             self._complete(None, None)
         who.call = IDLE
+
+    def take_over(
+        self, root: Sequence[int], pages: Mapping[int, Sequence[int]], counts: Mapping[int, int], waiting: Iterable[int]
+    ) -> None:
+        """The table is there already, and nobody walks it: its ``root`` pages in their order, and all of its ``pages``
+        with their entries.  ``waiting`` are tables that were taken out, and handed to RCU.
+
+        What a page's count is beyond its entries, others hold; that it is less is found when the next operation ends.
+        """
+        for pa, entries in pages.items():
+            page = self.pages[pa] = Page(pa, counts.get(pa, 1))
+            page.values = {pa + 8 * at: value for at, value in enumerate(entries) if value}
+            page.counted = sum(self._holds(value) for value in page.values.values() if not self._is_locked(value))
+            self._surplus(page, max(0, page.count - 1 - page.counted))
+            self._dirty.add(page)
+        geometry = self.facts.geometry
+        span = geometry.entries << geometry.level_shift(geometry.start_level)
+        for number, pa in enumerate(root):
+            self._place(self.pages[pa], geometry.start_level, number * span, 0)
+            self.pages[pa].root = True
+        for pa in waiting:
+            self._taken_out(self.pages[pa], self.pages[pa])
+
+    def _place(self, page: Page, level: int, base: int, parent: int) -> None:
+        """A page that is in the table already, with all below it."""
+        self._live(page, level, base, parent, 0)
+        for entry, value in page.values.items():
+            child = self._child(value, level)
+            if child is not None and child.life is _PRIVATE:
+                self._place(child, level + 1, self._ia(page, entry), entry)
+
+    def _taken_out(self, page: Page, top: Page) -> None:
+        """Out of the table, and waiting with all below it for the end of a grace period."""
+        page.life, page.top, page.deferred = _DETACHED, top, page is top
+        for value in page.values.values():
+            child = self._child(value, page.level)
+            if child is not None and child.life is _PRIVATE:
+                self._taken_out(child, top)
 
     def flushed(self, lane: int, raws: Sequence[RawEvent], section: int | None) -> None:
         """A TLB function ran in no operation: what the operations of its ioctl left is invalidated by it.

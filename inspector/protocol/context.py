@@ -101,12 +101,33 @@ class Contexts:
         self._running: dict[int, int] = {}
         self._loading: set[int] = set()
         self._last: dict[tuple[int, int], int] = {}
+        self._before: set[int] = set()
 
     # ---- tables
 
     def made(self, number: int, root: int) -> None:
         """A table with its root at a physical address."""
         self._tables[root] = number
+
+    def take_over(self, number: int, root: int, vmid: int | None) -> None:
+        """A table that was made before, and the VMID of its guest: which of its vCPUs ran where last is not known."""
+        self.made(number, root)
+        self._before.add(number)
+        if vmid:
+            self._vmids[number] = vmid
+
+    def take_over_cpu(self, cpu: int, vttbr: int, vcpu: int | None, *, in_guest: bool) -> None:
+        """What a CPU has in VTTBR_EL2, and which vCPU is loaded on it; the VMID that a guest runs with is its own."""
+        self.forced(cpu, vttbr)
+        if vcpu is not None:
+            self._running[cpu] = vcpu
+        table = self.table_at(vttbr)
+        if in_guest and table is not None and vttbr >> _VMID:
+            self._owners[vttbr >> _VMID] = table
+
+    def forced(self, cpu: int, vttbr: int) -> None:
+        """VTTBR_EL2 is written in a TLB function that is not judged."""
+        self._force[cpu] = vttbr
 
     def gone(self, number: int) -> None:
         """A table is no more; its VMID stays unusable until all are given out anew (kvm_arm_vmid_update)."""
@@ -155,7 +176,9 @@ class Contexts:
         if vcpu is None:
             return
         before = self._last.get((cpu, table))
-        if before != vcpu:
+        if before is None and table in self._before:
+            self._last[cpu, table] = vcpu
+        elif before != vcpu:
             who = f"vCPU {before:#x} of this VM ran last" if before else "no vCPU of this VM ran yet"
             what = f"{who} on CPU {cpu}, and its TLB was not invalidated before vCPU {vcpu:#x} comes"
             self._say("V4", what, table, cpu, "", (raw,))

@@ -12,6 +12,7 @@ from inspector.printable import printable
 from inspector.report.document import Document, Record
 from inspector.report.format import Lines, Painter
 from inspector.trace.follow import Followed
+from inspector.trace.performed import PROTECTED
 from inspector.trace.replay import Broken, Differing
 
 _MOST = 20
@@ -61,6 +62,9 @@ class TraceDocument(Document, frozen=True, kw_only=True):
     events: int
     operations_by_name: Mapping[str, int]
     returns: Annotated[Mapping[str, int], Meta(description="How often each operation returned what: 'map 0'.")]
+    tables_taken_over: Annotated[
+        int, Meta(description="Tables made before, which a capture told at the trace's beginning.")
+    ]
     tables_made: int
     tables_freed: int
     pages_made: int
@@ -89,7 +93,7 @@ def why_not(followed: Followed) -> str:
     """Why nothing is judged; empty when it is."""
     counts = followed.judge.counts
     if counts.protected:
-        return "the host is in protected mode: its hypervisor owns tables, its own and guests', that are not followed"
+        return PROTECTED
     if counts.hypercalls:
         return "the host called its hypervisor, and what that did was not seen: TLB invalidations cannot be judged"
     return "" if counts.operations > counts.unknown else "no operation was followed"
@@ -115,6 +119,17 @@ def _not_followed(followed: Followed) -> dict[str, int]:
     found = dict(followed.outside)
     if counts.unknown:
         found["operation on a table made before"] = counts.unknown
+    if counts.under_way:
+        found["operation under way when the trace began, or beside one"] = counts.under_way
+    # With --vm the callbacks are told of all VMs' tables: they do not say whose they are.
+    if counts.orphans and "only" not in followed.header:
+        found["RCU callback of a table taken out before"] = counts.orphans
+    if counts.tables_left_out:
+        found["table that could not be taken over"] = counts.tables_left_out
+    if counts.dropped:
+        found["table whose counts were not known when the trace began"] = counts.dropped
+    if counts.surplus:
+        found["table page with references of others when the trace began"] = counts.surplus
     if counts.unfinished:
         found["operation that has not ended"] = counts.unfinished
     return dict(sorted(found.items()))
@@ -155,6 +170,7 @@ def document(followed: Followed, command: Literal["trace", "replay"]) -> TraceDo
         events=counts.events,
         operations_by_name=dict(sorted(counts.by_name.items())),
         returns={f"{name} {ret}": number for (name, ret), number in sorted(counts.returns.items())},
+        tables_taken_over=counts.tables_taken,
         tables_made=counts.tables_made,
         tables_freed=counts.tables_freed,
         pages_made=counts.pages_made,
@@ -179,7 +195,8 @@ def lines(paint: Painter, followed: Followed, command: Literal["trace", "replay"
         by_name.setdefault(name, []).append(f"{number:,} returned {ret}")
     for name, number in sorted(told.operations_by_name.items(), key=lambda item: -item[1]):
         yield f"  {name:18} {number:8,}   {', '.join(by_name.get(name, []))}".rstrip()
-    yield f"tables: {told.tables_made} made, {told.tables_freed} given up"
+    taken = f"{told.tables_taken_over} taken over, " if told.tables_taken_over else ""
+    yield f"tables: {taken}{told.tables_made} made, {told.tables_freed} given up"
     yield f"table pages: {told.pages_made:,} allocated, {told.pages_freed:,} freed"
     yield f"invalidations: {_listed(told.invalidations)}"
     yield f"held against the model: {_modelled(told)}"

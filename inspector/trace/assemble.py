@@ -73,7 +73,7 @@ def features_of(values: Sequence[int]) -> dict[str, int]:
 @dataclass
 class _Call:
     """A function that is being run; ``lane`` is the number under which its operation's events are told; ``waiting`` is
-    what is told of it once there is an operation in it."""
+    what is told of it once there is an operation in it, ``told`` the words that were."""
 
     function: Function
     words: tuple[int, ...]
@@ -81,6 +81,7 @@ class _Call:
     lane: int = 0
     events: list[RawEvent] = field(default_factory=list)
     waiting: RawEvent | None = None
+    told: str = ""
 
     @property
     def flushes(self) -> bool:
@@ -121,7 +122,7 @@ class Assembler:
         self._functions = [FUNCTIONS[name] for name in self.plan.functions]
         self._mask = (1 << self.plan.page_shift) - 1
         shift = max(_STACK_SHIFT, self.plan.page_shift)
-        self._stack_mask = -(1 << shift) & _U64
+        self.stack_mask = -(1 << shift) & _U64
 
     def take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
         """What a record adds: (lane, event), an operation's events under one lane from its ``call`` to its ``ret``."""
@@ -140,6 +141,67 @@ class Assembler:
                 yield from self._in_order(each)
             return
         yield from self._in_order(record)
+
+    # --- beginning in the midst
+
+    @property
+    def features(self) -> Mapping[str, int]:
+        """What the CPU can do, once that was told."""
+        return self._features
+
+    def forget(self) -> None:
+        """All that was seen but what is told once: records between are left out."""
+        new = Assembler(self.plan, self.names)
+        new._features, new._distance, new._lpa2 = self._features, self._distance, self._lpa2
+        self.__dict__.update(new.__dict__)
+
+    def under_way(self, allocated: Mapping[int, Sequence[int]]) -> Iterator[tuple[int, RawEvent]]:
+        """What had begun where a trace begins, told anew: ``begun`` in a call says that its beginning was not seen.
+
+        ``allocated`` are pages of each lane's operation, which no table may lead to yet: they are told as they are.
+        """
+        for cpu in list(self._early):
+            for record in self._early.pop(cpu):
+                for _ in self._take(record):
+                    pass
+        self._chains.clear()
+        for sections in self._sections.values():
+            for call in sections:
+                if call.waiting is None:
+                    yield call.lane, (ENTER, call.function.name, call.told)
+        for calls in self._running.values():
+            function = calls[0].function
+            if function.role is Role.OPERATION:
+                yield calls[0].lane, (CALL, function.name, f"{self._arguments(calls[0])},begun")
+                for page in allocated.get(calls[0].lane, ()):
+                    yield from ((calls[0].lane, raw) for raw in self._page_as_it_is(page))
+            elif calls[0].flushes:
+                yield calls[0].lane, (ENTER, function.name, "begun")
+        for call in self._flushing.values():
+            if call.function.role is Role.HYP_FLUSH:
+                yield call.lane, (ENTER, call.function.name, "begun")
+
+    def _page_as_it_is(self, page: int) -> Iterator[RawEvent]:
+        entries = self.pages.get(page)
+        if entries is None:
+            return
+        yield (ALLOC, page)
+        yield from ((STORE, pa, 0, value, 0, 0) for pa, value in entries.items() if value)
+        yield from ((GET, page) for _ in range(self.counts.get(page, 1) - 1))
+
+    def take_over(
+        self,
+        pages: Mapping[int, Sequence[int]],
+        counts: Mapping[int, int],
+        vttbr: Mapping[int, int],
+        *,
+        lpa2: bool = False,
+    ) -> None:
+        """Table pages that were made before, entry by entry, and what each CPU has in VTTBR_EL2."""
+        for page, entries in pages.items():
+            self.pages[page] = {page + 8 * at: value for at, value in enumerate(entries) if value}
+        self.counts.update(counts)
+        self._force, self._told, self._lpa2 = dict(vttbr), dict(vttbr), self._lpa2 or lpa2
 
     def _in_order(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
         """A store is written down after it was made: another CPU may have seen it, and told so, before that.
@@ -176,7 +238,7 @@ class Assembler:
         entries = self.pages.get(pa & ~self._mask)
         if entries is None or not (found ^ entries.get(pa, 0)) & ~AF:
             return False
-        own = sp & self._stack_mask
+        own = sp & self.stack_mask
         return any(calls and stack != own for stack, calls in self._running.items())
 
     def _take(self, record: Record) -> Iterator[tuple[int, RawEvent]]:
@@ -190,7 +252,7 @@ class Assembler:
         if record.kind == RecordKind.PROBE and self._functions[record.number % EXIT].role is Role.PROTECTED:
             yield record.cpu, (CALL, PROTECTING, "")
             return
-        stack = record.words[-1] & self._stack_mask
+        stack = record.words[-1] & self.stack_mask
         if record.kind == RecordKind.PROBE:
             if record.number >= EXIT:
                 yield from self._leave(self._functions[record.number - EXIT], record, stack)
@@ -341,11 +403,13 @@ class Assembler:
             # Most are emulated devices', without an operation.
             call.waiting = (ENTER, function.name, ",".join(words))
             return
-        yield call.lane, (ENTER, function.name, ",".join(filter(None, words)))
+        call.told = ",".join(filter(None, words))
+        yield call.lane, (ENTER, function.name, call.told)
 
     def _tell_section(self, stack: int) -> Iterator[tuple[int, RawEvent]]:
         for call in self._sections.get(stack, [])[-1:]:
             if call.waiting is not None:
+                call.told = str(call.waiting[2])
                 yield call.lane, call.waiting
                 call.waiting = None
 

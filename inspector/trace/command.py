@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Literal
 
+from inspector.capture.selection import choose_views
 from inspector.findings import BadInput, TargetLost
+from inspector.snapshot import Scope
 from inspector.target.signals import Interrupted, signals_raise, signals_wait
-from inspector.trace.follow import Followed, Following, is_alive, open_output, read_plan
+from inspector.trace.follow import Followed, Following, begin, is_alive, open_output, read_plan, scan_of, stub_of
 from inspector.trace.only import Only
 
 if TYPE_CHECKING:
@@ -39,6 +42,22 @@ class Wanted:
     seconds: float | None = None
     command: tuple[str, ...] = ()
     vm: str | None = None
+    since: Literal["start", "now"] | None = None
+
+    @property
+    def begins_now(self) -> bool:
+        """With a capture, and from there on; else with everything that the probe has written since the start.
+
+        Where nothing is to come, or the machine has ended, there is nothing else.
+        """
+        if self.since is None:
+            return self.seconds != 0 and self.folder is not None and is_alive(self.folder)
+        return self.since == "now"
+
+    @property
+    def own_stub(self) -> str | None:
+        """That of the machine which the probe follows."""
+        return self.connect or self.connect_by_default or (stub_of(self.folder) if self.folder is not None else None)
 
     @property
     def stub(self) -> str | None:
@@ -111,9 +130,7 @@ def traced(wanted: Wanted, output: Path | None, tell: Tell) -> tuple[Followed, s
                 "which machine? give its gdbstub with --connect, or start one by ./run_qemu.sh start --trace and name "
                 "its --run-dir, as ./run_qemu.sh run -- inspector trace does"
             )
-        following = Following(wanted.folder, read_plan(wanted.folder))
-        if wanted.vm is not None:
-            following.only = _only(wanted, wanted.vm, tell)
+        following = _following(wanted, wanted.folder, tell)
         stream = stack.enter_context(open_output(output)) if output is not None else None
         beside.start()
         return _by_probe(wanted, wanted.folder, following, stream, beside, tell)
@@ -154,14 +171,39 @@ def _machine(wanted: Wanted, stub: str, tell: Tell) -> Iterator[tuple[Machine, K
         yield machine, symbols
 
 
+def _following(wanted: Wanted, folder: Path, tell: Tell) -> Following:
+    header = read_plan(folder)
+    if not wanted.begins_now:
+        return Following(folder, header, _only(wanted, wanted.vm, tell) if wanted.vm is not None else None)
+    from inspector.capture.take import take
+
+    stub = _stub(wanted)
+    tell("reading what the probe has seen so far")
+    scan = scan_of(folder, header)
+    with _machine(wanted, stub, tell) as (machine, symbols):
+        command = " ".join(["inspector", *sys.argv[1:]])
+        beginning = begin(
+            folder, header, scan, lambda: take(machine, symbols, scope=Scope.WALK, progress=tell, command=command)
+        )
+    only = None
+    if wanted.vm is not None and beginning is not None:
+        views = choose_views(beginning.capture, wanted.vm)
+        only = Only(frozenset(view.mmu.pgt for view in views if view.mmu.pgt))
+    return Following(folder, header, only, beginning)
+
+
+def _stub(wanted: Wanted) -> str:
+    stub = wanted.own_stub
+    if stub is None:
+        raise BadInput("a trace from now on begins with a capture: give the machine's gdbstub with --connect")
+    return stub
+
+
 def _only(wanted: Wanted, vm: str, tell: Tell) -> Only:
     """Which table is the VM's, looked up through the stub: the probe knows no VMs."""
     from inspector.trace.gdb import only_of
 
-    stub = wanted.connect or wanted.connect_by_default
-    if stub is None:
-        raise BadInput("--vm is looked up in the machine itself: give its gdbstub with --connect")
-    with _machine(wanted, stub, tell) as (machine, symbols):
+    with _machine(wanted, _stub(wanted), tell) as (machine, symbols):
         return only_of(machine, symbols, vm, tell)
 
 

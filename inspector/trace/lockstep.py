@@ -26,11 +26,7 @@ from inspector.events import (
     ALLOC_EXACT,
     ALLOCFAIL,
     BARRIER,
-    DEFER,
     FREE,
-    FREE_EXACT,
-    GET,
-    PUT,
     STORE,
     TLBI,
     TTL_UNKNOWN,
@@ -47,6 +43,7 @@ from inspector.model.prot import model_prot
 from inspector.model.stage2 import Stage2
 from inspector.model.state import HANDLE_FAULT, IGNORE_EAGAIN, SHARED, SKIP_BBM_TLBI, SKIP_CMO
 from inspector.trace.performed import Performed
+from inspector.trace.truth import Truth
 
 _FLAGS: Final[Mapping[str, int]] = {
     "SHARED": SHARED,
@@ -159,13 +156,19 @@ class Shadow:
             if hyp is None
             else HypStage1(generation, hyp, geometry, self._store)
         )
-        self._truth = PageStore(1 << geometry.granule_shift)
+        self._truth = Truth(1 << geometry.granule_shift)
         self._hardware_af = bool(features.get("vtcr", 0) & _HA)
         self._hints = bool(features["ttl"])
         self._flags = [(bit, _FLAGS[name]) for name, bit in flags.items() if name in _FLAGS]
         self._open = 0
         self._ended: list[Performed] = []
         self._mask = -(1 << geometry.granule_shift)
+
+    def take_over(self, truth: Truth, root: int) -> None:
+        """The table is this one already; ``truth`` is copied."""
+        self._truth = truth.copied()
+        self._pgt.root = root
+        self._bring_back()
 
     def begin(self) -> None:
         """An operation on the table begins."""
@@ -189,7 +192,7 @@ class Shadow:
         difference = self._perform(performed)
         if difference is not None and self._hardware_af and self._with_guesses(performed):
             difference = None
-        self._advance(performed.events)
+        self._truth.advance(performed.events)
         if difference is None:
             verdicts.held += 1
             return
@@ -236,7 +239,7 @@ class Shadow:
     def _catch_up(self, group: list[Performed]) -> None:
         """The truth after all of them: what was seen, in the order in which it was."""
         merged = sorted((at, raw) for each in group for at, raw in zip(each.places, each.events, strict=True))
-        self._advance([raw for _, raw in merged])
+        self._truth.advance([raw for _, raw in merged])
 
     def _perform(self, performed: Performed) -> Difference | None:
         """The model's turn."""
@@ -388,34 +391,6 @@ class Shadow:
     def _place(self, pa: int) -> tuple[int, int]:
         return pa & self._mask, (pa & ~self._mask) >> 3
 
-    def _advance(self, events: Sequence[RawEvent]) -> None:
-        """What was seen happens to the truth."""
-        truth = self._truth
-        for raw in events:
-            kind = raw[0]
-            if kind == STORE:
-                page, index = self._place(raw[1])
-                if page in truth.pages:
-                    truth.pages[page][index] = raw[3]
-            elif kind == GET:
-                truth.counts[raw[1]] = truth.counts.get(raw[1], 0) + 1
-            elif kind == PUT:
-                truth.counts[raw[1]] = raw[2]
-            elif kind == ALLOC:
-                truth.pages[raw[1]], truth.counts[raw[1]] = truth.zero[:], 1
-            elif kind == FREE:
-                truth.pages.pop(raw[1], None)
-                truth.counts.pop(raw[1], None)
-                truth.deferred = [each for each in truth.deferred if each[0] != raw[1]]
-            elif kind == DEFER:
-                truth.deferred.append((raw[1], raw[2]))
-            elif kind in (ALLOC_EXACT, FREE_EXACT):
-                for page in range(raw[1], raw[1] + raw[2], truth.granule):
-                    truth.pages.pop(page, None)
-                    truth.counts.pop(page, None)
-                    if kind == ALLOC_EXACT:
-                        truth.pages[page], truth.counts[page] = truth.zero[:], 1
-
     def _bring_back(self) -> None:
         """The model's pages as the truth has them."""
         store, truth = self._store, self._truth
@@ -489,6 +464,11 @@ class HypShadow:
             for hvhe in (False, True)
             for bti in (False, True)
         ]
+
+    def take_over(self, truth: Truth, root: int) -> None:
+        """As of `Shadow`."""
+        for each in self._possible:
+            each.take_over(truth, root)
 
     def begin(self) -> None:
         """As of `Shadow`."""

@@ -16,6 +16,11 @@ CALLBACK: Final = "stage2_free_unlinked_table_rcu_cb"
 """Its pages say of which table it is."""
 ENDS: Final = frozenset({"destroy", "destroy_pgd", "hyp_destroy"})
 """After these there is no table."""
+BEGUN: Final = "begun"
+"""A word of a call whose beginning was not seen, of an operation or a TLB function under way when a trace began."""
+PROTECTED: Final = (
+    "the host is in protected mode: its hypervisor owns tables, its own and guests', that are not followed"
+)
 _DS: Final = 32
 """VTCR_EL2.DS: descriptors of 52-bit addresses."""
 
@@ -26,6 +31,18 @@ def generation_of(header: Mapping[str, Any]) -> Generation:
     if label not in GENERATIONS or header.get("page_shift") not in (12, 14, 16):
         raise BadInput(f"the trace is of a kernel that is not known here: generation {label!r}")
     return GENERATIONS[label]
+
+
+FEATURES: Final = ("fwb", "ttl", "xnx", "tlb_range", "dic")
+"""What the probe tells of the CPU: ARM64_HAS_STAGE2_FWB and so on, 0 or 1."""
+
+
+def features_of(header: Mapping[str, Any]) -> dict[str, int]:
+    """What the CPU can do, of a trace that does not see each table made; nothing where it does not say all of it."""
+    found = header.get("features")
+    if not isinstance(found, dict) or any(found.get(name) not in (0, 1) for name in FEATURES):
+        return {}
+    return {name: int(found[name]) for name in FEATURES}
 
 
 NONSENSE: Final = (ArithmeticError, AssertionError, LookupError, NoSuchPage, TypeError, ValueError)

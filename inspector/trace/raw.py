@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-_HEAD: Final = struct.Struct("<BBHI")
+HEAD: Final = struct.Struct("<BBHI")
 MOST_WORDS: Final = 32
 
 
@@ -18,6 +18,7 @@ class RecordKind(enum.IntEnum):
     STORE = 2
     INSTRUCTION = 3
     REGISTERS = 4
+    MARK = 5
 
 
 class Record(NamedTuple):
@@ -39,12 +40,16 @@ SIZES: Final = {0: 1, 1: 2, 2: 4, 3: 8, 4: 16}
 """``enum qemu_plugin_mem_value_type`` to bytes."""
 
 
+MARK: Final = 0x4B52414D
+"""The number of a mark: everything that was done before is in front of it (probe.c)."""
+
+
 class BadRecord(ValueError):
     """What the probe never writes."""
 
 
 class Reader:
-    """Takes bytes as they come, and gives the records that are there as a whole."""
+    """Takes bytes as they come, and gives the records that are there as a whole, but no marks."""
 
     def __init__(self) -> None:
         self._left = b""
@@ -52,13 +57,15 @@ class Reader:
     def take(self, data: bytes) -> Iterator[Record]:
         """Raises `BadRecord`."""
         data, at = self._left + data, 0
-        while at + _HEAD.size <= len(data):
-            kind, cpu, words, number = _HEAD.unpack_from(data, at)
-            if kind not in (1, 2, 3, 4) or words > MOST_WORDS:
+        while at + HEAD.size <= len(data):
+            kind, cpu, words, number = HEAD.unpack_from(data, at)
+            is_mark = kind == RecordKind.MARK and not words and number == MARK
+            if (kind not in (1, 2, 3, 4) and not is_mark) or words > MOST_WORDS:
                 raise BadRecord(f"a record of kind {kind} with {words} words")
-            end = at + _HEAD.size + 8 * words
+            end = at + HEAD.size + 8 * words
             if end > len(data):
                 break
-            yield Record(kind, cpu, number, struct.unpack_from(f"<{words}Q", data, at + _HEAD.size))
+            if not is_mark:
+                yield Record(kind, cpu, number, struct.unpack_from(f"<{words}Q", data, at + HEAD.size))
             at = end
         self._left = data[at:]

@@ -34,9 +34,20 @@ from inspector.protocol.context import ALL_VMIDS, Contexts, Flush, stale_at_init
 from inspector.protocol.facts import Call, facts_of, operation_name
 from inspector.protocol.faults import is_exec_fault, unasked_execution
 from inspector.protocol.rules import Violation
+from inspector.snapshot import Capture
 from inspector.trace.functions import ABORTING, IOCTL, LOADING, PROTECTING
 from inspector.trace.lockstep import Difference, HypShadow, Shadow, Verdicts
-from inspector.trace.performed import CALLBACK, ENDS, Performed, bounded, generation_of, geometry_of, words_of
+from inspector.trace.performed import (
+    BEGUN,
+    CALLBACK,
+    ENDS,
+    Performed,
+    bounded,
+    generation_of,
+    geometry_of,
+    words_of,
+)
+from inspector.trace.taken import Before, Taken, taken_over, without_surplus
 
 _ON_PAGE = frozenset({GET, PUT, ALLOC, FREE, DEFER, ALLOC_EXACT, FREE_EXACT})
 _CONTEXT = frozenset({ENTER, LEAVE, SYSREG})
@@ -72,14 +83,24 @@ class Differing:
 
 @dataclass
 class Counts:
-    """What a trace holds.  ``unknown`` are operations on tables that were made before it began; ``protected``: the host
-    is in protected mode; ``hypercalls`` calls of the hypervisor of which nothing is seen; ``returns`` counts return
-    values by operation, ``invalidations`` by instruction."""
+    """What a trace holds.  ``unknown`` are operations on tables that were made before it began and are not known;
+    ``under_way`` those that had begun before it on tables that are, and what overlapped with them; ``orphans`` RCU
+    callbacks for tables that were taken out before; ``tables_taken`` are tables that were known by a capture, of which
+    ``dropped`` could not be gone on with, and ``tables_left_out`` those that it shows and that were not taken;
+    ``surplus`` are pages with more references than their entries are worth, others' or forgotten ones; ``protected``:
+    the host is in protected mode; ``hypercalls`` calls of the hypervisor of which nothing is seen; ``returns`` counts
+    return values by operation, ``invalidations`` by instruction."""
 
     operations: int = 0
     events: int = 0
     unknown: int = 0
     unfinished: int = 0
+    under_way: int = 0
+    orphans: int = 0
+    dropped: int = 0
+    surplus: int = 0
+    tables_taken: int = 0
+    tables_left_out: int = 0
     hypercalls: int = 0
     protected: bool = False
     tables_made: int = 0
@@ -94,22 +115,34 @@ class Counts:
 @dataclass
 class _Table:
     """``shadow`` is the table in the model, ``None`` where the CPU's features are not known; ``dic`` is CTR_EL0.DIC, 1
-    where it is not known."""
+    where it is not known.
+
+    ``taken``: it was made before, and is not judged yet: ``under_way`` are lanes of operations on it that had begun, or
+    overlap with such a one.
+    """
 
     number: int
     protocol: Protocol
     shadow: Shadow | HypShadow | None
     dic: int = 1
+    taken: Taken | None = None
+    under_way: set[int] = field(default_factory=set)
+    disturbed: bool = False
 
 
 @dataclass
 class _Lane:
-    """The operation that a lane is in; ``table`` is not known yet, or never will be, when ``None``."""
+    """The operation that a lane is in; ``table`` is not known yet, or never will be, when ``None``.
+
+    ``begun``: its beginning was not seen; ``unjudged``: what it does is taken over as it is.
+    """
 
     performed: Performed
     call: Call
     table: _Table | None = None
     flush: Flush | None = None
+    begun: bool = False
+    unjudged: bool = False
 
     @property
     def name(self) -> str:
@@ -119,10 +152,11 @@ class _Lane:
 class Judge:
     """Takes events in their order; ``counts`` and ``broken`` grow.
 
-    ``header`` is the trace's: generation and page size.  Raises `BadInput` for a generation that is not known.
+    ``header`` is the trace's: generation and page size; ``capture`` is what it begins with.  Raises `BadInput` for a
+    generation that is not known.
     """
 
-    def __init__(self, header: Mapping[str, Any]) -> None:
+    def __init__(self, header: Mapping[str, Any], capture: Capture | None = None) -> None:
         self._generation = generation_of(header)
         self._page_shift: int = header["page_shift"]
         self.counts = Counts()
@@ -139,6 +173,21 @@ class Judge:
         self._loading: dict[int, int] = {}
         self._chains: dict[int, tuple[str, ...]] = {}
         self._aborts: dict[int, tuple[int, int | None]] = {}
+        self._ignored: set[int] = set()
+        self._number = 0
+        if capture is not None:
+            self._take_over(taken_over(capture, header))
+
+    def _take_over(self, before: Before) -> None:
+        """What was there when the trace began."""
+        for taken in before.tables:
+            table = self._tables[taken.pgt] = self._new_table(taken.words, hyp=taken.is_hyp)
+            table.taken = taken
+            self._owners.update((page >> self._page_shift, table) for page in taken.truth.pages)
+            self._contexts.take_over(table.number, taken.root, taken.vmid)
+        self.counts.tables_taken, self.counts.tables_left_out = len(before.tables), len(before.left_out)
+        for cpu in before.cpus:
+            self._contexts.take_over_cpu(cpu.number, cpu.vttbr, cpu.vcpu, in_guest=cpu.in_guest)
 
     def take(self, lane: int, raw: RawEvent) -> None:
         """One event.  Raises one of `performed.NONSENSE` for what no kernel does."""
@@ -180,6 +229,7 @@ class Judge:
             number = operation.table.number if operation.table is not None else None
             operation.flush = self._contexts.enter(raw[1], words_of(str(raw[2])).get("cpu", 0), number)
         elif operation.flush is None:
+            self._forced(raw)
             return
         elif raw[0] == LEAVE:
             self._contexts.leave(operation.flush)
@@ -188,10 +238,21 @@ class Judge:
             self._contexts.feed(operation.flush, raw)
         self._gather_contexts(operation.performed)
 
+    def _forced(self, raw: RawEvent) -> None:
+        """Within a TLB function whose beginning was not seen."""
+        if raw[0] == SYSREG and raw[2] == "vttbr_el2":
+            self._contexts.forced(raw[1], raw[3])
+
     def _outside(self, lane: int, raw: RawEvent) -> None:
         """What lies in no operation: ioctls and vCPUs that are loaded, and the TLB functions that these call."""
         kind = raw[0]
-        if lane in self._flushes:
+        if lane in self._ignored:
+            self._forced(raw)
+            if kind == LEAVE:
+                self._ignored.discard(lane)
+        elif kind == ENTER and raw[2] == BEGUN:
+            self._ignored.add(lane)
+        elif lane in self._flushes:
             self._flush(lane, raw)
         elif kind == ENTER:
             words = words_of(str(raw[2]))
@@ -260,6 +321,7 @@ class Judge:
             section=numbers.get("in") if numbers.get("in") not in self._aborts else None,
         )
         operation = _Lane(Performed(self.counts.operations, name, format_raw(raw), numbers), call)
+        operation.begun = BEGUN in str(arguments).split(",")
         self.counts.unfinished += lane in self._lanes
         self._lanes[lane] = operation
         if function == CALLBACK:
@@ -269,13 +331,16 @@ class Judge:
             self._tables[pgt] = self._made(numbers, hyp=name == "hyp_init")
             if name == "hyp_init":
                 self._initialised(operation.performed, self._tables[pgt], raw)
+        if name.startswith("hyp_") and 0 in self._tables:
+            # There is one, wherever its structure is.
+            self._tables[pgt] = self._tables.pop(0)
         operation.table = self._tables.get(pgt)
         if operation.table is None:
             self.counts.unknown += 1
         else:
             self._start(lane, operation, operation.table)
-            if "prot" in numbers and numbers.get("in") in self._aborts:
-                self._fault(operation, operation.table, raw)
+        if operation.table is not None and "prot" in numbers and numbers.get("in") in self._aborts:
+            self._fault(operation, operation.table, raw)
         if name in ENDS:
             self._tables.pop(pgt, None)
 
@@ -296,18 +361,49 @@ class Judge:
             self.broken.append(self._is_broken(operation.performed, table.number, broken))
 
     def _start(self, lane: int, operation: _Lane, table: _Table) -> None:
+        if table.taken is not None and (operation.begun or table.under_way):
+            table.under_way.add(lane)
+            operation.unjudged = table.disturbed = True
+            self.counts.under_way += 1
+            return
+        if table.taken is not None and not self._settle(table, table.taken):
+            operation.table = None
+            self.counts.unknown += 1
+            return
         table.protocol.begin(lane, operation.call)
         if table.shadow is not None:
             table.shadow.begin()
 
+    def _settle(self, table: _Table, taken: Taken) -> bool:
+        """Nobody walks a table that was made before: from here on it is judged.  Whether it can be."""
+        truth, table.taken = taken.truth, None
+        surplus = without_surplus(truth, taken.facts)
+        self.counts.surplus += len(surplus)
+        if surplus and table.disturbed:
+            # The kernel's counts from here on are not known: a reference may have gone while it was walked.
+            self.counts.dropped += 1
+            for pgt in [pgt for pgt, each in self._tables.items() if each is table]:
+                del self._tables[pgt]
+            return False
+        truth.deferred = [each for each in truth.deferred if each[0] in truth.pages]
+        root = range(taken.root, taken.root + taken.facts.geometry.root_pages * truth.granule, truth.granule)
+        table.protocol.take_over(root, truth.pages, truth.counts, [page for page, _ in truth.deferred])
+        if table.shadow is not None:
+            table.shadow.take_over(truth, taken.root)
+        return True
+
     def _made(self, words: Mapping[str, int], *, hyp: bool) -> _Table:
         """A new table, a guest's or the hypervisor's own."""
         self.counts.tables_made += 1
+        return self._new_table(words, hyp=hyp)
+
+    def _new_table(self, words: Mapping[str, int], *, hyp: bool) -> _Table:
+        self._number += 1
         geometry = geometry_of(words, self._page_shift)
         facts = facts_of(self._generation, geometry, xnx=self._generation.two_bit_xn, hyp=hyp)
         of = HypShadow if hyp else Shadow
         shadow = of(self._generation, geometry, words, self._walk_flags) if "fwb" in words else None
-        return _Table(self.counts.tables_made, Protocol(facts), shadow, words.get("dic", 1))
+        return _Table(self._number, Protocol(facts), shadow, words.get("dic", 1))
 
     def _find(self, lane: int, operation: _Lane, raw: RawEvent) -> bool:
         """The table of the RCU callback's operation, by the first page it touches."""
@@ -318,7 +414,7 @@ class Judge:
         if operation.table is None:
             return False
         self._start(lane, operation, operation.table)
-        return True
+        return operation.table is not None
 
     def _feed(self, lane: int, operation: _Lane, raw: RawEvent) -> None:
         table = operation.table
@@ -332,6 +428,10 @@ class Judge:
             self._owners[raw[1] >> self._page_shift] = table
         elif raw[0] == FREE:
             self._owners.pop(raw[1] >> self._page_shift, None)
+        if operation.unjudged:
+            if table.taken is not None:
+                table.taken.truth.advance((raw,))
+            return
         table.protocol.feed(lane, raw)
         if table.shadow is not None:
             operation.performed.events.append(raw)
@@ -357,13 +457,17 @@ class Judge:
             self.counts.returns[operation.name, ret] += 1
         table = operation.table
         if table is None:
+            self.counts.orphans += operation.call.waited
             return
-        table.protocol.end(lane, ret)
-        self._gather(operation)
+        if operation.unjudged:
+            table.under_way.discard(lane)
+        else:
+            table.protocol.end(lane, ret)
+            self._gather(operation)
         if operation.name in ENDS:
             self.counts.tables_freed += 1
             self._contexts.gone(table.number)
-        if table.shadow is not None:
+        if table.shadow is not None and not operation.unjudged:
             operation.performed.ret = ret
             self._compare(table, table.shadow, operation.performed)
 

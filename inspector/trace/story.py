@@ -31,7 +31,16 @@ from inspector.tables.shapes import Tree
 from inspector.tables.walk import reader_of, walk_tree
 from inspector.trace.file import Trace
 from inspector.trace.functions import PROTECTING
-from inspector.trace.performed import CALLBACK, ENDS, NONSENSE, bounded, generation_of, geometry_of, words_of
+from inspector.trace.performed import (
+    CALLBACK,
+    ENDS,
+    NONSENSE,
+    bounded,
+    generation_of,
+    geometry_of,
+    words_of,
+)
+from inspector.trace.taken import Taken, taken_over
 
 _LAST: Final = 3
 _OWNED: Final = frozenset({GET, PUT, FREE, DEFER, STORE})
@@ -103,6 +112,30 @@ class Story:
         self._lanes: dict[int, tuple[int, KnownTable | None]] = {}
         self._owners: dict[int, KnownTable] = {}
         self._chains: dict[int, tuple[str, ...]] = {}
+        if self._trace.capture is not None:
+            for taken in taken_over(self._trace.capture, self._trace.header).tables:
+                self._take_over(taken)
+
+    def _take_over(self, taken: Taken) -> None:
+        """A table that was there when the trace began."""
+        table = self.tables[taken.pgt] = self._new_table(taken.words, hyp=taken.is_hyp)
+        table.root = taken.root
+        for pa, entries in taken.truth.pages.items():
+            table.pages[pa] = _Page(entries)
+            self._owners[pa] = table
+        granule, start = 1 << self._page_shift, table.geometry.start_level
+        for at in range(table.geometry.root_pages):
+            self._place(table, table.root + at * granule, start, at << self._shift(start - 1))
+
+    def _place(self, table: KnownTable, pa: int, level: int, base: int) -> None:
+        """A page that is in the table has its place there, and those below it."""
+        page = table.pages[pa]
+        page.level, page.base = level, base
+        for index, value in enumerate(page.entries):
+            if value & 3 == 3 and level < _LAST:
+                self._link(
+                    table, decode(value, level, table.geometry, table.format), base + (index << self._shift(level))
+                )
 
     def events(self) -> Iterator[Told]:
         """In order.  Raises `BadInput`."""
@@ -140,16 +173,20 @@ class Story:
         words = words_of(raw[2])
         pgt = words.get("pgt", 0)
         if "ia_bits" in words:
-            self._made += 1
-            geometry = geometry_of(words, self._page_shift)
-            xnx, fwb = bool(words.get("xnx", 0)), bool(words.get("fwb", 0))
-            hyp = operation_name(raw[1]) == "hyp_init"
-            fmt = self.generation.format(Regime.HYP_STAGE1 if hyp else Regime.STAGE2, fwb=fwb and not hyp, xnx=xnx)
-            self.tables[pgt] = KnownTable(self._made, geometry, fmt)
+            self.tables[pgt] = self._new_table(words, hyp=operation_name(raw[1]) == "hyp_init")
+        if operation_name(raw[1]).startswith("hyp_") and 0 in self.tables:
+            self.tables[pgt] = self.tables.pop(0)
         table = self.tables.get(pgt) if raw[1] != CALLBACK else None
         self._lanes[lane] = self.operations, table
         if table is not None and operation_name(raw[1]) in ENDS:
             del self.tables[pgt]
+
+    def _new_table(self, words: Mapping[str, int], *, hyp: bool) -> KnownTable:
+        self._made += 1
+        geometry = geometry_of(words, self._page_shift)
+        xnx, fwb = bool(words.get("xnx", 0)), bool(words.get("fwb", 0))
+        fmt = self.generation.format(Regime.HYP_STAGE1 if hyp else Regime.STAGE2, fwb=fwb and not hyp, xnx=xnx)
+        return KnownTable(self._made, geometry, fmt)
 
     def _happens(self, table: KnownTable | None, raw: RawEvent) -> Change | None:
         kind = raw[0]
@@ -199,12 +236,7 @@ class Story:
         child = table.pages.get(entry.output_address)
         if child is None or child.level is not None:
             return
-        child.level, child.base = entry.level + 1, ia
-        shift = self._shift(child.level)
-        for index, value in enumerate(child.entries):
-            if value & 3 == 3 and child.level < _LAST:
-                below = decode(value, child.level, table.geometry, table.format)
-                self._link(table, below, ia + (index << shift))
+        self._place(table, entry.output_address, entry.level + 1, ia)
 
 
 def explain(path: Path, number: int) -> list[Told]:

@@ -19,6 +19,7 @@ from inspector.trace.functions import PROTECTING
 from inspector.trace.performed import CALLBACK, ENDS, NONSENSE, words_of
 from inspector.trace.replay import Broken, Differing
 from inspector.trace.story import Story, Told
+from inspector.trace.taken import taken_over
 
 MOST_PIECES: Final = 12_000
 
@@ -40,7 +41,8 @@ class Piece:
 
 @dataclass
 class TableLife:
-    """A table from the operation that made it to the one that ended it (``None``: it was there at the end)."""
+    """A table from the operation that made it (0: it was taken over) to the one that ended it (``None``: it was there
+    at the end)."""
 
     number: int
     pgt: int
@@ -59,10 +61,10 @@ class Timeline:
 
 
 class _Course:
-    def __init__(self) -> None:
-        self.found = Timeline()
+    def __init__(self, before: Sequence[int]) -> None:
+        self.found = Timeline(tables=[TableLife(number, pgt, 0) for number, pgt in enumerate(before, 1)])
         self._pieces: dict[tuple[int, int, str], Piece] = {}
-        self._tables: dict[int, TableLife] = {}
+        self._tables = {table.pgt: table for table in self.found.tables}
         self._running: dict[int, Piece] = {}
 
     def take(self, lane: int, raw: RawEvent) -> None:
@@ -85,6 +87,8 @@ class _Course:
         if "ia_bits" in words:
             self._tables[pgt] = TableLife(len(self.found.tables) + 1, pgt, number)
             self.found.tables.append(self._tables[pgt])
+        if name.startswith("hyp_") and 0 in self._tables:
+            self._tables[pgt] = self._tables.pop(0)
         table = self._tables.get(pgt) if raw[1] != CALLBACK else None
         if table is not None and name in ENDS:
             table.ended = number
@@ -122,9 +126,12 @@ class _Course:
         return self.found
 
 
-def timeline(events: Iterable[tuple[int, RawEvent]]) -> Timeline:
-    """The course of ``events``.  Raises `BadInput` for what no kernel does."""
-    course = _Course()
+def timeline(events: Iterable[tuple[int, RawEvent]], before: Sequence[int] = ()) -> Timeline:
+    """The course of ``events``; ``before`` are the addresses of the pgt of tables that were taken over.
+
+    Raises `BadInput` for what no kernel does.
+    """
+    course = _Course(before)
     try:
         for lane, raw in events:
             course.take(lane, raw)
@@ -135,7 +142,10 @@ def timeline(events: Iterable[tuple[int, RawEvent]]) -> Timeline:
 
 def timeline_of(path: Path) -> Timeline:
     """That of a file.  Raises `BadInput`."""
-    return timeline(Trace(path).events())
+    trace = Trace(path)
+    if trace.capture is None:
+        return timeline(trace.events())
+    return timeline(trace.events(), [taken.pgt for taken in taken_over(trace.capture, trace.header).tables])
 
 
 MOST_EVENTS: Final = 300

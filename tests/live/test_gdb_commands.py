@@ -141,7 +141,7 @@ def vm_of_log(gdb: Session) -> int:
 def traced(machine: Machine, folder: Path, place: str, ipa: int = WATCHED) -> list[tuple[str, str, str]]:
     """The same by the plugin's trace: every store that changed the translation, in the table of ``place``."""
     trace = folder / "run.s2trace"
-    inspect("trace", "--run-dir", machine.run_dir, "--for", "0.5", "-o", trace)
+    inspect("trace", "--run-dir", machine.run_dir, "--since", "start", "--for", "0.5", "-o", trace)
     told = json.loads(inspect("replay", trace, "--entry", hex(ipa), "--json"))["events"]
     changes = [(event["table"], event["change"]) for event in told if event["change"] is not None]
     (table,) = {table for table, change in changes if change["pa"] == place}

@@ -72,7 +72,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     options = ["--trace", "--qemu", str(wrapper)]
     # The counter knows link addresses alone.
     with Machine.start(kernel, cpu=cpu, append=f"nokaslr {append}".strip(), options=options) as machine:
-        early = inspect("trace", "--run-dir", machine.run_dir, "--for", "0.5", "--json")
+        early = inspect("trace", "--run-dir", machine.run_dir, "--since", "start", "--for", "0.5", "--json")
         assert early.returncode == 0, early.stdout + early.stderr
         assert Path(f"/proc/{machine.qemu_pid}").exists(), "it runs on"
         counted = ended(machine.qemu_pid, folder)

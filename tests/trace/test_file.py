@@ -9,7 +9,8 @@ import pytest
 
 from inspector.events import ALLOC, GET, STORE, TLBI, RawEvent
 from inspector.findings import BadInput
-from inspector.trace.file import MAGIC, Trace, Writer
+from inspector.trace.file import MAGIC, Trace, Writer, packed_capture
+from tests.check.build import good_world
 
 HEADER = {"generation": "6.12", "text": "\x1b[2J from a guest"}
 EVENTS: list[tuple[int, RawEvent]] = [
@@ -80,3 +81,24 @@ def test_a_changed_byte_ends_it(tmp_path: Path) -> None:
     trace, events = read(tmp_path / "t", bytes(data))
     assert trace.cut
     assert events == EVENTS[:150]
+
+
+def test_the_capture_it_begins_with_is_in_it(tmp_path: Path) -> None:
+    """Cut in its midst nothing is there to begin with, and no event either."""
+    capture = good_world().capture()
+    packed = packed_capture(capture)
+    stream = io.BytesIO()
+    header = {**HEADER, "capture": len(packed)}
+    writer = Writer(stream, header, capture=packed)
+    begins = len(stream.getvalue())
+    for lane, raw in EVENTS:
+        writer.add(lane, raw)
+    writer.flush()
+    trace, events = read(tmp_path / "t", stream.getvalue())
+    assert (trace.capture, events, trace.cut) == (capture, EVENTS, False)
+    for end in (begins, begins + 20):
+        trace, events = read(tmp_path / "t", stream.getvalue()[:end])
+        assert (trace.capture, events) == (capture, [])
+    for end in (begins - 1, begins - len(packed) // 2, begins - len(packed)):
+        trace, events = read(tmp_path / "t", stream.getvalue()[:end])
+        assert (trace.capture, events, trace.cut) == (None, [], True)

@@ -19,6 +19,10 @@
  *
  * Each record is written under a lock: what one CPU does is in its order, and what several do in the order in which they
  * came to the lock, which for a store is after it was made.
+ *
+ * A CPU that comes to rest has everything written out, and a mark (kind 5, MARK) after it unless one is there.  QEMU has
+ * every CPU come to rest when the machine is stopped, so that of a stopped machine out= ends with a mark, and all that
+ * was done before is in front of it.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -33,8 +37,9 @@
 #define MOST_FRAMES	12
 #define MOST_TOLD	8
 #define EXIT		1000
+#define MARK		0x4b52414d
 
-enum { RECORD_PROBE = 1, RECORD_STORE, RECORD_INSTRUCTION, RECORD_REGISTERS };
+enum { RECORD_PROBE = 1, RECORD_STORE, RECORD_INSTRUCTION, RECORD_REGISTERS, RECORD_MARK };
 
 struct probe {
 	uint64_t address;
@@ -74,6 +79,7 @@ static char told_names[MOST_TOLD][64];
 static struct qemu_plugin_register *told[MOST_TOLD];
 static size_t told_count;
 static FILE *out;
+static bool marked = true;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static bool within(const struct ranges *ranges, uint64_t address)
@@ -91,6 +97,7 @@ static void record(unsigned int kind, unsigned int cpu, uint32_t number, const u
 	pthread_mutex_lock(&lock);
 	fwrite(&head, sizeof(head), 1, out);
 	fwrite(words, sizeof(*words), count, out);
+	marked = false;
 	/* Who reads along gets whole operations; what a killed QEMU has not written is less than one. */
 	if (kind == RECORD_PROBE && number >= EXIT)
 		fflush(out);
@@ -404,6 +411,19 @@ CALLBACK_CPU(on_cpu, cpu)
 	}
 }
 
+CALLBACK_CPU(on_idle, cpu)
+{
+	const struct head head = { .kind = RECORD_MARK, .cpu = cpu, .number = MARK };
+
+	pthread_mutex_lock(&lock);
+	if (!marked) {
+		fwrite(&head, sizeof(head), 1, out);
+		fflush(out);
+		marked = true;
+	}
+	pthread_mutex_unlock(&lock);
+}
+
 CALLBACK_EXIT(on_end)
 {
 	fflush(out);
@@ -486,6 +506,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, con
 		return -1;
 	}
 	REGISTER(vcpu_init_cb, id, on_cpu);
+	REGISTER(vcpu_idle_cb, id, on_idle);
 	REGISTER(vcpu_tb_trans_cb, id, on_translation);
 	qemu_plugin_register_atexit_cb(id, on_end, NULL);
 	return 0;

@@ -53,6 +53,7 @@ enum { MEM_R = 1, MEM_W = 2, MEM_RW = 3 };
 #if API >= 7
 #define REGISTER(what, id, cb)	qemu_plugin_register_##what((id), (cb), NULL)
 void qemu_plugin_register_vcpu_init_cb(plugin_id id, void (*cb)(unsigned int, void *), void *data);
+void qemu_plugin_register_vcpu_idle_cb(plugin_id id, void (*cb)(unsigned int, void *), void *data);
 void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id id, void (*cb)(struct qemu_plugin_tb *, void *), void *data);
 void qemu_plugin_register_atexit_cb(plugin_id id, void (*cb)(void *), void *data);
 #define CALLBACK_CPU(name, cpu)	static void name(unsigned int cpu, void *unused)
@@ -61,6 +62,7 @@ void qemu_plugin_register_atexit_cb(plugin_id id, void (*cb)(void *), void *data
 #else
 #define REGISTER(what, id, cb)	qemu_plugin_register_##what((id), (cb))
 void qemu_plugin_register_vcpu_init_cb(plugin_id id, void (*cb)(plugin_id, unsigned int));
+void qemu_plugin_register_vcpu_idle_cb(plugin_id id, void (*cb)(plugin_id, unsigned int));
 void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id id, void (*cb)(plugin_id, struct qemu_plugin_tb *));
 void qemu_plugin_register_atexit_cb(plugin_id id, void (*cb)(plugin_id, void *), void *data);
 #define CALLBACK_CPU(name, cpu)	static void name(plugin_id unused, unsigned int cpu)
