@@ -6,6 +6,7 @@ descriptor always stands beside its decoding, with the table address and index i
 """
 
 from inspector.report import (
+    arrow,
     capture,
     changes,
     check,
@@ -28,6 +29,7 @@ from inspector.report import (
 )
 
 __all__ = [
+    "arrow",
     "capture",
     "changes",
     "check",
