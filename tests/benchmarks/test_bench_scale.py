@@ -15,8 +15,8 @@ from tests.benchmarks.scale import BYTES, exponent, measured, table
 pytestmark = pytest.mark.processes
 
 LIMIT = 1.2
-"""Of the exponent: linear, and some for caches, which the largest guest does not fit in.  A sort adds 0.05; a loop in a
-loop would make it 2."""
+"""Of the exponent, the start included (on a machine that is busy, what that takes changes by a third): linear, and some
+for caches, which the largest guest does not fit in.  A sort adds 0.05; a loop in a loop would make it 2."""
 
 
 @pytest.mark.parametrize(("powers", "longest"), [((18, 21, 24), 0), ((18, 21), 64)], ids=["one extent", "scattered"])
@@ -29,4 +29,4 @@ def test_cost_is_linear(
         print("\n" + table(guests, fixed))
     for command, cost in guests[-1].costs.items():
         assert cost.memory < BYTES, command
-        assert exponent(guests[-2], guests[-1], command, fixed) < LIMIT, command
+        assert exponent(guests[-2], guests[-1], command) < LIMIT, command
