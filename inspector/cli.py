@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import click
 
 import inspector
-from inspector import report
+from inspector import manual, report
 from inspector.capture.selection import choose_one, choose_own, choose_views, require_tables, require_vms, translate_in
 from inspector.capture.source import Again
 from inspector.capture.view import View
@@ -949,6 +949,28 @@ def gdb_facts(options: Options) -> None:
     operations = {name: (at, wanted[name].arguments) for name, at in known.functions.items()}
     told = report.gdb.facts_json(known.capture, known.tables, operations, listed(known.symbols))
     write((json.dumps(told), "\n"))
+
+
+# --- the command line about itself ---
+
+
+@_command("man", machine=False, epilog="Example: inspector man > ~/.local/share/man/man1/inspector.1")
+def man(options: Options) -> None:
+    """The manual page (roff): every command and option, as --help has them.  With --json, inside a document."""
+    options.emit(report.manual.page_document, report.manual.page_lines, manual.page(main_group))
+
+
+@_command(
+    "completion",
+    machine=False,
+    epilog="Examples: inspector completion bash > ~/.local/share/bash-completion/completions/inspector | "
+    "inspector completion fish > ~/.config/fish/completions/inspector.fish",
+)
+@click.argument("shell", type=click.Choice(manual.SHELLS))
+def completion(options: Options, shell: str) -> None:
+    """The script that makes a shell complete commands, options, VMs of a capture, and kernel generations."""
+    text = manual.completion(main_group, shell, _COMPLETE)
+    options.emit(report.manual.completion_document, report.manual.completion_lines, shell, text)
 
 
 # --- the way in and out ---

@@ -66,8 +66,8 @@ def measured(leaves: int, longest: int, folder: Path) -> Guest:
     path = folder / f"{leaves}-{longest}.s2cap"
     if not leaves:
         save(World().capture(), path)
-        costs = [run(*_inspector(path, "vms")) for _ in range(3)]
-        return Guest(0, 0, {"vms": min(costs, key=lambda one: one.seconds)})
+        starts = [run(*_inspector(path, "vms")) for _ in range(3)]
+        return Guest(0, 0, {"vms": min(starts, key=lambda one: one.seconds)})
     told = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.scale", "--take", str(path), "--pages", str(longest), str(leaves)],
         cwd=REPO,
