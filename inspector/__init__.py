@@ -8,3 +8,5 @@ symbols; ``kernel`` gives typed views of the host kernel; ``capture`` freezes on
 """
 
 __version__ = "0.1.0"
+__released__ = "2026-11-28"
+"""When this version was last added to: as in CHANGELOG.md."""

@@ -14,7 +14,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,10 @@ from typing import Any, Literal, TypeVar
 import click
 
 import inspector
-from inspector import report
+from inspector import manual, report
 from inspector.capture.selection import choose_one, choose_own, choose_views, require_tables, require_vms, translate_in
 from inspector.capture.source import Again
+from inspector.capture.view import View
 from inspector.check import CATALOGUE, NOT_SHOWN, compare_views, in_question, run_checks, selected
 from inspector.codec import GRANULES, REGISTERS, Regime, entry_geometry, is_known
 from inspector.codec import decode as decode_bits
@@ -175,7 +176,7 @@ def memslots(options: Options) -> None:
     "dump",
     epilog="Examples: inspector dump --vm vm0 --filter w,!x | inspector dump --tree --range 0x40000000+2M | "
     "inspector dump --pa 0x80000000-0x80200000 | inspector dump --hyp --filter x --json | "
-    "inspector --from host.s2cap dump --html tables.html",
+    "inspector --from host.s2cap dump --html tables.html | inspector dump --arrow tables.arrow",
 )
 @_vm_option("Only this VM")
 @_own_options
@@ -183,6 +184,9 @@ def memslots(options: Options) -> None:
 @click.option("--range", "ipa", metavar="A-B", help="Only IPAs from A up to B (or A+SIZE).")
 @click.option("--pa", metavar="A-B", help="Only what maps PAs from A up to B (or A+SIZE).")
 @click.option("--filter", "rule", metavar="EXPR", help=f"Only leaves for which EXPR holds: {FILTER_HELP}.")
+@click.option(
+    "--arrow", metavar="FILE", type=click.Path(), help="Write the merged ranges as an Arrow file (docs/schema.md)."
+)
 @_html_option("Draw the tables, and what 'check' finds in them, into one HTML file that fetches nothing")
 def dump(
     options: Options,
@@ -192,12 +196,15 @@ def dump(
     ipa: str | None,
     pa: str | None,
     rule: str | None,
+    arrow: str | None,
     html: str | None,
 ) -> None:
     """Guests' stage-2 tables, or one of the host's own, as merged ranges, or entry by entry; or drawn."""
     if html is not None:
-        if tree or ipa or pa or rule is not None:
-            raise BadInput("--html draws whole tables, and zooms: leave --tree, --range, --pa and --filter out")
+        if tree or ipa or pa or rule is not None or arrow is not None:
+            raise BadInput(
+                "--html draws whole tables, and zooms: leave --tree, --range, --pa, --filter and --arrow out"
+            )
         if own is not None:
             raise BadInput(f"--html draws guests' tables: leave --{own} out")
         _draw(options, vm, html)
@@ -208,9 +215,15 @@ def dump(
         rule=parse_filter(rule) if rule is not None else None,
     )
     kind = _own_kind(own, vm)
+    if arrow is not None:
+        if tree:
+            raise BadInput("--arrow writes merged ranges: leave --tree out")
+        report.arrow.require(arrow)
     capture = get_capture(options, Scope.WALK)
     views = choose_views(capture, vm) if kind is None else [choose_own(capture, kind)]
-    if tree:
+    if arrow is not None:
+        _write_arrow(options, views, window, arrow)
+    elif tree:
         options.emit(report.dump.tree_document, report.dump.tree_lines, views, window)
     else:
         options.emit(report.dump.ranges_document, report.dump.ranges_lines, views, window)
@@ -256,6 +269,17 @@ def walk(options: Options, ipa: str, vm: str | None, own: str | None, shadow: in
     capture = get_capture(options, Scope.FULL if kind is None else Scope.WALK)
     view = choose_one(capture, vm, shadow) if kind is None else choose_own(capture, kind)
     options.emit(report.walk.document, report.walk.lines, view, translate_in(view, address))
+
+
+def _write_arrow(options: Options, views: Sequence[View], window: Window, path: str) -> None:
+    """`inspector dump --arrow`: the file, and beside it the document, or a line that says what is in the file."""
+    ranges = report.arrow.write(path, views, window)
+    if options.as_json:
+        options.emit(report.dump.ranges_document, report.dump.ranges_lines, views, window)
+        return
+    problems = sum(len(view.tree.problems) for view in views)
+    rest = f"; not in it: {count(problems, 'problem')}, which 'dump' shows" if problems else ""
+    write((f"{printable(path)}: {count(ranges, 'range')} of {count(len(views), 'table')}{rest}\n",))
 
 
 _PA_BITS = 56  # with FEAT_D128; 52 without (DDI 0487 D8.1)
@@ -942,6 +966,28 @@ def gdb_facts(options: Options) -> None:
     operations = {name: (at, wanted[name].arguments) for name, at in known.functions.items()}
     told = report.gdb.facts_json(known.capture, known.tables, operations, listed(known.symbols))
     write((json.dumps(told), "\n"))
+
+
+# --- the command line about itself ---
+
+
+@_command("man", machine=False, epilog="Example: inspector man > ~/.local/share/man/man1/inspector.1")
+def man(options: Options) -> None:
+    """The manual page (roff): every command and option, as --help has them.  With --json, inside a document."""
+    options.emit(report.manual.page_document, report.manual.page_lines, manual.page(main_group))
+
+
+@_command(
+    "completion",
+    machine=False,
+    epilog="Examples: inspector completion bash > ~/.local/share/bash-completion/completions/inspector | "
+    "inspector completion fish > ~/.config/fish/completions/inspector.fish",
+)
+@click.argument("shell", type=click.Choice(manual.SHELLS))
+def completion(options: Options, shell: str) -> None:
+    """The script that makes a shell complete commands, options, VMs of a capture, and kernel generations."""
+    text = manual.completion(main_group, shell, _COMPLETE)
+    options.emit(report.manual.completion_document, report.manual.completion_lines, shell, text)
 
 
 # --- the way in and out ---

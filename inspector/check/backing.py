@@ -224,6 +224,8 @@ def _by_address(columns: Columns, at: Flat) -> Flat:
     ia = np.empty(len(at), dtype=np.uint64)
     for start in range(0, len(at), _WINDOW):
         ia[start : start + _WINDOW] = columns.at(at[start : start + _WINDOW]).ia
+    if (ia[1:] >= ia[:-1]).all():  # leaves of one level
+        return at
     return at[np.argsort(ia, kind="stable")]
 
 

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from inspector.capture.view import TableView
-from inspector.codec.bulk import Flags
+from inspector.codec.bulk import Flags, Words
 from inspector.compare.fields import AF
 from inspector.snapshot import BackingState, MmuKind, Vm
 from inspector.tables.columns import Columns
@@ -26,25 +26,28 @@ def blocks(view: TableView, columns: Columns, mapped: Flags) -> Iterator[tuple[i
     if view.mmu.kind is not MmuKind.VM or BLOCK_LEVEL not in view.geometry.block_levels:
         return
     size, per_table = view.geometry.block_size(BLOCK_LEVEL), view.geometry.entries
+    backed = sorted(_huge(view.vm, view.capture.host.page_size, size))
     full = (columns.per_page(mapped) == per_table) & (columns.page_level == BLOCK_LEVEL + 1)
     first = columns.page_bounds[:-1][full]
-    first = first[columns.at(first).output % np.uint64(size) == 0]
-    if not len(first):
+    if not len(first) or not backed:
         return
+    pages = columns.at(first)
+    first = first[(pages.output % np.uint64(size) == 0) & _backed(pages.ia, pages.output, size, backed)]
     words = columns.raw[first[:, None] + np.arange(per_table)]
     wanted = words[:, :1] + np.arange(per_table, dtype=np.uint64) * np.uint64(view.geometry.granule)
     first = first[((words ^ wanted) & ~np.uint64(AF) == 0).all(axis=1)]
-    backed = list(_huge(view.vm, view.capture.host.page_size, size))
-    pages = columns.at(first)
-    ia = pages.ia
-    places = zip(ia.tolist(), pages.output.tolist(), strict=True)
-    fits = [
-        any(start <= ia and ia + size <= end and pa - ia == apart for start, end, apart in backed) for ia, pa in places
-    ]
-    kept = np.array(fits, dtype=bool)
-    first, ia = first[kept], ia[kept]
+    ia = columns.at(first).ia
     for start, end in zip(*runs((ia, size)), strict=True):
         yield int(first[start]), int(end - start)
+
+
+def _backed(ia: Words, pa: Words, size: int, huge: list[tuple[int, int, int]]) -> Flags:
+    """Where ``size`` bytes at ``ia`` lie in a range of `_huge` (ascending, disjoint), and map what it does."""
+    start, end = (np.array([one[n] for one in huge], dtype=np.uint64) for n in (0, 1))
+    apart = np.array([one[2] & (1 << 64) - 1 for one in huge], dtype=np.uint64)
+    at = np.searchsorted(start, ia, side="right") - 1
+    found: Flags = (at >= 0) & (ia + np.uint64(size) <= end[at]) & (pa - ia == apart[at])
+    return found
 
 
 def _huge(vm: Vm, page: int, size: int) -> Iterator[tuple[int, int, int]]:

@@ -88,8 +88,14 @@ def backing(kernel: HostKernel, mm: int, ranges: Sequence[tuple[int, int]]) -> l
     """
     pgd = kernel.space.pa(kernel.space.pointer(mm + kernel.member("mm_struct", "pgd").offset))
     fmt = Format(regime=Regime.LINUX_STAGE1, linux_612=has_trait(kernel.symbols, TRAITS["present_invalid_bit11"]))
-    wanted = [(start, start + size) for start, size in ranges]
-    found = _behind(kernel.space, pgd, fmt, wanted)
+    return read_runs(kernel.space, pgd, fmt, [(start, start + size) for start, size in ranges])
+
+
+def read_runs(
+    space: KernelSpace, root: int, fmt: Format, wanted: Sequence[tuple[int, int]]
+) -> list[tuple[Backing, ...]]:
+    """For each of ``wanted`` (start, end): runs that cover it, ascending, of the stage-1 table at PA ``root``."""
+    found = _behind(space, root, fmt, wanted)
     return [tuple(_covered(runs, start, end)) for runs, (start, end) in zip(found, wanted, strict=True)]
 
 

@@ -6,6 +6,7 @@ descriptor always stands beside its decoding, with the table address and index i
 """
 
 from inspector.report import (
+    arrow,
     capture,
     changes,
     check,
@@ -16,6 +17,7 @@ from inspector.report import (
     gdb,
     host,
     inject,
+    manual,
     memslots,
     model,
     reverse,
@@ -28,6 +30,7 @@ from inspector.report import (
 )
 
 __all__ = [
+    "arrow",
     "capture",
     "changes",
     "check",
@@ -38,6 +41,7 @@ __all__ = [
     "gdb",
     "host",
     "inject",
+    "manual",
     "memslots",
     "model",
     "reverse",

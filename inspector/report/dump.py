@@ -151,7 +151,7 @@ def problem_text(problem: Problem) -> str:
 # --- merged ranges ---
 
 
-def _shown_ranges(view: View, window: Window) -> RangeTable:
+def shown_ranges(view: View, window: Window) -> RangeTable:
     """The merged ranges of ``view`` inside ``window``."""
     found = merged_ranges(view.tree)
     assert isinstance(found, RangeTable)
@@ -160,7 +160,7 @@ def _shown_ranges(view: View, window: Window) -> RangeTable:
 
 def _ranges(view: View, window: Window) -> Iterator[RangeFacts]:
     members = ByPattern(view.geometry, lambda found: astuple(leaf(found)))
-    for found in _shown_ranges(view, window):
+    for found in shown_ranges(view, window):
         ipa, pa, known = hexed(found.ia), hexed(found.pa), members(found.attrs)
         yield RangeFacts(*(ipa, found.size, found.level, pa, *known, found.leaves, raw(found.attrs.raw)))
 
@@ -274,7 +274,7 @@ def range_cells(found: RangeTable) -> list[list[str]]:
 def ranges_lines(paint: Painter, views: Sequence[View], window: Window) -> Lines:
     """Each table as merged ranges."""
     for view in views:
-        found = _shown_ranges(view, window)
+        found = shown_ranges(view, window)
         tables = count(len(view.tree.tables), "table")
         yield paint(view.title, "bold") + f": root {address(view.root_pa)}, {view.shape}, {tables}"
         if len(found):

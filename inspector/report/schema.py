@@ -41,6 +41,8 @@ DOCUMENTS: tuple[type[Document], ...] = (
     report.story.TablesThen,
     report.validate.Validate,
     report.gdb.GdbInit,
+    report.manual.ManualPage,
+    report.manual.CompletionScript,
     report.inject.FaultList,
     report.inject.InjectedFault,
     report.inject.FaultMatrix,

@@ -324,10 +324,10 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     target = tmp_path / "x.s2cap"
     target.write_bytes(b"old")
 
-    def fail(self: zipfile.ZipFile, info: zipfile.ZipInfo, data: bytes) -> None:
+    def fail(self: zipfile.ZipFile, info: zipfile.ZipInfo, data: bytes, **settings: Any) -> None:
         if info.filename == capture_file.PAGES:
             raise OSError(28, "No space left on device")
-        raise_free(self, info, data)
+        raise_free(self, info, data, **settings)
 
     raise_free = zipfile.ZipFile.writestr
     monkeypatch.setattr(zipfile.ZipFile, "writestr", fail)
