@@ -154,8 +154,8 @@ class Mmu:
     structure (``None`` in a file that was made before 2026-11-28).
 
     ``handle`` is the hypervisor's of a guest under pKVM whose table it keeps (6.18 and later): all of this is then as
-    its ``struct pkvm_hyp_vm`` has it, ``mappings`` the host's record of what it holds (``None``: not known), and ``protected`` says
-    that the guest's memory is its own, not shared by the host.
+    its ``struct pkvm_hyp_vm`` has it, ``mappings`` the host's record of what it holds (``None``: not known), and
+    ``protected`` says that the guest's memory is its own, not shared by the host.
 
     Of a shadow: ``nested_valid`` tells whether it stands for a context of the guest hypervisor's, with
     ``nested_vttbr`` and ``nested_vtcr`` as that wrote them; ``nested_stage2``, whether HCR_EL2.VM was set there (else
