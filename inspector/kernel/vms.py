@@ -12,6 +12,7 @@ from inspector.kernel.space import BadPointer, pointers_in
 from inspector.kernel.tasks import open_files
 from inspector.snapshot import Mmu, MmuKind, Vcpu, Vm
 from inspector.symbols.api import TypeKind
+from inspector.target.dump import LEFT_OUT
 
 _VTTBR_CNP = 1  # "invalid" mark in kvm_s2_mmu.tlb_vttbr (arch/arm64/kvm/nested.c 6.12: kvm_s2_mmu_valid)
 _XA_MARKS = (256 << 2 | 2, 257 << 2 | 2)  # XA_RETRY_ENTRY, XA_ZERO_ENTRY: xa_mk_internal(256), (257)
@@ -132,7 +133,7 @@ def read_mmu(kernel: HostKernel, address: int, kind: MmuKind, vtcr: int | None, 
             flags = table.u("flags") if table.has("flags") else None
             pgd_pa = kernel.space.pa(table.u("pgd"))
         except BadPointer as e:
-            unreadable, damaged = f"its kvm_pgtable cannot be followed: {e}", True
+            unreadable, damaged = f"its kvm_pgtable cannot be followed: {e}", LEFT_OUT not in str(e)
     nested = kind is MmuKind.SHADOW
     return Mmu(
         address=address,
