@@ -26,7 +26,7 @@ import inspector
 from inspector import manual, report
 from inspector.capture.selection import choose_one, choose_own, choose_views, require_tables, require_vms, translate_in
 from inspector.capture.source import Again
-from inspector.capture.view import View
+from inspector.capture.view import View, why_not_judged
 from inspector.check import CATALOGUE, NOT_SHOWN, compare_views, in_question, run_checks, selected
 from inspector.codec import GRANULES, REGISTERS, Regime, entry_geometry, is_known
 from inspector.codec import decode as decode_bits
@@ -441,7 +441,8 @@ def diff(options: Options, captures: tuple[str, ...], vm: str | None, generation
     _require_html(html)
     capture = require_vms(get_capture(options, Scope.FULL))
     kernel = code_of(capture.host, generation)
-    compared = compare_views(choose_views(capture, vm), kernel)
+    views = [view for view in choose_views(capture, vm) if why_not_judged(view) is None]
+    compared = compare_views(views, kernel)
     if not compared:
         require_tables(capture)
     if html is not None:

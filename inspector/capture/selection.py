@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from inspector.capture.nested import GuestView, guest_view
-from inspector.capture.view import OwnView, TableView, View, not_viewed, own_views, table_views, vm_title
+from inspector.capture.view import (
+    OwnView,
+    TableView,
+    View,
+    judged_own_views,
+    judged_views,
+    not_judged,
+    own_views,
+    table_views,
+    vm_title,
+)
 from inspector.findings import BadInput, Untestable
 from inspector.snapshot import Capture, MmuKind, Mode, OwnKind
 from inspector.tables import Translation, translate
@@ -88,11 +98,11 @@ def require_tables(capture: Capture, own_judged: bool = False) -> None:
 
     ``own_judged``: the host's own tables were, and nothing was found.
     """
-    if not any(table_views(capture)):
-        left_out = list(not_viewed(capture))
+    if not any(judged_views(capture)):
+        left_out = list(not_judged(capture))
         reasons = "; ".join(dict.fromkeys(reason for _, reason in left_out)) or "no VM has one"
         tables = f"{len(left_out)} guest table{'s' * (len(left_out) != 1)}"
-        own = " and the ".join(view.regime for view in own_views(capture))
+        own = " and the ".join(view.regime for view in judged_own_views(capture))
         judged = f"; in the {own} of the host nothing was found" if own_judged and own else ""
         raise Untestable(f"none of {tables} was judged: {reasons}{judged}")
 

@@ -6,15 +6,23 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from inspector.budget import DEFAULT
 from inspector.capture.file import load
-from inspector.findings import BadInput
+from inspector.findings import BadInput, TargetLost, Untestable
 from inspector.snapshot import Capture, Scope
+
+if TYPE_CHECKING:
+    from inspector.symbols import Symbols
+    from inspector.target.core import CoreTarget
 
 Again = tuple[int, Callable[[Capture], Collection[int]]]
 """How many more looks to take, and at which table pages of what the first one brought."""
+
+
+def _quiet(_: str) -> None:
+    """Nobody is told."""
 
 
 def load_for(path: str, scope: Scope, most: int = DEFAULT) -> Capture:
@@ -84,9 +92,8 @@ def take_of_dump(
     """A capture of the machine in a dump.
 
     Raises `BadInput` for a file that is no dump of an arm64 machine, and for unusable kernel files; `TargetLost` when
-    no kernel is in it.
+    no kernel is in it, `Untestable` when none is found and the dump has not all of the machine's memory.
     """
-    from inspector.capture.take import take
     from inspector.symbols import open_symbols
     from inspector.target.core import opened
 
@@ -94,7 +101,27 @@ def take_of_dump(
         raise BadInput("a dump does not say where its kernel's file is: give --vmlinux or --image")
     symbols = open_symbols(vmlinux=vmlinux, image=image, progress=progress, most=most)
     with opened(core, progress) as target:
-        command = " ".join(["inspector", *sys.argv[1:]])
-        taken = take(target, symbols, scope=scope, progress=progress, command=command)
-        notes = (*taken.host.notes, *target.notes)
-        return replace(taken, stopped_seconds=0.0, host=replace(taken.host, notes=notes))
+        try:
+            return look_at_dump(target, symbols, scope=scope, progress=progress)
+        except TargetLost:
+            if not target.incomplete:
+                raise
+            why = "; ".join(target.incomplete)
+            raise Untestable(f"{core} lacks memory without which the kernel in it cannot be followed: {why}") from None
+
+
+def look_at_dump(
+    target: CoreTarget, symbols: Symbols, *, scope: Scope = Scope.FULL, progress: Callable[[str], None] = _quiet
+) -> Capture:
+    """A capture of an open dump, in which what the dump lacks has that for its reason.  Raises as `take`."""
+    from inspector.capture.take import take
+    from inspector.target.dump import LEFT_OUT
+
+    taken = take(target, symbols, scope=scope, progress=progress, command=" ".join(["inspector", *sys.argv[1:]]))
+    had = target.memory.had
+    return replace(
+        taken,
+        stopped_seconds=0.0,
+        unreadable={pa: f"{why}: {LEFT_OUT}" if had(pa) else why for pa, why in taken.unreadable.items()},
+        host=replace(taken.host, notes=(*taken.host.notes, *target.notes)),
+    )

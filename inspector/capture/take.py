@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import inspector
-from inspector.codec import decode
+from inspector.capture.view import unreadable_tables
 from inspector.generations import code_of
 from inspector.kernel.cpus import cpu_states, loaded_vcpus
 from inspector.kernel.host import describe, find_kernel
@@ -24,7 +24,7 @@ from inspector.kernel.vmm import backing
 from inspector.kernel.vms import ReadVm, look_at, read_vms
 from inspector.snapshot import Backing, Capture, Host, Look, Memslot, Mmu, Mode, OwnKind, OwnTable, PageInfo, Scope, Vm
 from inspector.symbols.api import Symbols
-from inspector.tables import ProblemKind, Tree, walk_tree
+from inspector.tables import Tree, walk_tree
 from inspector.target.api import Target
 
 Progress = Callable[[str], None]
@@ -171,21 +171,6 @@ def _read(target: Target, symbols: Symbols, scope: Scope, progress: Progress) ->
     return _Read(host, vms, trees, guest_pages, page_info, backings, own, notes)
 
 
-def _unreadable(trees: Sequence[Tree]) -> dict[int, str]:
-    """The table pages that could not be read, with the reason: a root, or what the entry at the place points to."""
-    found: dict[int, str] = {}
-    for tree in trees:
-        for problem in tree.problems:
-            if problem.kind is not ProblemKind.UNREADABLE:
-                continue
-            pa: int | None = problem.table_pa
-            if problem.raw is not None:
-                pa = decode(problem.raw, problem.level, tree.geometry, tree.format).output_address
-            if pa is not None:
-                found[pa] = problem.detail
-    return found
-
-
 def _slots(vm: Vm, backings: Mapping[tuple[str, int], tuple[Backing, ...]]) -> tuple[Memslot, ...]:
     return tuple(replace(slot, backing=backings.get((vm.name, slot.id), ())) for slot in vm.memslots)
 
@@ -224,7 +209,7 @@ def take(
         pages={one.pa: one.data for one in read.guest_pages}
         | {table.pa: table.raw for tree in read.trees for table in tree.tables},
         page_info=read.page_info,
-        unreadable=_unreadable(read.trees),
+        unreadable={pa: why for tree in read.trees for pa, why in unreadable_tables(tree).items()},
         scope=scope,
         own=read.own,
     )

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from inspector.codec import Format, Geometry
+from inspector.codec import Format, Geometry, decode
 from inspector.generations import code_of
 from inspector.snapshot import Capture, Mmu, MmuKind, OwnKind, OwnTable, Vm
-from inspector.tables import Tree, walk_tree
+from inspector.tables import ProblemKind, Tree, walk_tree
+from inspector.target.dump import CORE, LEFT_OUT
 
 
 def regime_name(mmu: Mmu) -> str:
@@ -150,9 +151,61 @@ def table_views(capture: Capture) -> Iterator[TableView]:
                 yield TableView(capture, mmu.geometry, mmu.pgd_phys, vm, mmu, number)
 
 
-def not_viewed(capture: Capture) -> Iterator[tuple[str, str]]:
-    """(table, reason) of every MMU that `table_views` leaves out, but for a shadow MMU that has no table."""
+def unreadable_tables(tree: Tree) -> dict[int, str]:
+    """The table pages that could not be read, with the reason: a root, or what the entry at the place points to."""
+    found: dict[int, str] = {}
+    for problem in tree.problems:
+        if problem.kind is not ProblemKind.UNREADABLE:
+            continue
+        pa: int | None = problem.table_pa
+        if problem.raw is not None:
+            pa = decode(problem.raw, problem.level, tree.geometry, tree.format).output_address
+        if pa is not None:
+            found[pa] = problem.detail
+    return found
+
+
+def is_left_out(reason: str) -> bool:
+    """Whether something could not be read only because a dump has not all of the machine's memory."""
+    return LEFT_OUT in reason
+
+
+def why_not_judged(view: View) -> str | None:
+    """Why a table that can be shown cannot be judged: a dump lacks a part of it, or what its bits mean."""
+    capture = view.capture
+    if capture.host.memory_backend == CORE and "parange" not in capture.host.features:
+        return f"what the CPU can do is not known: the kernel's record of it was {LEFT_OUT}"
+    if not any(map(is_left_out, capture.unreadable.values())):
+        return None
+    missing = sum(is_left_out(capture.unreadable.get(pa, "")) for pa in unreadable_tables(view.tree))
+    return f"{missing} of its tables {'was' if missing == 1 else 'were'} {LEFT_OUT}" if missing else None
+
+
+def judged_views(capture: Capture) -> Iterator[TableView]:
+    """Those of `table_views` that can be judged."""
+    return (view for view in table_views(capture) if why_not_judged(view) is None)
+
+
+def judged_own_views(capture: Capture) -> Iterator[OwnView]:
+    """The host's own tables; they are judged together, or not at all."""
+    views = list(own_views(capture))
+    return iter(() if any(map(why_not_judged, views)) else views)
+
+
+def not_judged(capture: Capture) -> Iterator[tuple[str, str]]:
+    """(table, reason) of every MMU that `judged_views` leaves out, but for a shadow MMU that has no table; and of
+    everything else that is not judged."""
+    yield from _not_viewed(capture)
+    reasons = ((view.title, why_not_judged(view)) for view in (*table_views(capture), *own_views(capture)))
+    yield from ((title, reason) for title, reason in reasons if reason is not None)
+
+
+def _not_viewed(capture: Capture) -> Iterator[tuple[str, str]]:
+    # A list of VMs that breaks off, a VMM's page tables: of what a dump lacks the notes alone tell.
+    yield from (("the host", note) for note in capture.host.notes if f"cannot be read: {LEFT_OUT}" in note)
     for vm in capture.vms:
+        if vm.unreadable is not None and is_left_out(vm.unreadable):
+            yield vm_title(vm), vm.unreadable
         for mmu in vm.mmus:
             table = f"{regime_name(mmu)} of {vm_title(vm)}"
             if mmu.unreadable is not None:

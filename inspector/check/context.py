@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from inspector.capture.view import TableView, table_views
+from inspector.capture.view import TableView, judged_views
 from inspector.check.backing import GuestMemory
 from inspector.check.composed import Nested, nested
 from inspector.check.counts import References, references
@@ -40,7 +40,7 @@ class Context:
 
     @cached_property
     def views(self) -> tuple[TableView, ...]:
-        return tuple(table_views(self.capture))
+        return tuple(judged_views(self.capture))
 
     @cached_property
     def _ownership(self) -> tuple[list[Owned], list[Pointer]]:

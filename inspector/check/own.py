@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from inspector.capture.view import OwnView, own_views
+from inspector.capture.view import OwnView, judged_own_views
 from inspector.check.places import Span, spans
 from inspector.codec import Descriptor, decode
 from inspector.codec.bulk import Flags, Flat
@@ -69,7 +69,7 @@ _LEVEL_AT = 20
 
 def own_tables(capture: Capture, code: KernelCode, kind: OwnKind) -> list[Own]:
     """The tables of one kind: one, or none."""
-    views = (view for view in own_views(capture) if view.table.kind is kind)
+    views = (view for view in judged_own_views(capture) if view.table.kind is kind)
     return [Own(view, columns_of(view.tree), code) for view in views]
 
 

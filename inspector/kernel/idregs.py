@@ -16,7 +16,6 @@ import numpy as np
 from inspector.kernel.objects import HostKernel
 from inspector.kernel.space import BadPointer
 from inspector.symbols.api import MissingSymbol
-from inspector.target.api import UnreadableMemory
 
 
 def _encoding(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
@@ -29,6 +28,7 @@ _NAMES: Final = {
     **{encoding: f"ID_AA64MMFR{number}_EL1" for number, encoding in enumerate(_MMFR)},
     _encoding(3, 0, 0, 6, 0): "ID_AA64ISAR0_EL1",
 }
+_PART: Final = 4096
 _ENTRY: Final = 2
 """Words of a table entry: the encoding, padded, and the pointer."""
 _BEFORE: Final = 64
@@ -40,10 +40,12 @@ def id_registers(kernel: HostKernel) -> Mapping[str, int]:
     space = kernel.space
     try:
         offset = kernel.member("arm64_ftr_reg", "sys_val").offset
-        data = space.memory.read(space.image_pa, space.image_size & -8)
-    except (MissingSymbol, UnreadableMemory):
+    except MissingSymbol:
         return {}
-    words = np.frombuffer(data, np.uint64)
+    # Some of the image is given back after boot, and a dump may leave out what is free.
+    places = [(pa, _PART) for pa in range(space.image_pa, space.image_pa + (space.image_size & -_PART), _PART)]
+    parts = space.memory.read_many(places)
+    words = np.frombuffer(b"".join(part or bytes(_PART) for part in parts), np.uint64)
     first, second, third = _MMFR
     inner = words[: -2 * _ENTRY - 1]
     (found,) = np.nonzero(

@@ -45,7 +45,9 @@ class StoppedMemory:
         for chunk in range(pa & -_CHUNK, pa + size, _CHUNK):
             data = self._chunks[chunk]
             if data is None:
-                raise UnreadableMemory(pa, size)
+                if not self.is_ram(chunk, _CHUNK):
+                    raise UnreadableMemory(pa, size)
+                data = self._memory.read(chunk, _CHUNK)  # which says why not
             parts.append(data[max(pa - chunk, 0) : min(pa + size - chunk, _CHUNK)])
         return b"".join(parts)
 

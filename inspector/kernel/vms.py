@@ -14,6 +14,7 @@ from inspector.kernel.space import BadPointer, pointers_in
 from inspector.kernel.tasks import open_files
 from inspector.snapshot import Mmu, MmuKind, Vcpu, Vm
 from inspector.symbols.api import TypeKind
+from inspector.target.dump import LEFT_OUT
 
 _MOST_VMID_BITS = 16
 _PROTECTED = "kvm.arch.pkvm.is_protected"
@@ -128,7 +129,7 @@ def read_mmu(kernel: HostKernel, address: int, kind: MmuKind, vtcr: int | None, 
         table = kernel.at("kvm_pgtable", pgt)
         return _with_table(found, table, kernel.space.pa(table.u("pgd")))
     except BadPointer as e:
-        return replace(found, unreadable=f"its kvm_pgtable cannot be followed: {e}", damaged=True)
+        return replace(found, unreadable=f"its kvm_pgtable cannot be followed: {e}", damaged=LEFT_OUT not in str(e))
 
 
 def _mmu(kernel: HostKernel, mmu: KernelObject, kind: MmuKind, vtcr: int | None, vmid_bits: int) -> Mmu:

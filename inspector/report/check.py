@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from inspector.capture.view import not_viewed
+from inspector.capture.view import not_judged
 from inspector.check.catalogue import Invariant, Unseen
 from inspector.findings import Finding, Severity, Where
 from inspector.report.document import Bytes, Document, Hex, Level, Number, Raw, Record, record
@@ -93,7 +93,7 @@ def document(found: Sequence[Finding], checked: Mapping[str, str], capture: Capt
         errors=errors,
         notes=len(found) - errors,
         findings=[record(FindingFacts, one, where=record(Place, one.where)) for one in found],
-        not_judged=[NotJudged(table, reason) for table, reason in not_viewed(capture)],
+        not_judged=[NotJudged(table, reason) for table, reason in not_judged(capture)],
     )
 
 
@@ -119,7 +119,7 @@ def lines(paint: Painter, found: Sequence[Finding], checked: Mapping[str, str], 
         yield f"  expected  {one.expected}"
         yield f"  actual    {one.actual}"
         yield f"  why       {one.why}" + (f" [{one.function}]" if one.function else "")
-    for table, reason in not_viewed(capture):
+    for table, reason in not_judged(capture):
         yield f"not judged: {table}: {reason}"
     errors = sum(one.severity is Severity.ERROR for one in found)
     what = f"{count(len(capture.vms), 'VM')}, {count(len(checked), 'check')} ({', '.join(checked)})"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from inspector.capture.view import not_viewed
+from inspector.capture.view import not_judged
 from inspector.check import Comparison, Side, Sides
 from inspector.findings import Severity
 from inspector.generations import KernelCode
@@ -98,7 +98,7 @@ def document(compared: Sequence[Comparison], kernel: KernelCode, capture: Captur
             )
             for one in compared
         ],
-        not_compared=[NotCompared(table, reason) for table, reason in not_viewed(capture)],
+        not_compared=[NotCompared(table, reason) for table, reason in not_judged(capture)],
     )
 
 
@@ -150,7 +150,7 @@ def lines(paint: Painter, compared: Sequence[Comparison], kernel: KernelCode, ca
             yield f"    why   {about.why}" + (f" [{about.function}]" if about.function else "")
         if one.omitted:
             yield f"  and {count(one.omitted, 'more difference')}"
-    for table, reason in not_viewed(capture):
+    for table, reason in not_judged(capture):
         yield f"{paint(table, 'bold')}: not compared: {reason}"
     errors = sum(one.errors for one in compared)
     notes = sum(one.notes for one in compared)

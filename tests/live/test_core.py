@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inspector.capture.file import load
+from inspector.capture.source import look_at_dump
+from inspector.capture.view import not_judged
+from inspector.check import run_checks
+from inspector.findings import Severity, TargetLost
 from inspector.snapshot import Capture, Mode
+from inspector.symbols import open_symbols
+from inspector.target.api import UnreadableMemory
+from inspector.target.core import CoreTarget, opened
+from inspector.target.dump import LEFT_OUT
 from tests.conftest import kernel_labels
 from tests.live.gdb_session import REPO
 from tests.live.machine import Machine
@@ -21,7 +30,12 @@ from tests.live.poke import qmp
 
 pytestmark = pytest.mark.live
 
+PAGE = 4096
 CASES = [(None, ""), *((label, "") for label in ("7.3",) if label in kernel_labels()), (None, "kvm-arm.mode=nvhe")]
+
+one_kernel = pytest.mark.parametrize(
+    "dumped", CASES[:1], indirect=True, scope="module", ids=lambda case: "-".join(each or "default" for each in case)
+)
 
 
 def inspect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -36,6 +50,7 @@ class Dumped:
     """A dump, and a capture through the stub, of one instant."""
 
     core: Path
+    packed: Path
     image: Path
     stub: Capture
     stub_file: Path
@@ -45,16 +60,23 @@ class Dumped:
 def dumped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dumped]:
     folder = tmp_path_factory.mktemp("core")
     kernel, append = request.param
-    core, stub = folder / "machine.core", folder / "stub.s2cap"
+    core, packed, stub = (folder / name for name in ("machine.core", "machine.kdump", "stub.s2cap"))
     with Machine.start(kernel, append=append, memory=768) as machine:
         image = machine.image
         with qmp(machine) as client:
             client("stop")
             client("dump-guest-memory", paging=False, protocol=f"file:{core}")
+            client("dump-guest-memory", paging=False, protocol=f"file:{packed}", format="kdump-zlib")
             assert inspect("--connect", machine.gdb_socket, "--image", image, "capture", stub).returncode == 0
     core.chmod(0o600)
-    yield Dumped(core, image, load(stub), stub)
+    packed.chmod(0o600)
+    yield Dumped(core, packed, image, load(stub), stub)
     core.unlink()
+
+
+def load_core(dumped: Dumped) -> Capture:
+    with opened(str(dumped.core), lambda _: None) as target:
+        return look_at_dump(target, open_symbols(image=dumped.image))
 
 
 def of(dumped: Dumped, *arguments: str) -> Any:
@@ -70,6 +92,50 @@ def by_stub(dumped: Dumped, *arguments: str) -> Any:
 @pytest.mark.parametrize("command", ["vms", "memslots", "dump", "dump --tree", "check", "diff"])
 def test_a_dump_says_what_the_stub_says(dumped: Dumped, command: str) -> None:
     assert of(dumped, *command.split()) == by_stub(dumped, *command.split())
+
+
+@one_kernel
+def test_a_compressed_dump_says_the_same(dumped: Dumped, tmp_path: Path) -> None:
+    """QEMU's, which is flattened; as a capture, which is what is mailed."""
+    taken = tmp_path / "packed.s2cap"
+    assert inspect("--core", dumped.packed, "--image", dumped.image, "capture", taken).returncode == 0
+    packed, known = load(taken), load_core(dumped)
+    assert (packed.vms, packed.pages, packed.page_info) == (known.vms, known.pages, known.page_info)
+    assert packed.host == known.host
+    assert packed.pages == dumped.stub.pages
+    assert inspect("--from", taken, "check").returncode == 0
+
+
+@one_kernel
+def test_nothing_is_found_where_something_is_missing(dumped: Dumped) -> None:
+    """The dump without some of the pages that are read: less is judged, and nothing is guessed."""
+    symbols = open_symbols(image=dumped.image)
+    with opened(str(dumped.core), lambda _: None) as target:
+        whole = target.dump
+        read: set[int] = set()
+
+        def reading(pa: int, size: int) -> bytes:
+            read.update(range(pa & -PAGE, pa + size, PAGE))
+            return whole.read(pa, size)
+
+        image = range(*look_at_dump(CoreTarget("", replace(whole, read=reading)), symbols).host.image_pa)
+        pages = sorted(pa for pa in read if pa not in image)
+        partly = 0
+        for seed, count in enumerate((1, 3, 10, 30, 60, 100)):
+            gone = set(random.Random(seed).sample(pages, count))
+
+            def lacking(pa: int, size: int, gone: set[int] = gone) -> bytes:
+                if gone.intersection(range(pa & -PAGE, pa + size, PAGE)):
+                    raise UnreadableMemory(pa, size, LEFT_OUT)
+                return whole.read(pa, size)
+
+            try:
+                capture = look_at_dump(CoreTarget("", replace(whole, read=lacking)), symbols)
+            except TargetLost:  # the kernel's own page tables are gone
+                continue
+            assert not [one for one in run_checks(capture) if one.severity is Severity.ERROR], (seed, count)
+            partly += any(True for _ in not_judged(capture))
+        assert partly
 
 
 def test_the_host_is_the_same_but_for_its_registers(dumped: Dumped, tmp_path: Path) -> None:

@@ -86,8 +86,7 @@ def test_memory_that_is_named_twice(tmp_path: Path) -> None:
     """As /proc/kcore does."""
     target = open_core(tmp_path / "twice.core", core([(0x4000_0000, FIRST), (0x4000_0800, FIRST)]))
     assert [(one.start, one.end) for one in target.memory.ram] == [
-        (0x4000_0000, 0x4000_1000),
-        (0x4000_1000, 0x4000_1800),
+        (0x4000_0000, 0x4000_1800),
     ]
 
 
@@ -96,13 +95,12 @@ def test_memory_that_is_named_twice(tmp_path: Path) -> None:
     [
         (b"", "no ELF core dump"),
         (b"nonsense" * 100, "no ELF core dump"),
-        (b"KDUMP   " + bytes(100), "compressed dump"),
         (core([(0x4000_0000, FIRST)], machine=EM_X86_64), "not of a little-endian AArch64 machine"),
         (core([(0x4000_0000, FIRST)], kind=ET_EXEC), "no core dump"),
         (core([], NOTES), "holds no physical memory"),
         (GOOD[:70], "damaged"),
     ],
-    ids=["empty", "nonsense", "compressed", "x86", "program", "no memory", "cut header"],
+    ids=["empty", "nonsense", "x86", "program", "no memory", "cut header"],
 )
 def test_what_is_no_dump(tmp_path: Path, content: bytes, words: str) -> None:
     with pytest.raises(BadInput, match=words):
