@@ -38,6 +38,7 @@ Commands
                     invalidation protocol, clean up; what ends (a workload, a guest, --scenario random) is followed to
                     its end
   start             boot and leave the machine running
+  prepare           install, fetch and build what a machine of these options needs, and print where it is; boots nothing
   stop              end a machine that was started
   status            tell whether a machine is running, and how to reach it
   send LINE         have the exerciser in a started machine do something, and show its answer (`send help`)
@@ -71,6 +72,7 @@ Machine
                     machine's own is older)
   -o, --output FILE of trace: keep it, for `inspector replay`
   --boot-timeout S  seconds until the guests must run (default: 180)
+  --owner PID       of start: the machine ends when that process has
   --name NAME       which machine: several can run side by side (default: default)
   --run-dir DIR     where its sockets and console log are (default: one for NAME in the temporary folder)
 
@@ -143,6 +145,7 @@ while (($#)); do
         --guest) GUEST=$(value "$@"); shift ;;
         --workload-timeout) WORKLOAD_TIMEOUT=$(number "$@"); shift ;;
         --boot-timeout) BOOT_TIMEOUT=$(number "$@"); shift ;;
+        --owner) OWNER=$(number "$@"); shift ;;
         --name) NAME=$(value "$@"); shift ;;
         --run-dir) RUN_DIR=$(value "$@"); shift ;;
         --cache) CACHE=$(value "$@"); shift ;;
@@ -151,7 +154,7 @@ while (($#)); do
         -*)
             usage_error "unknown option $1"
             ;;
-        start | stop | status | trace)
+        start | stop | status | trace | prepare)
             [[ -z $command ]] || usage_error "one command at a time: $command or $1"
             command=$1
             ;;
@@ -180,6 +183,7 @@ on_exit_clean_up
 case $command in
     "") tour ;;
     start) start ;;
+    prepare) prepare ;;
     trace) trace ;;
     stop) stop ;;
     status) status ;;

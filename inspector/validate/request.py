@@ -13,6 +13,7 @@ from inspector.crosscheck.run import default_cache
 from inspector.crosscheck.sequential import Budget
 from inspector.findings import BadInput
 from inspector.validate.kernels import Build, Kernel, baseline_of, place_of
+from inspector.validate.matrix import SERIAL, Spread
 from inspector.validate.verdict import Request
 
 
@@ -35,6 +36,8 @@ class Asked:
     operations: int
     keep: Path | None
     draw: bool = False
+    how: Spread = SERIAL
+    configurations: Sequence[str] = ()
 
 
 def request_of(asked: Asked, tell: Callable[[str], None]) -> Request:
@@ -77,4 +80,6 @@ def request_of(asked: Asked, tell: Callable[[str], None]) -> Request:
             baseline = baseline_of(asked.baseline, kernel, default_cache(), tell)
         elif asked.package is not None and patches and baseline is None:
             baseline = Build(place, name, (), None, asked.page_size, asked.debug_kernel)
-    return Request(kernel, baseline, asked.depth, asked.seed, asked.keep, source, draw=asked.draw)
+    return Request(
+        kernel, baseline, asked.depth, asked.seed, asked.keep, source, asked.draw, asked.how, asked.configurations
+    )

@@ -27,6 +27,8 @@ Tell = Callable[[str], None]
 _LINES: Final = 12
 """Of the end of a console."""
 _AFTER: Final = 0.5
+OPTIONS: Final = ("--trace", "--memory", "1536")
+"""Of run_qemu.sh, for every machine."""
 
 
 @dataclass
@@ -61,7 +63,7 @@ def run(
     began = time.monotonic()
     configuration = result.configuration
     name = f"validate-{os.getpid()}"
-    options = [*kernel.options(), *configuration.options(), "--trace", "--memory", "1536"]
+    options = [*kernel.options(), *configuration.options(), *OPTIONS]
     machine = Machine(name, options)
     prefix = f"{label or configuration.name}: "
 
