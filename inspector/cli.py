@@ -832,6 +832,11 @@ def inject(
     multiple=True,
     help="Only this one, of those of --full. Repeatable.",
 )
+@click.option(
+    "--selftests",
+    metavar="SOURCE",
+    help="Also run the KVM selftests of this tree, tarball or package (linux-source-6.12) that work on guests' memory.",
+)
 @click.option("--seed", type=click.IntRange(0), default=1, help="Of the random actions. Default: 1.")
 @click.option("--keep", metavar="FOLDER", type=click.Path(), help="Keep the traces, for `inspector replay`.")
 @click.option("--jobs", metavar="N", type=click.IntRange(1, 1024), default=1, help="Machines at once. Default: 1.")
@@ -859,6 +864,7 @@ def validate(
     debug_kernel: bool,
     depth: str | None,
     configurations: tuple[str, ...],
+    selftests: str | None,
     seed: int,
     keep: str | None,
     jobs: int,
@@ -898,6 +904,7 @@ def validate(
         keep=Path(keep) if keep is not None else None,
         draw=html is not None,
         configurations=configurations,
+        selftests=selftests,
         how=Spread(jobs, scheduler, Path(resume) if resume is not None else None),
     )
     with signals_raise(), progress(options.debug) as tell:

@@ -37,9 +37,12 @@ class NotBuilt(Untestable):
         self.errors = tuple(errors)
 
 
-def build(arguments: Sequence[str], tell: Callable[[str], None]) -> Path:
-    """`run_qemu.sh build`: the folder with Image, vmlinux and config.  Raises `NotBuilt`, and `BadInput`."""
-    command = [str(RUN_QEMU), "build", *arguments]
+def build(arguments: Sequence[str], tell: Callable[[str], None], what: str = "build") -> Path:
+    """`run_qemu.sh build`: the folder with Image, vmlinux and config; or of ``what`` else builds from a source.
+
+    Raises `NotBuilt`, and `BadInput`.
+    """
+    command = [str(RUN_QEMU), what, *arguments]
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     said: list[str] = []
     with subprocess.Popen(command, text=True, errors="replace", **pipes) as running:
@@ -55,7 +58,7 @@ def build(arguments: Sequence[str], tell: Callable[[str], None]) -> Path:
             raise
     if running.returncode == 0:
         return Path(out.strip())
-    why = said[0].removeprefix(_SAYS) if said else f"run_qemu.sh build ended with {running.returncode}"
+    why = said[0].removeprefix(_SAYS) if said else f"run_qemu.sh {what} ended with {running.returncode}"
     if running.returncode == ExitCode.USAGE:
         raise BadInput(why)
     raise NotBuilt(why, said[1:])

@@ -179,6 +179,7 @@ def spread_over(
         tell(f"{address}: {len(client.nthreads())} workers")
         payload = zlib.compress(pickle.dumps(function))
         work = _Work(distributed, client, address, payload, remote, tell, arrived)
+        work.workers = set(client.nthreads())
         try:
             while True:
                 for _, (number, chunk) in zip(range(work.room()), coming, strict=False):

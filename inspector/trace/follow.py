@@ -82,28 +82,44 @@ class Following:
     def __post_init__(self) -> None:
         self._assembler = Assembler(of_header(self.header), names_of(self.folder))
         self._judge = Judge(self.header)
+        self._reader = Reader()
+        self._writer: Writer | None = None
+        self._read = 0
+
+    @property
+    def operations(self) -> int:
+        """Those that were taken so far."""
+        return self._judge.counts.operations
+
+    @property
+    def found(self) -> int:
+        """Rules broken, and operations that differ from the model, so far."""
+        return len(self._judge.broken) + len(self._judge.differing)
 
     def go(
         self, out: IO[bytes] | None, seconds: float | None, alive: Callable[[], bool], tell: Callable[[str], None]
     ) -> None:
-        """Everything since the machine's start, and for ``seconds`` more (``None``: until it is gone).
+        """Everything since the machine's start, or since this was called last, and for ``seconds`` more.
 
-        What was taken is in ``out`` whatever ends it.  Raises `BadInput` when the probe's records cannot be read, or
-        make no sense.
+        Without a number of seconds until the machine is gone.  What was taken is in ``out``, always the same one,
+        whatever ends it.  Raises `BadInput` when the probe's records cannot be read, or make no sense.
         """
-        writer: Writer | None = None
-        reader, began = Reader(), time.monotonic()
+        before, began, spent = self.seconds, time.monotonic(), 0.0
         try:
-            writer = Writer(out, self.header) if out is not None else None
+            if out is not None and self._writer is None:
+                self._writer = Writer(out, self.header)
             with (self.folder / RECORDS).open("rb") as stream:
+                stream.seek(self._read)
                 while True:
                     data = stream.read(_PIECE)
-                    self._take(reader, data, writer)
-                    self.seconds = time.monotonic() - began
+                    self._read += len(data)
+                    self._take(self._reader, data, self._writer)
+                    spent = time.monotonic() - began
+                    self.seconds = before + spent
                     tell(progress_line(self._judge, self.seconds))
                     if len(data) == _PIECE:
                         continue
-                    if not alive() or (seconds is not None and self.seconds >= seconds):
+                    if not alive() or (seconds is not None and spent >= seconds):
                         break
                     time.sleep(_PAUSE)
         except OSError as error:
@@ -111,7 +127,7 @@ class Following:
         except BadRecord as error:
             raise BadInput(f"the probe's records make no sense: {error}") from None
         finally:
-            flush(writer)
+            flush(self._writer)
 
     def _take(self, reader: Reader, data: bytes, writer: Writer | None) -> None:
         for record in reader.take(data):

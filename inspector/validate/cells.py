@@ -17,13 +17,15 @@ from inspector.machines import RUN_QEMU, prepare, require_qemu
 from inspector.validate.configurations import Configuration
 from inspector.validate.kernels import Kernel
 from inspector.validate.run import OPTIONS, Run, run
+from inspector.validate.selftests import Selftests
 
 
 @dataclass(frozen=True)
 class Cell:
     """``lines`` are what the exerciser is told, ``trace`` the name of the file that its trace is kept in.
 
-    ``draw``: the course of its operations is wanted; ``keep``: the trace is.
+    ``draw``: the course of its operations is wanted; ``keep``: the trace is.  ``selftests`` run in
+    place of the exerciser.
     """
 
     kernel: Kernel
@@ -33,6 +35,7 @@ class Cell:
     trace: str
     draw: bool = False
     keep: bool = False
+    selftests: Selftests | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Sent:
     def key(self) -> str:
         """What it came to depends on this alone: a kernel, what is booted beside it, what is done, this program."""
         cell = replace(self.cell, kernel=replace(self.cell.kernel, what="", vmlinux="", initramfs=""))
+        if cell.selftests is not None:
+            cell = replace(cell, selftests=replace(cell.selftests, folder="", title=""))
         told = msgspec.json.encode((cell, dict(sorted(self.digests.items())), scripts(), fingerprint()))
         return hashlib.sha256(told).hexdigest()
 
@@ -73,7 +78,8 @@ class Sent:
 
 def sent(cell: Cell) -> Sent:
     """With all that it boots fetched and built.  Raises `Untestable` and `BadInput` with what run_qemu.sh says."""
-    found = prepare([*cell.kernel.options(), *OPTIONS])
+    along = cell.selftests.options() if cell.selftests is not None else []
+    found = prepare([*cell.kernel.options(), *OPTIONS, *along])
     files = {role: path for role, path in vars(found).items() if path}
     return Sent(cell, {role: digest_of(Path(path)) for role, path in files.items()}, files)
 
@@ -96,7 +102,7 @@ def perform_into(result: Run, cell: Cell, tell: Callable[[str], None]) -> bytes:
     """Boot it, and put what comes of it into ``result``: whatever ends it, that has what was done by then."""
     with tempfile.TemporaryDirectory(prefix="s2-cell-") as folder:
         file = Path(folder) / cell.trace
-        run(cell.kernel, result, cell.lines, file, tell, cell.label, draw=cell.draw)
+        run(cell.kernel, result, cell.lines, file, tell, cell.label, cell.draw, cell.selftests)
         return file.read_bytes() if cell.keep and file.exists() else b""
 
 

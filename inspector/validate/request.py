@@ -38,6 +38,7 @@ class Asked:
     draw: bool = False
     how: Spread = SERIAL
     configurations: Sequence[str] = ()
+    selftests: str | None = None
 
 
 def request_of(asked: Asked, tell: Callable[[str], None]) -> Request:

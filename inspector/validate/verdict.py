@@ -14,6 +14,7 @@ from inspector.crosscheck.run import run as run_source
 from inspector.crosscheck.verdict import Part, Verdict
 from inspector.findings import ExitCode, Untestable
 from inspector.machines import NotBuilt, require
+from inspector.printable import printable
 from inspector.target.signals import Interrupted
 from inspector.trace.timeline import Course
 from inspector.validate.cells import Cell
@@ -22,11 +23,21 @@ from inspector.validate.configurations import Configuration, chosen, workload
 from inspector.validate.kernels import Build, Kernel
 from inspector.validate.matrix import SERIAL, Spread, run_cells
 from inspector.validate.run import Run
+from inspector.validate.selftests import Selftests
+from inspector.validate.selftests import built as build_selftests
 
 _BASELINES: Final = 2
 """Runs of the baseline: where it differs from itself there is nothing to compare."""
 _MOST: Final = 8
 """Changes that are shown."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A tree, or a file that holds one, and what a reader knows it by."""
+
+    place: Path
+    title: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Request:
     ``source`` is what the kernel was built from, held against the model first: that costs seconds.  A `Build` is built
     once that is done.  ``draw``: the courses of the kernel's operations are wanted; ``how``: where its cells are done.
     ``configurations`` are names of those that are wanted in place of ``depth``'s.
+    ``selftests`` are built from there and run in each.
     """
 
     kernel: Kernel | Build
@@ -47,6 +59,7 @@ class Request:
     draw: bool = False
     how: Spread = SERIAL
     configurations: Sequence[str] = ()
+    selftests: Sources | None = None
 
 
 @dataclass(frozen=True)
@@ -74,14 +87,17 @@ def validate(request: Request, tell: Callable[[str], None]) -> Validated:
         baseline = request.baseline
         if kernel is not None and baseline is not None:
             baseline = _kernel(baseline, "baseline: build", tell, parts)
+        selftests = _selftests(request.selftests, tell, parts) if kernel is not None else None
         if kernel is not None:
-            ways = [_cells(kernel, baseline, each, lines, request) for each in configurations]
+            ways = [_cells(kernel, baseline, each, lines, request, selftests) for each in configurations]
             runs, interrupted = run_cells([cell for way in ways for cell in way], request.how, request.keep, tell)
             for configuration, way in zip(configurations, ways, strict=True):
                 mine, runs = runs[: len(way)], runs[len(way) :]
                 _tell_of(configuration.name, way, mine, built, parts, courses)
     except (KeyboardInterrupt, Interrupted):
         interrupted = True
+    if request.selftests is not None:
+        built.append(printable(f"selftests: {request.selftests.title}"))
     what = f"seed {request.seed}, {len(configurations)} configurations: the default scenario, {', '.join(lines)}"
     return Validated([*filter(None, dict.fromkeys(built)), what], parts, interrupted, courses)
 
@@ -136,15 +152,30 @@ def _cells(
     configuration: Configuration,
     lines: Sequence[str],
     request: Request,
+    selftests: Selftests | None,
 ) -> list[Cell]:
-    """The kernel's in one configuration, and then the baseline's."""
+    """The kernel's in one configuration, then the baseline's; and the kernel's with the selftests."""
     name, keep = configuration.name, request.keep is not None
     cells = [Cell(kernel, configuration, tuple(lines), name, f"{name}.s2trace", request.draw, keep)]
     if isinstance(baseline, Kernel):
         for number in range(1, _BASELINES + 1):
             trace = f"{name}-baseline-{number}.s2trace"
             cells.append(Cell(baseline, configuration, tuple(lines), f"{name}, baseline", trace, keep=keep))
+    if selftests is not None:
+        label, trace = f"{name}, selftests", f"{name}-selftests.s2trace"
+        cells.append(Cell(kernel, configuration, (), label, trace, request.draw, keep, selftests))
     return cells
+
+
+def _selftests(wanted: Sources | None, tell: Callable[[str], None], parts: list[Part]) -> Selftests | None:
+    """``None`` where there are none: then a part says why, if they were asked for."""
+    if wanted is None:
+        return None
+    try:
+        return build_selftests(wanted.place, wanted.title, tell)
+    except NotBuilt as error:
+        parts.append(Part("selftests: build", ExitCode.UNTESTABLE, f"{wanted.title}: {error}", error.errors))
+        return None
 
 
 def _tell_of(
@@ -156,11 +187,13 @@ def _tell_of(
     courses: list[Course],
 ) -> None:
     """What came of them, whichever were done; nothing is compared where one was not."""
-    done, *base = runs
-    if done is not None:
-        built.append(f"kernel: {cells[0].kernel}, Linux {done.release}" if done.release else "")
-        parts += done.parts
-        courses += [done.course] if done.course is not None else []
+    done, base = runs[0], [run for cell, run in zip(cells, runs, strict=True) if cell.kernel is not cells[0].kernel]
+    tested = [run for cell, run in zip(cells, runs, strict=True) if cell.selftests is not None]
+    for run in (done, *tested):
+        if run is not None:
+            built.append(f"kernel: {cells[0].kernel}, Linux {run.release}" if run.release else "")
+            parts += run.parts
+            courses += [run.course] if run.course is not None else []
     whole = [each for each in base if each is not None]
     if done is None or not base or len(whole) < len(base):
         return
