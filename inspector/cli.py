@@ -802,7 +802,9 @@ def inject(
     machine=False,
     epilog="Examples: inspector validate --tree ~/linux --baseline v6.12 | inspector validate --source "
     "linux-source-6.12 --patch 0001-foo.patch --quick --json | git bisect run inspector validate --tree . --quick | "
-    "inspector validate --kernel arch/arm64/boot/Image --vmlinux vmlinux --junit report.xml --html report.html. "
+    "inspector validate --kernel arch/arm64/boot/Image --vmlinux vmlinux --junit report.xml --html report.html | "
+    "inspector validate --kernel 6.12 --quick --selftests linux-source-6.12 | inspector validate --kernel 6.12 --full "
+    "--scheduler tcp://host:8786 --resume cells. "
     "Exit code 1: something was found; 3: interrupted; 125: something could not be tested (it does not build, a patch "
     "does not apply), and nothing was found.",
 )
