@@ -1,4 +1,4 @@
-"""Cells on a cluster, and the kernel's selftests: for minutes, so only with ``./run_qemu.sh test tests/live -m build``."""
+"""Cells on a cluster, and the kernel's selftests: for minutes, so only with ``./run_qemu.sh test -m build``."""
 
 from __future__ import annotations
 
