@@ -38,6 +38,7 @@ Commands
                     invalidation protocol, clean up; what ends (a workload, a guest, --scenario random) is followed to
                     its end
   start             boot and leave the machine running
+  prepare           install, fetch and build what a machine of these options needs, and print where it is; boots nothing
   stop              end a machine that was started
   status            tell whether a machine is running, and how to reach it
   send LINE         have the exerciser in a started machine do something, and show its answer (`send help`)
@@ -46,6 +47,8 @@ Commands
   build SOURCE...   build a small arm64 host kernel from a tree, a tarball or a linux-source package's file, and print
                     the folder with its Image and vmlinux; then --patch FILE (repeatable), --revision REV of the tree,
                     --page-size 4k|16k|64k, --debug-kernel (KASAN, lockdep …)
+  selftests SOURCE  build the kernel's KVM selftests that work on guests' memory, statically, from such a source, and
+                    print the folder with the programs: each is a --workload
   test              set up, fetch the kernels that the tests need, then ruff check, ruff format --check and
                     mypy --strict, then pytest; the first that fails ends it
   test ARGS...      the same without ruff and mypy: pytest with ARGS
@@ -71,12 +74,14 @@ Machine
                     machine's own is older)
   -o, --output FILE of trace: keep it, for `inspector replay`
   --boot-timeout S  seconds until the guests must run (default: 180)
+  --owner PID       of start: the machine ends when that process has
   --name NAME       which machine: several can run side by side (default: default)
   --run-dir DIR     where its sockets and console log are (default: one for NAME in the temporary folder)
 
 Workload
   --workload PROG   run this static arm64 program in the host in place of a scenario; words after -- are its arguments
                     (not of `run`, whose own they are)
+  --selftests DIR   bring those along: `send run program NAME` runs one
   --guest linux     have the host run Debian's QEMU with KVM, and in it a Linux of the same kernel, which boots, works a
                     little and powers off (fetches Debian's arm64 packages; --memory 2560 unless given)
   --workload-timeout S  seconds that it may take (default: 900)
@@ -103,6 +108,7 @@ Examples
   ./run_qemu.sh trace --workload ./memslot_perf_test -- -n 5
   ./run_qemu.sh trace --guest linux
   ./run_qemu.sh --kernel 6.12 run -- inspector check --json
+  ./run_qemu.sh selftests ~/linux
   ./run_qemu.sh build ~/linux --patch 0001-foo.patch
   ./run_qemu.sh test tests/live -k boot
 END
@@ -140,9 +146,11 @@ while (($#)); do
         --trace) TRACE=yes ;;
         -o | --output) OUTPUT=$(value "$@"); shift ;;
         --workload) WORKLOAD=$(value "$@"); shift ;;
+        --selftests) SELFTESTS=$(value "$@"); shift ;;
         --guest) GUEST=$(value "$@"); shift ;;
         --workload-timeout) WORKLOAD_TIMEOUT=$(number "$@"); shift ;;
         --boot-timeout) BOOT_TIMEOUT=$(number "$@"); shift ;;
+        --owner) OWNER=$(number "$@"); shift ;;
         --name) NAME=$(value "$@"); shift ;;
         --run-dir) RUN_DIR=$(value "$@"); shift ;;
         --cache) CACHE=$(value "$@"); shift ;;
@@ -151,15 +159,15 @@ while (($#)); do
         -*)
             usage_error "unknown option $1"
             ;;
-        start | stop | status | trace)
+        start | stop | status | trace | prepare)
             [[ -z $command ]] || usage_error "one command at a time: $command or $1"
             command=$1
             ;;
-        run | test | send | build)
+        run | test | send | build | selftests)
             [[ -z $command ]] || usage_error "one command at a time: $command or $1"
             command=$1
-            # Everything after `test` is pytest's, after `build` the builder's; `run` and `send` take options until their own words begin.
-            if [[ $command == test || $command == build ]]; then
+            # Everything after `test` is pytest's, after `build` and `selftests` the builder's; `run` and `send` take options until their own words begin.
+            if [[ $command == test || $command == build || $command == selftests ]]; then
                 shift
                 [[ ${1-} != -- ]] || shift
                 arguments=("$@")
@@ -180,11 +188,12 @@ on_exit_clean_up
 case $command in
     "") tour ;;
     start) start ;;
+    prepare) prepare ;;
     trace) trace ;;
     stop) stop ;;
     status) status ;;
     send) send "${arguments[*]}" ;;
     run) run_beside "${arguments[@]}" ;;
-    build) build ${arguments[@]+"${arguments[@]}"} ;;
+    build | selftests) build "$command" ${arguments[@]+"${arguments[@]}"} ;;
     test) run_tests ${arguments[@]+"${arguments[@]}"} ;;
 esac

@@ -43,6 +43,7 @@ from inspector.report.window import FILTER_HELP, Window, parse_filter, parse_int
 from inspector.snapshot import Capture, OwnKind, Scope
 from inspector.streams import OutputFailed, forget, progress, require_stdout, say, write
 from inspector.tables import reverse as reverse_tree
+from inspector.validate.configurations import NAMES
 
 _COMPLETE = "_INSPECTOR_COMPLETE"
 """Where click finds what a shell wants completed."""
@@ -843,7 +844,9 @@ def inject(
     machine=False,
     epilog="Examples: inspector validate --tree ~/linux --baseline v6.12 | inspector validate --source "
     "linux-source-6.12 --patch 0001-foo.patch --quick --json | git bisect run inspector validate --tree . --quick | "
-    "inspector validate --kernel arch/arm64/boot/Image --vmlinux vmlinux --junit report.xml --html report.html. "
+    "inspector validate --kernel arch/arm64/boot/Image --vmlinux vmlinux --junit report.xml --html report.html | "
+    "inspector validate --kernel 6.12 --quick --selftests linux-source-6.12 | inspector validate --kernel 6.12 --full "
+    "--scheduler tcp://host:8786 --resume cells. "
     "Exit code 1: something was found; 3: interrupted; 125: something could not be tested (it does not build, a patch "
     "does not apply), and nothing was found.",
 )
@@ -866,8 +869,28 @@ def inject(
 @click.option("--debug-kernel", is_flag=True, help="Build it with KASAN, lockdep and the like.")
 @click.option("--quick", "depth", flag_value="quick", help="One configuration, no random actions.")
 @click.option("--full", "depth", flag_value="full", help="Every configuration, 2,000 random actions in each.")
+@click.option(
+    "--configuration",
+    "configurations",
+    type=click.Choice(NAMES),
+    multiple=True,
+    help="Only this one, of those of --full. Repeatable.",
+)
+@click.option(
+    "--selftests",
+    metavar="SOURCE",
+    help="Also run the KVM selftests of this tree, tarball or package (linux-source-6.12) that work on guests' memory.",
+)
 @click.option("--seed", type=click.IntRange(0), default=1, help="Of the random actions. Default: 1.")
 @click.option("--keep", metavar="FOLDER", type=click.Path(), help="Keep the traces, for `inspector replay`.")
+@click.option("--jobs", metavar="N", type=click.IntRange(1, 1024), default=1, help="Machines at once. Default: 1.")
+@click.option("--scheduler", metavar="ADDRESS", help="Boot them on the workers of a Dask cluster (tcp://host:8786).")
+@click.option(
+    "--resume",
+    metavar="FOLDER",
+    type=click.Path(),
+    help="Keep there what each boot came to as it ends, and boot nothing again that it holds.",
+)
 @click.option("--ktap", is_flag=True, help="The verdict as KTAP, a test a part.")
 @click.option("--junit", metavar="FILE", type=click.Path(), help="The verdict as JUnit XML, beside what is printed.")
 @_html_option("The verdict as one HTML file that fetches nothing, with all operations drawn, beside what is printed")
@@ -884,8 +907,13 @@ def validate(
     page_size: str,
     debug_kernel: bool,
     depth: str | None,
+    configurations: tuple[str, ...],
+    selftests: str | None,
     seed: int,
     keep: str | None,
+    jobs: int,
+    scheduler: str | None,
+    resume: str | None,
     ktap: bool,
     junit: str | None,
     html: str | None,
@@ -896,6 +924,7 @@ def validate(
     otherwise there. The machines are run_qemu.sh's: run it from a checkout.
     """
     from inspector.target.signals import signals_raise
+    from inspector.validate.matrix import Spread
     from inspector.validate.request import Asked, request_of
     from inspector.validate.verdict import validate as run_validate
 
@@ -918,6 +947,9 @@ def validate(
         operations=_OPERATIONS,
         keep=Path(keep) if keep is not None else None,
         draw=html is not None,
+        configurations=configurations,
+        selftests=selftests,
+        how=Spread(jobs, scheduler, Path(resume) if resume is not None else None),
     )
     with signals_raise(), progress(options.debug) as tell:
         verdict = run_validate(request_of(asked, tell), tell)

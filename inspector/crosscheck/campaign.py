@@ -21,7 +21,7 @@ from inspector.crosscheck.differ import Difference, Open, Pair, Sides
 from inspector.crosscheck.generate import PLAIN, Focus, Generator, random_setup
 from inspector.crosscheck.harness import StoreFull, Unsupported
 from inspector.crosscheck.kernel import Kernel
-from inspector.crosscheck.scale import spread
+from inspector.jobs.spread import spread
 from inspector.model.operations import Operation, format_operation
 from inspector.model.session import NoSuchEntry, Setup
 

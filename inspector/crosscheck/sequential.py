@@ -31,7 +31,7 @@ PROTOCOL: Final = "protocol"
 class Budget:
     """How much is tried: so many operations (``None``: no bound) or seconds, from a seed, on these granules.
 
-    ``jobs`` and ``scheduler`` are those of `inspector.crosscheck.scale.spread`.
+    ``jobs`` and ``scheduler`` are those of `inspector.jobs.spread.spread`.
     """
 
     ops: int | None

@@ -49,6 +49,7 @@ class Protocol:
         self._cpus: dict[int, Cpu] = {}
         self._broken: dict[int, Owed] = {}
         self._locked: dict[int, int] = {}
+        self._changed: set[int] = set()  # entries with other debts than a break's, and some that had such
         self._dirty: set[Page] = set()
         self._foreign: set[Page] = set()
         self._dead = False
@@ -630,13 +631,16 @@ class Protocol:
             owed.step = Step.CLEAN
         else:
             cpu.owed.append(owed)
+            if kind is not Kind.BREAK:
+                self._changed.add(pa)
         return owed
 
     def _break(self, cpu: Cpu, page: Page, raw: RawEvent) -> None:
         child = self._child(raw[2], page.level)
-        for other in self._cpus.values():
-            # What others changed in this entry and have not invalidated yet, the break's invalidation reaches.
-            if other.owed:
+        if raw[1] in self._changed:
+            # What was changed in this entry and is not invalidated yet, the break's invalidation reaches.
+            self._changed.discard(raw[1])
+            for other in self._cpus.values():
                 other.owed = [owed for owed in other.owed if owed.pa != raw[1] or owed.kind is Kind.BREAK]
         owed = self._owe(cpu, Kind.BREAK, page, raw, child, "B2", "no TLBI came after the store")
         if owed.step is not Step.CLEAN:

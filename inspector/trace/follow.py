@@ -140,6 +140,9 @@ class Following:
 
     def __post_init__(self) -> None:
         self._capture = b""
+        self._reader = Reader()
+        self._writer: Writer | None = None
+        self._read = 0
         if self.only is not None:
             self.header = {**self.header, "only": sorted(self.only.tables)}
         if self.beginning is None:
@@ -167,32 +170,45 @@ class Following:
                 without_surplus(truth, taken.facts)
             beginning.cut.assembler.take_over(truth.pages, truth.counts, vttbr, lpa2=taken.facts.geometry.lpa2)
 
+    @property
+    def operations(self) -> int:
+        """Those that were taken so far."""
+        return self._judge.counts.operations
+
+    @property
+    def found(self) -> int:
+        """Rules broken, and operations that differ from the model, so far."""
+        return len(self._judge.broken) + len(self._judge.differing)
+
     def go(
         self, out: IO[bytes] | None, seconds: float | None, alive: Callable[[], bool], tell: Callable[[str], None]
     ) -> None:
-        """Everything since the start, or the beginning, and for ``seconds`` more (``None``: until it is gone).
+        """Everything since the start, or the beginning, or since this was called last, and for ``seconds`` more.
 
-        What was taken is in ``out`` whatever ends it.  Raises `BadInput` when the probe's records cannot be read, or
-        make no sense.
+        Without a number of seconds until the machine is gone.  What was taken is in ``out``, always the same one,
+        whatever ends it.  Raises `BadInput` when the probe's records cannot be read, or make no sense.
         """
-        writer: Writer | None = None
-        reader, began = Reader(), time.monotonic()
+        before, began, spent = self.seconds, time.monotonic(), 0.0
         try:
-            writer = Writer(out, self.header, capture=self._capture) if out is not None else None
+            if out is not None and self._writer is None:
+                self._writer = Writer(out, self.header, capture=self._capture)
             with (self.folder / RECORDS).open("rb") as stream:
-                if self.beginning is not None:
-                    stream.seek(self.beginning.cut.offset)
-                    self._tell(self.beginning.cut.under_way, writer)
+                if self.beginning is not None and not self._read:
+                    self._read = self.beginning.cut.offset
+                    self._tell(self.beginning.cut.under_way, self._writer)
+                stream.seek(self._read)
                 end: int | None = None
                 while True:
-                    data = stream.read(_PIECE if end is None else min(_PIECE, end - stream.tell()))
-                    self._take(reader, data, writer)
-                    self.seconds = time.monotonic() - began
+                    data = stream.read(_PIECE if end is None else min(_PIECE, end - self._read))
+                    self._read += len(data)
+                    self._take(self._reader, data, self._writer)
+                    spent = time.monotonic() - began
+                    self.seconds = before + spent
                     tell(progress_line(self._judge, self.seconds))
-                    if end is None and (not alive() or (seconds is not None and self.seconds >= seconds)):
+                    if end is None and (not alive() or (seconds is not None and spent >= seconds)):
                         # A machine may do more than is judged meanwhile: what it has done by now is the end.
                         end = os.fstat(stream.fileno()).st_size
-                    elif end is not None and stream.tell() >= end:
+                    elif end is not None and self._read >= end:
                         break
                     elif end is None and len(data) < _PIECE:
                         time.sleep(_PAUSE)
@@ -201,7 +217,7 @@ class Following:
         except BadRecord as error:
             raise BadInput(f"the probe's records make no sense: {error}") from None
         finally:
-            flush(writer)
+            flush(self._writer)
 
     def _take(self, reader: Reader, data: bytes, writer: Writer | None) -> None:
         for record in reader.take(data):

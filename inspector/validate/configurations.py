@@ -39,6 +39,14 @@ CONFIGURATIONS: Final = {"quick": _QUICK, "default": _DEFAULT, "full": _FULL}
 """By how thorough it is.  Without LPA2 IPAs have 48 bits: the end of a larger VM takes 6.18 and later four million
 operations (kvm_pgtable_stage2_destroy_range for each GiB)."""
 
+NAMES: Final = tuple(each.name for each in _FULL)
+
+
+def chosen(depth: str, names: Sequence[str]) -> Sequence[Configuration]:
+    """Those of a depth, or those that were named, in the order of `NAMES`."""
+    return [each for each in _FULL if each.name in names] if names else CONFIGURATIONS[depth]
+
+
 _SCENARIOS: Final = ("log", "manual", "drop", "protect", "cow", "remap", "slots", "teardown", "middle", "smp")
 _RANDOM: Final = {"quick": 0, "default": 300, "full": 2000}
 

@@ -19,17 +19,20 @@ _LISTING = "\nCONFIG_PTDUMP_STAGE2_DEBUGFS=y\n"
 class Kernel:
     """``what`` as run_qemu.sh's --kernel takes it; ``title`` is what a reader knows it by (empty: the same).
 
-    ``lists``: it was built so that it prints its own listing of a table, and must.
+    ``lists``: it was built so that it prints its own listing of a table, and must.  ``initramfs`` is booted with it
+    (empty: the exerciser's, made here).
     """
 
     what: str
     vmlinux: str = ""
     title: str = ""
     lists: bool = False
+    initramfs: str = ""
 
     def options(self) -> list[str]:
         """Of run_qemu.sh."""
-        return ["--kernel", self.what, *(["--vmlinux", self.vmlinux] if self.vmlinux else [])]
+        options = ["--kernel", self.what, *(["--vmlinux", self.vmlinux] if self.vmlinux else [])]
+        return [*options, *(["--initramfs", self.initramfs] if self.initramfs else [])]
 
     def __str__(self) -> str:
         return self.title or self.what

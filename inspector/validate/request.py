@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inspector.codec import GRANULES
+from inspector.crosscheck.package import is_package
 from inspector.crosscheck.run import Request as Source
 from inspector.crosscheck.run import default_cache
 from inspector.crosscheck.sequential import Budget
 from inspector.findings import BadInput
 from inspector.validate.kernels import Build, Kernel, baseline_of, place_of
-from inspector.validate.verdict import Request
+from inspector.validate.matrix import SERIAL, Spread
+from inspector.validate.verdict import Request, Sources
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Asked:
     operations: int
     keep: Path | None
     draw: bool = False
+    how: Spread = SERIAL
+    configurations: Sequence[str] = ()
+    selftests: str | None = None
 
 
 def request_of(asked: Asked, tell: Callable[[str], None]) -> Request:
@@ -77,4 +82,15 @@ def request_of(asked: Asked, tell: Callable[[str], None]) -> Request:
             baseline = baseline_of(asked.baseline, kernel, default_cache(), tell)
         elif asked.package is not None and patches and baseline is None:
             baseline = Build(place, name, (), None, asked.page_size, asked.debug_kernel)
-    return Request(kernel, baseline, asked.depth, asked.seed, asked.keep, source, draw=asked.draw)
+    selftests = _sources(asked.selftests, tell) if asked.selftests is not None else None
+    cells = asked.how, asked.configurations, selftests
+    return Request(kernel, baseline, asked.depth, asked.seed, asked.keep, source, asked.draw, *cells)
+
+
+def _sources(named: str, tell: Callable[[str], None]) -> Sources:
+    """A tree, a tarball, or a package by its name.  Raises `BadInput` when there is none."""
+    if Path(named).exists():
+        return Sources(Path(named), named)
+    if not is_package(named):
+        raise BadInput(f"--selftests: {named} is neither a tree, nor a file, nor the name of a linux-source package")
+    return Sources(place_of(named, default_cache(), tell), named)

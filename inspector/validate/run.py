@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inspector.crosscheck.verdict import Part
-from inspector.findings import ExitCode, InspectorError, Untestable
+from inspector.findings import ExitCode, InspectorError, TargetLost, Untestable
 from inspector.machines import Machine, sentence
 from inspector.trace.file import Trace
 from inspector.trace.follow import Followed, Following, open_output, read_plan
@@ -21,12 +21,16 @@ from inspector.validate.configurations import Configuration
 from inspector.validate.console import reports
 from inspector.validate.kernels import Kernel
 from inspector.validate.listed import listed
+from inspector.validate.selftests import Selftests, run_selftests
 from inspector.validate.shape import Shapes, shapes
 
 Tell = Callable[[str], None]
 _LINES: Final = 12
 """Of the end of a console."""
 _AFTER: Final = 0.5
+OPTIONS: Final = ("--trace", "--memory", "1536")
+"""Of run_qemu.sh, for every machine."""
+_NO_SCENARIO: Final = ("--scenario", "nokvm")
 
 
 @dataclass
@@ -50,18 +54,27 @@ class Run:
 
 
 def run(
-    kernel: Kernel, result: Run, lines: Sequence[str], trace: Path, tell: Tell, label: str = "", draw: bool = False
+    kernel: Kernel,
+    result: Run,
+    lines: Sequence[str],
+    trace: Path,
+    tell: Tell,
+    label: str = "",
+    draw: bool = False,
+    selftests: Selftests | None = None,
 ) -> None:
     """Boot it, have its guests do ``lines``, and put what came of it into ``result``; the trace is kept in a file.
 
-    With ``draw`` its course too, which takes reading the trace once more.
+    With ``draw`` its course too, which takes reading the trace once more.  ``selftests`` run in place of the exerciser.
 
     Whatever ends it, the machine is gone and ``result`` has what was done by then.
     """
     began = time.monotonic()
     configuration = result.configuration
     name = f"validate-{os.getpid()}"
-    options = [*kernel.options(), *configuration.options(), "--trace", "--memory", "1536"]
+    options = [*kernel.options(), *configuration.options(), *OPTIONS]
+    if selftests is not None:
+        options += [*_NO_SCENARIO, *([] if kernel.initramfs else selftests.options())]
     machine = Machine(name, options)
     prefix = f"{label or configuration.name}: "
 
@@ -77,20 +90,21 @@ def run(
             return
         following = Following(machine.folder, read_plan(machine.folder))
         result.release = following.header["release"]
-        problem = _check(machine, add)
-        listed(machine, kernel.lists, add)
-        for line in lines:
-            tell(f"{prefix}{line}")
-            problem = problem or _work(machine, line)
-        if problem:
-            add("workload", ExitCode.UNTESTABLE, problem, _end(machine))
-        tell(f"{prefix}judges what was followed")
         with open_output(trace) as stream:
+            if selftests is not None:
+                try:
+                    run_selftests(machine, following, stream, selftests.tests, add, lambda text: tell(prefix + text))
+                except TargetLost as error:
+                    add("workload", ExitCode.UNTESTABLE, str(error), _end(machine))
+            else:
+                _exercise(machine, kernel, lines, add, lambda text: tell(prefix + text))
+            tell(f"{prefix}judges what was followed")
             following.go(stream, _AFTER, machine.alive, tell)
         followed = following.end()
         judged = _judge(followed, add)
         _console(machine, add)
-        result.shapes = shapes(Trace(trace).events())
+        if selftests is None:
+            result.shapes = shapes(Trace(trace).events())
         if judged and draw:
             result.course = course(label or configuration.name, trace, followed.judge.broken, followed.judge.differing)
     except InspectorError as error:
@@ -98,6 +112,17 @@ def run(
     finally:
         machine.stop()
         result.seconds = time.monotonic() - began
+
+
+def _exercise(machine: Machine, kernel: Kernel, lines: Sequence[str], add: Callable[..., None], tell: Tell) -> None:
+    """The default scenario's tables looked at, and then the lines."""
+    problem = _check(machine, add)
+    listed(machine, kernel.lists, add)
+    for line in lines:
+        tell(line)
+        problem = problem or _work(machine, line)
+    if problem:
+        add("workload", ExitCode.UNTESTABLE, problem, _end(machine))
 
 
 def _end(machine: Machine) -> list[str]:

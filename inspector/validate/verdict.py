@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +14,17 @@ from inspector.crosscheck.run import run as run_source
 from inspector.crosscheck.verdict import Part, Verdict
 from inspector.findings import ExitCode, Untestable
 from inspector.machines import NotBuilt, require
+from inspector.printable import printable
 from inspector.target.signals import Interrupted
 from inspector.trace.timeline import Course
+from inspector.validate.cells import Cell
 from inspector.validate.compare import Change, changes
-from inspector.validate.configurations import CONFIGURATIONS, Configuration, workload
+from inspector.validate.configurations import Configuration, chosen, workload
 from inspector.validate.kernels import Build, Kernel
-from inspector.validate.run import Run, run
+from inspector.validate.matrix import SERIAL, Spread, run_cells
+from inspector.validate.run import Run
+from inspector.validate.selftests import Selftests
+from inspector.validate.selftests import built as build_selftests
 
 _BASELINES: Final = 2
 """Runs of the baseline: where it differs from itself there is nothing to compare."""
@@ -29,11 +33,21 @@ _MOST: Final = 8
 
 
 @dataclass(frozen=True)
+class Sources:
+    """A tree, or a file that holds one, and what a reader knows it by."""
+
+    place: Path
+    title: str
+
+
+@dataclass(frozen=True)
 class Request:
     """``depth`` is a key of `CONFIGURATIONS`; traces are kept in ``keep`` (``None``: they are not).
 
     ``source`` is what the kernel was built from, held against the model first: that costs seconds.  A `Build` is built
-    once that is done.  ``draw``: the courses of the kernel's operations are wanted.
+    once that is done.  ``draw``: the courses of the kernel's operations are wanted; ``how``: where its cells are done.
+    ``configurations`` are names of those that are wanted in place of ``depth``'s.
+    ``selftests`` are built from there and run in each.
     """
 
     kernel: Kernel | Build
@@ -43,6 +57,9 @@ class Request:
     keep: Path | None = None
     source: Source | None = None
     draw: bool = False
+    how: Spread = SERIAL
+    configurations: Sequence[str] = ()
+    selftests: Sources | None = None
 
 
 @dataclass(frozen=True)
@@ -55,28 +72,32 @@ class Validated(Verdict):
 def validate(request: Request, tell: Callable[[str], None]) -> Validated:
     """Raises `BadInput` outside of a checkout.  Interrupted, what had been done is the verdict."""
     require()
-    configurations = CONFIGURATIONS[request.depth]
+    configurations = chosen(request.depth, request.configurations)
     lines = workload(request.depth, request.seed)
     built: list[str] = []
     parts: list[Part] = []
     courses: list[Course] = []
     interrupted = False
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = request.keep or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            if request.source is not None:
-                interrupted = _source(request.source, isinstance(request.kernel, Build), tell, built, parts)
-            kernel = None if interrupted or _stop(parts) else _kernel(request.kernel, "build", tell, parts)
-            baseline = request.baseline
-            if kernel is not None and baseline is not None:
-                baseline = _kernel(baseline, "baseline: build", tell, parts)
-            for configuration in configurations:
-                if kernel is None:
-                    break
-                _one(kernel, baseline, configuration, lines, folder, tell, built, parts, courses, draw=request.draw)
-        except (KeyboardInterrupt, Interrupted):
-            interrupted = True
+    if request.keep is not None:
+        request.keep.mkdir(parents=True, exist_ok=True)
+    try:
+        if request.source is not None:
+            interrupted = _source(request.source, isinstance(request.kernel, Build), tell, built, parts)
+        kernel = None if interrupted or _stop(parts) else _kernel(request.kernel, "build", tell, parts)
+        baseline = request.baseline
+        if kernel is not None and baseline is not None:
+            baseline = _kernel(baseline, "baseline: build", tell, parts)
+        selftests = _selftests(request.selftests, tell, parts) if kernel is not None else None
+        if kernel is not None:
+            ways = [_cells(kernel, baseline, each, lines, request, selftests) for each in configurations]
+            runs, interrupted = run_cells([cell for way in ways for cell in way], request.how, request.keep, tell)
+            for configuration, way in zip(configurations, ways, strict=True):
+                mine, runs = runs[: len(way)], runs[len(way) :]
+                _tell_of(configuration.name, way, mine, built, parts, courses)
+    except (KeyboardInterrupt, Interrupted):
+        interrupted = True
+    if request.selftests is not None:
+        built.append(printable(f"selftests: {request.selftests.title}"))
     what = f"seed {request.seed}, {len(configurations)} configurations: the default scenario, {', '.join(lines)}"
     return Validated([*filter(None, dict.fromkeys(built)), what], parts, interrupted, courses)
 
@@ -125,38 +146,61 @@ def _kernel(wanted: Kernel | Build, name: str, tell: Callable[[str], None], part
         return None
 
 
-def _one(
+def _cells(
     kernel: Kernel,
     baseline: Kernel | Build | None,
     configuration: Configuration,
     lines: Sequence[str],
-    folder: Path,
-    tell: Callable[[str], None],
+    request: Request,
+    selftests: Selftests | None,
+) -> list[Cell]:
+    """The kernel's in one configuration, then the baseline's; and the kernel's with the selftests."""
+    name, keep = configuration.name, request.keep is not None
+    cells = [Cell(kernel, configuration, tuple(lines), name, f"{name}.s2trace", request.draw, keep)]
+    if isinstance(baseline, Kernel):
+        for number in range(1, _BASELINES + 1):
+            trace = f"{name}-baseline-{number}.s2trace"
+            cells.append(Cell(baseline, configuration, tuple(lines), f"{name}, baseline", trace, keep=keep))
+    if selftests is not None:
+        label, trace = f"{name}, selftests", f"{name}-selftests.s2trace"
+        cells.append(Cell(kernel, configuration, (), label, trace, request.draw, keep, selftests))
+    return cells
+
+
+def _selftests(wanted: Sources | None, tell: Callable[[str], None], parts: list[Part]) -> Selftests | None:
+    """``None`` where there are none: then a part says why, if they were asked for."""
+    if wanted is None:
+        return None
+    try:
+        return build_selftests(wanted.place, wanted.title, tell)
+    except NotBuilt as error:
+        parts.append(Part("selftests: build", ExitCode.UNTESTABLE, f"{wanted.title}: {error}", error.errors))
+        return None
+
+
+def _tell_of(
+    name: str,
+    cells: Sequence[Cell],
+    runs: Sequence[Run | None],
     built: list[str],
     parts: list[Part],
     courses: list[Course],
-    *,
-    draw: bool,
 ) -> None:
-    done = Run(configuration)
-    try:
-        run(kernel, done, lines, folder / f"{configuration.name}.s2trace", tell, draw=draw)
-    finally:
-        built.append(f"kernel: {kernel}, Linux {done.release}" if done.release else "")
-        parts += done.parts
-        courses += [done.course] if done.course is not None else []
-    if not isinstance(baseline, Kernel):
+    """What came of them, whichever were done; nothing is compared where one was not."""
+    done, base = runs[0], [run for cell, run in zip(cells, runs, strict=True) if cell.kernel is not cells[0].kernel]
+    tested = [run for cell, run in zip(cells, runs, strict=True) if cell.selftests is not None]
+    for run in (done, *tested):
+        if run is not None:
+            built.append(f"kernel: {cells[0].kernel}, Linux {run.release}" if run.release else "")
+            parts += run.parts
+            courses += [run.course] if run.course is not None else []
+    whole = [each for each in base if each is not None]
+    if done is None or not base or len(whole) < len(base):
         return
-    base: list[Run] = []
-    for number in range(_BASELINES):
-        label = f"{configuration.name}, baseline"
-        trace = folder / f"{configuration.name}-baseline-{number + 1}.s2trace"
-        base.append(Run(configuration))
-        run(baseline, base[-1], lines, trace, tell, label)
-    built.append(f"baseline: {baseline}, Linux {base[0].release}")
-    bad = [part for part in base[0].parts if part.code is not ExitCode.CLEAN]
+    built.append(f"baseline: {cells[1].kernel}, Linux {whole[0].release}")
+    bad = [part for part in whole[0].parts if part.code is not ExitCode.CLEAN]
     parts += [_of_baseline(part) for part in bad]
-    parts.append(compared(configuration.name, done, base))
+    parts.append(compared(name, done, whole))
 
 
 def _of_baseline(part: Part) -> Part:

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 from inspector.crosscheck import campaign
-from inspector.crosscheck import cluster as cluster_module
 from inspector.crosscheck.kernel import Kernel
-from inspector.crosscheck.scale import spread
 from inspector.crosscheck.tree import PGTABLE
 from inspector.findings import BadInput, TargetLost, Untestable
+from inspector.jobs import cluster as cluster_module
+from inspector.jobs.spread import spread
 from tests.crosscheck import kernels
 from tests.crosscheck.test_campaign import PATCHES
 
@@ -263,7 +263,7 @@ def _kill(marks: Path, number: int) -> int:
 
 def test_a_cluster_whose_workers_are_all_lost_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The only worker is killed, and nobody starts another: a sentence, after a while, and not silence for ever."""
-    monkeypatch.setattr("inspector.crosscheck.cluster.ALONE", 2)
+    monkeypatch.setattr("inspector.jobs.cluster.ALONE", 2)
     told: list[str] = []
     came: list[int] = []  # what had not been fetched yet is lost with the worker
     with _dask().LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as found:
@@ -289,7 +289,7 @@ def test_a_cluster_whose_workers_are_all_lost_is_said(tmp_path: Path, monkeypatc
 
 
 def test_no_cluster_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inspector.crosscheck.cluster.PATIENCE", 1)
+    monkeypatch.setattr("inspector.jobs.cluster.PATIENCE", 1)
     with pytest.raises(TargetLost, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1: start one"):
         list(spread(_square, range(3), scheduler="tcp://127.0.0.1:1"))
     with pytest.raises(BadInput, match="'x://y' is not a scheduler's address"):

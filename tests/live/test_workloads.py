@@ -270,3 +270,35 @@ def test_a_linux_guest_boots_and_powers_off(tmp_path: Path) -> None:
     assert document["verdict"] == "clean"
     assert document["operations_by_name"]["map"] > 10_000
     assert document["pages_made"] == document["pages_freed"]
+
+
+# --- several programs in one boot, and a machine that somebody owns --------------------------------------------------
+
+
+def test_several_programs_in_one_boot(program: Path, tmp_path: Path) -> None:
+    """Each by its name, to its end, one after the other; and the machine goes when who wanted it is killed."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "it").write_bytes(program.read_bytes())
+    listed = [{"name": name, "words": [word], "program": "it"} for name, word in (("good", "0"), ("bad", "7"))]
+    (folder / "selftests.json").write_text(json.dumps(listed))
+    with subprocess.Popen(["sleep", "600"]) as owner:
+        options = ["--name", "test-owned", "--selftests", str(folder), "--scenario", "nokvm"]
+        started = run_qemu("start", *options, "--owner", str(owner.pid))
+        try:
+            assert started.returncode == 0, started.stderr
+            for name, code in (("good", 0), ("bad", 7), ("good", 0)):
+                done = run_qemu("--name", "test-owned", "send", f"run program {name} seconds=60")
+                ended = f'"event": "workload_ended", "name": "{name}", "code": {code}'
+                assert ended in done.stdout, done.stdout + done.stderr
+            none = run_qemu("--name", "test-owned", "send", "run program none")
+            assert none.returncode != 0
+            owner.kill()
+            owner.wait()
+            end = time.monotonic() + 30
+            while run_qemu("--name", "test-owned", "status").returncode != 3:
+                assert time.monotonic() < end, "it outlives its owner"
+                time.sleep(0.2)
+        finally:
+            owner.kill()
+            run_qemu("stop", "--name", "test-owned")

@@ -20,9 +20,9 @@ from inspector.crosscheck.interleave.show import columns, schedule_text
 from inspector.crosscheck.kernel import Kernel
 from inspector.crosscheck.layout import folded
 from inspector.crosscheck.reproducer import INTERLEAVINGS, Reproducer
-from inspector.crosscheck.scale import spread
 from inspector.crosscheck.verdict import WIDTH, Part
 from inspector.findings import ExitCode
+from inspector.jobs.spread import spread
 from inspector.model.machine import Machine
 from inspector.model.operations import format_operation, parse_operation
 from inspector.model.session import Setup

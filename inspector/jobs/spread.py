@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Final, Generic, TypeVar
 
 from inspector.findings import Untestable
+from inspector.jobs.files import Remote
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -43,6 +44,8 @@ def spread(
     jobs: int = 1,
     scheduler: str | None = None,
     tell: Tell = lambda text: None,
+    arrived: Callable[[int, R], None] = lambda number, result: None,
+    remote: Remote | None = None,
 ) -> Generator[R, None, None]:
     """``function`` of each chunk, in the order of the chunks, which may be endless: they are taken as they are needed.
 
@@ -50,15 +53,21 @@ def spread(
     what ``function`` raises is raised here when its turn comes.  The work of a worker that is lost is done again; a
     chunk that costs `TRIES` workers raises `Untestable`.  Close the generator (`contextlib.closing`) to end early: no
     process is left behind.
+
+    ``arrived`` hears of each result, with its chunk's number, as soon as it is there, whether or not its turn has come.
+    ``remote`` is what a cluster has to know beside.
     """
     if scheduler is not None:
-        from inspector.crosscheck.cluster import spread_over
+        from inspector.jobs.cluster import spread_over
 
-        yield from spread_over(scheduler, function, chunks, tell)
+        yield from spread_over(scheduler, function, chunks, tell, arrived, remote or Remote())
     elif jobs == 1:
-        yield from map(function, chunks)
+        for number, chunk in enumerate(chunks):
+            result = function(chunk)
+            arrived(number, result)
+            yield result
     else:
-        yield from _over_processes(function, chunks, jobs, tell)
+        yield from _over_processes(function, chunks, jobs, tell, arrived)
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,9 @@ class _Worker(Generic[C]):
     task: _Task[C] | None = None
 
 
-def _over_processes(function: Callable[[C], R], chunks: Iterable[C], jobs: int, tell: Tell) -> Iterator[R]:
+def _over_processes(
+    function: Callable[[C], R], chunks: Iterable[C], jobs: int, tell: Tell, arrived: Callable[[int, R], None]
+) -> Iterator[R]:
     coming = (_Task(number, chunk) for number, chunk in enumerate(chunks))
     again: deque[_Task[C]] = deque()
     answers: dict[int, _Answer[R]] = {}
@@ -124,11 +135,15 @@ def _over_processes(function: Callable[[C], R], chunks: Iterable[C], jobs: int, 
                 task = worker.task
                 assert task is not None
                 try:
-                    answers[task.number] = worker.pipe.recv()
-                    worker.task = None
+                    answer = worker.pipe.recv()
                 except (EOFError, OSError):
                     workers.remove(worker)
                     again.append(_lost(worker, task, tell))
+                    continue
+                worker.task = None
+                answers[task.number] = answer
+                if answer.raised is None:
+                    arrived(task.number, answer.take())
     finally:
         _end(*workers)
 
