@@ -44,8 +44,8 @@ Commands
   run [--] CMD...   run CMD beside the machine, with `inspector` on PATH and already told where to connect;
                     a temporary machine is used when none was started
   build SOURCE...   build a small arm64 host kernel from a tree, a tarball or a linux-source package's file, and print
-                    the folder with its Image and vmlinux; then --patch FILE (repeatable), --revision REV of the tree,
-                    --page-size 4k|16k|64k, --debug-kernel (KASAN, lockdep …)
+                    the folder with its Image and vmlinux; then --patch FILE and --edit FILE (repeatable), --revision REV of
+                    the tree, --page-size 4k|16k|64k, --debug-kernel (KASAN, lockdep …)
   test              set up, fetch the kernels that the tests need, then ruff check, ruff format --check and
                     mypy --strict, then pytest; the first that fails ends it
   test ARGS...      the same without ruff and mypy: pytest with ARGS
