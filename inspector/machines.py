@@ -100,9 +100,9 @@ class Machine:
         lines = (self.folder / "state").read_text().splitlines()
         return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
-    def send(self, line: str) -> subprocess.CompletedProcess[str]:
-        """To its exerciser; until it is done, the machine is, or nothing has been heard for `MOST_SECONDS`."""
-        return self._command("send", line, seconds=MOST_SECONDS)
+    def send(self, line: str, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+        """To its exerciser; until it is done, the machine is, or nothing was heard for so long (`MOST_SECONDS`)."""
+        return self._command("send", line, seconds=MOST_SECONDS if seconds is None else seconds)
 
     def inspect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`inspector` beside it, already told where to connect."""

@@ -83,6 +83,11 @@ class Following:
         self._assembler = Assembler(of_header(self.header), names_of(self.folder))
         self._judge = Judge(self.header)
 
+    @property
+    def judge(self) -> Judge:
+        """What it has come to so far; it grows as `go` goes."""
+        return self._judge
+
     def go(
         self, out: IO[bytes] | None, seconds: float | None, alive: Callable[[], bool], tell: Callable[[str], None]
     ) -> None:
