@@ -45,6 +45,8 @@ _FRAMES: Final = 12
 """Callers of an operation that are told of; at most ``MOST_FRAMES`` of probe.c."""
 _MOST: Final = 1 << 16
 """Bytes of a function: beyond this the symbols are wrong."""
+_STRANGERS = 6
+"""Functions in a row that are none of pgtable.c's by their names: more, and it is at its end."""
 
 
 @dataclass(frozen=True)
@@ -323,11 +325,18 @@ def _probes(symbols: KernelSymbols, functions: list[Function]) -> Iterator[tuple
 
 
 def _walkers(symbols: KernelSymbols) -> tuple[int, int]:
-    """The stretch of pgtable.c's text around kvm_pgtable_stage2_map."""
-    low = symbols.require("kvm_pgtable_stage2_map")
+    """The stretch of pgtable.c's text around kvm_pgtable_stage2_map, from its first function known by name to its last.
+
+    Between two of them may stand others: a patch may split a helper, and call the part what it likes.
+    """
+    low = at = symbols.require("kvm_pgtable_stage2_map")
     high = _end(symbols, low)
-    while (before := symbols.nearest(low - 4)) is not None and before[0].startswith(WALKERS):
-        low -= 4 + before[1]
-    while (after := symbols.nearest(high)) is not None and after[0].startswith(WALKERS):
-        high = _end(symbols, high)
+    strangers = 0
+    while strangers < _STRANGERS and (before := symbols.nearest(at - 4)) is not None:
+        at -= 4 + before[1]
+        low, strangers = (at, 0) if before[0].startswith(WALKERS) else (low, strangers + 1)
+    at, strangers = high, 0
+    while strangers < _STRANGERS and (after := symbols.nearest(at)) is not None:
+        at = _end(symbols, at)
+        high, strangers = (at, 0) if after[0].startswith(WALKERS) else (high, strangers + 1)
     return low, high
