@@ -30,6 +30,7 @@ _QUIET: Final = 0.5
 """Seconds in which the probe's last records come."""
 _PATIENCE: Final = 120.0
 """Seconds that a workload may take: it takes some two.  A broken kernel may keep its guests for ever."""
+_SETTLED: Final = 20.0
 _PAUSE: Final = 0.05
 
 
@@ -112,8 +113,10 @@ class _Watch:
     def settle(self) -> None:
         """Until what was recorded so far is judged: a whole round has brought no event."""
         seen = (-1, -1)
+        until = time.monotonic() + _SETTLED
         time.sleep(_QUIET)
-        while self._thread.is_alive():
+        # A broken kernel may be at it for ever.
+        while self._thread.is_alive() and time.monotonic() < until:
             now = self._round, self.following.judge.counts.events
             if now[0] > seen[0] + 1 and now[1] == seen[1]:
                 return
@@ -121,8 +124,7 @@ class _Watch:
             time.sleep(_PAUSE)
 
     def end(self) -> None:
-        """Takes what is left."""
-        time.sleep(_QUIET)
+        """Takes what is left, of a machine that is gone: one that is at it for ever would have no end."""
         self._end.set()
         self._thread.join()
         self.following.end()
@@ -152,17 +154,22 @@ def look_at(
                 for line in lines:
                     watch.workload = line
                     tell(f"{line}; {len(look.found)} found")
-                    look.reason = _drive(machine, line, kernel, watch)
+                    failed, goes_on = _drive(machine, line, kernel, watch)
+                    look.reason = look.reason or failed
                     watch.settle()
-                    if look.reason:
+                    if not goes_on:
                         break
+            except InspectorError as error:
+                look.reason = look.reason or str(error)
             finally:
+                console = machine.console()
+                machine.stop()
                 watch.end()
         look.reason = look.reason or watch.problem
         counts = watch.following.judge.counts
         look.operations = counts.operations
         look.followed = counts.operations > counts.unknown
-        for report in reports(machine.console()):
+        for report in reports(console):
             watch.note("console", report[0] if report else "")
         for change in changes(baselines, shapes(Trace(trace).events())) if baselines else ():
             watch.note("baseline", change.operation)
@@ -174,17 +181,24 @@ def look_at(
     return look
 
 
-def _drive(machine: Machine, line: str, kernel: Kernel, watch: _Watch) -> str:
-    """Why the workload failed; empty when it did not."""
+def _drive(machine: Machine, line: str, kernel: Kernel, watch: _Watch) -> tuple[str, bool]:
+    """Why the workload failed (empty when it did not), and whether the machine can go on with another.
+
+    Guests that fail are no end: of a broken kernel the tables are looked at all the same.
+    """
+    began = time.monotonic()
     done = machine.send(f"run {line}", _PATIENCE)
-    if done.returncode:
-        return f"{line}: {sentence(done)}"
+    failed = f"{line}: {sentence(done) or 'its guests did not do it'}" if done.returncode else ""
+    if time.monotonic() - began >= _PATIENCE:
+        return failed, False
     if line == DEFAULT:
         for rule in _tables(machine):
             watch.note("tables", rule)
         _listing(machine, kernel, watch)
     ended = machine.send("end", _PATIENCE)
-    return f"end of {line}: {sentence(ended)}" if ended.returncode else ""
+    if ended.returncode:
+        failed = failed or f"end of {line}: {sentence(ended) or 'its VMs did not end'}"
+    return failed, not ended.returncode
 
 
 def _tables(machine: Machine) -> Iterator[str]:
