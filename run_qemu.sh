@@ -70,6 +70,8 @@ Machine
   --trace           start it so that `inspector trace` can follow it (QEMU 10.0 or newer, which is fetched where the
                     machine's own is older)
   -o, --output FILE of trace: keep it, for `inspector replay`
+  --deterministic   the same each time: time is counted in instructions, on one CPU, clocks and entropy are fixed, no
+                    KASLR; give it all to do with --scenario (NAME,NAME...): what is sent later comes when it comes
   --boot-timeout S  seconds until the guests must run (default: 180)
   --name NAME       which machine: several can run side by side (default: default)
   --run-dir DIR     where its sockets and console log are (default: one for NAME in the temporary folder)
@@ -138,6 +140,7 @@ while (($#)); do
         --gdb-port) GDB_PORT=$(number "$@"); shift ;;
         --qemu) QEMU=$(value "$@"); shift ;;
         --trace) TRACE=yes ;;
+        --deterministic) DETERMINISTIC=yes ;;
         -o | --output) OUTPUT=$(value "$@"); shift ;;
         --workload) WORKLOAD=$(value "$@"); shift ;;
         --guest) GUEST=$(value "$@"); shift ;;

@@ -825,6 +825,12 @@ def inject(
 @click.option("--quick", "depth", flag_value="quick", help="One configuration, no random actions.")
 @click.option("--full", "depth", flag_value="full", help="Every configuration, 2,000 random actions in each.")
 @click.option("--seed", type=click.IntRange(0), default=1, help="Of the random actions. Default: 1.")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Machines that do the same each time (one CPU, time counted in instructions): the baseline's operations are "
+    "held against the kernel's in their order too.",
+)
 @click.option("--keep", metavar="FOLDER", type=click.Path(), help="Keep the traces, for `inspector replay`.")
 @click.option("--ktap", is_flag=True, help="The verdict as KTAP, a test a part.")
 @click.option("--junit", metavar="FILE", type=click.Path(), help="The verdict as JUnit XML, beside what is printed.")
@@ -843,6 +849,7 @@ def validate(
     debug_kernel: bool,
     depth: str | None,
     seed: int,
+    deterministic: bool,
     keep: str | None,
     ktap: bool,
     junit: str | None,
@@ -876,6 +883,7 @@ def validate(
         operations=_OPERATIONS,
         keep=Path(keep) if keep is not None else None,
         draw=html is not None,
+        deterministic=deterministic,
     )
     with signals_raise(), progress(options.debug) as tell:
         verdict = run_validate(request_of(asked, tell), tell)

@@ -35,6 +35,7 @@ class Asked:
     operations: int
     keep: Path | None
     draw: bool = False
+    deterministic: bool = False
 
 
 def request_of(asked: Asked, tell: Callable[[str], None]) -> Request:
@@ -77,4 +78,15 @@ def request_of(asked: Asked, tell: Callable[[str], None]) -> Request:
             baseline = baseline_of(asked.baseline, kernel, default_cache(), tell)
         elif asked.package is not None and patches and baseline is None:
             baseline = Build(place, name, (), None, asked.page_size, asked.debug_kernel)
-    return Request(kernel, baseline, asked.depth, asked.seed, asked.keep, source, draw=asked.draw)
+    if asked.deterministic and baseline is None:
+        raise BadInput("--deterministic is about two kernels: give a baseline")
+    return Request(
+        kernel,
+        baseline,
+        asked.depth,
+        asked.seed,
+        asked.keep,
+        source,
+        draw=asked.draw,
+        deterministic=asked.deterministic,
+    )

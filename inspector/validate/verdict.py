@@ -20,6 +20,7 @@ from inspector.trace.timeline import Course
 from inspector.validate.compare import Change, changes
 from inspector.validate.configurations import CONFIGURATIONS, Configuration, workload
 from inspector.validate.kernels import Build, Kernel
+from inspector.validate.repeat import deterministic, in_order
 from inspector.validate.run import Run, run
 
 _BASELINES: Final = 2
@@ -33,7 +34,8 @@ class Request:
     """``depth`` is a key of `CONFIGURATIONS`; traces are kept in ``keep`` (``None``: they are not).
 
     ``source`` is what the kernel was built from, held against the model first: that costs seconds.  A `Build` is built
-    once that is done.  ``draw``: the courses of the kernel's operations are wanted.
+    once that is done.  ``draw``: the courses of the kernel's operations are wanted.  ``deterministic``: machines
+    that do the same each time, and the baseline's operations are held against the kernel's in their order too.
     """
 
     kernel: Kernel | Build
@@ -43,6 +45,7 @@ class Request:
     keep: Path | None = None
     source: Source | None = None
     draw: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,10 @@ def validate(request: Request, tell: Callable[[str], None]) -> Validated:
     """Raises `BadInput` outside of a checkout.  Interrupted, what had been done is the verdict."""
     require()
     configurations = CONFIGURATIONS[request.depth]
-    lines = workload(request.depth, request.seed)
+    lines = given = workload(request.depth, request.seed)
+    if request.deterministic:
+        configurations = tuple(deterministic(each, lines) for each in configurations)
+        lines = ()
     built: list[str] = []
     parts: list[Part] = []
     courses: list[Course] = []
@@ -77,7 +83,7 @@ def validate(request: Request, tell: Callable[[str], None]) -> Validated:
                 _one(kernel, baseline, configuration, lines, folder, tell, built, parts, courses, draw=request.draw)
         except (KeyboardInterrupt, Interrupted):
             interrupted = True
-    what = f"seed {request.seed}, {len(configurations)} configurations: the default scenario, {', '.join(lines)}"
+    what = f"seed {request.seed}, {len(configurations)} configurations: the default scenario, {', '.join(given)}"
     return Validated([*filter(None, dict.fromkeys(built)), what], parts, interrupted, courses)
 
 
@@ -148,15 +154,19 @@ def _one(
     if not isinstance(baseline, Kernel):
         return
     base: list[Run] = []
+    traces: list[Path] = []
     for number in range(_BASELINES):
         label = f"{configuration.name}, baseline"
         trace = folder / f"{configuration.name}-baseline-{number + 1}.s2trace"
         base.append(Run(configuration))
         run(baseline, base[-1], lines, trace, tell, label)
+        traces.append(trace)
     built.append(f"baseline: {baseline}, Linux {base[0].release}")
     bad = [part for part in base[0].parts if part.code is not ExitCode.CLEAN]
     parts += [_of_baseline(part) for part in bad]
     parts.append(compared(configuration.name, done, base))
+    if configuration.deterministic and all(each.is_whole for each in (done, *base)):
+        parts += in_order(configuration.name, folder / f"{configuration.name}.s2trace", traces)
 
 
 def _of_baseline(part: Part) -> Part:
