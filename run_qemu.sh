@@ -130,7 +130,7 @@ while (($#)); do
         --kernel) KERNEL=$(value "$@"); shift ;;
         --vmlinux) VMLINUX=$(value "$@"); shift ;;
         --cpu) CPU=$(value "$@"); shift ;;
-        --smp) SMP=$(number "$@"); shift ;;
+        --smp) SMP=$(number "$@"); SMP_GIVEN=yes; shift ;;
         --memory) MEMORY=$(number "$@"); MEMORY_GIVEN=yes; shift ;;
         --gic-version) GIC=$(number "$@"); shift ;;
         --append) APPEND=$(value "$@"); shift ;;
