@@ -7,7 +7,7 @@ end, which it does where its time is counted in instructions and its entropy is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Final
@@ -42,23 +42,25 @@ class Operation:
 class Alignment:
     """``same`` operations are in both, one for one; those of ``first`` and ``second`` have no partner.
 
-    ``moved`` have one that does the same to other places than what went before says: renamed, they are not the same.
+    ``displaced`` are in both too, but before or after others than there: what waits for time, as RCU does.  ``moved``
+    have a partner that does the same to other places than what went before says: renamed, they are not the same.
     """
 
     same: int
     first: Sequence[Operation]
     second: Sequence[Operation]
+    displaced: Sequence[Operation]
     moved: Sequence[Operation]
 
     @property
     def is_identical(self) -> bool:
         """Nothing is left over."""
-        return not self.first and not self.second and not self.moved
+        return not self.first and not self.second and not self.displaced and not self.moved
 
     @property
     def share(self) -> float:
         """The part of all operations that is the same, of the longer trace; 1 where there is none at all."""
-        rest = max(len(self.first), len(self.second)) + len(self.moved)
+        rest = max(len(self.first), len(self.second)) + len(self.displaced) + len(self.moved)
         return self.same / (self.same + rest) if self.same + rest else 1.0
 
 
@@ -115,20 +117,34 @@ def align(first: Sequence[Operation], second: Sequence[Operation]) -> Alignment:
     back: dict[int, int] = {}
     moved = []
     for one, other in pairs:
-        here, there = first[one].places, second[other].places
-        fits = all(names.setdefault(a, b) == b and back.setdefault(b, a) == a for a, b in zip(here, there, strict=True))
-        if not fits:
+        renamed = list(zip(first[one].places, second[other].places, strict=True))
+        if not all(names.setdefault(a, b) == b and back.setdefault(b, a) == a for a, b in renamed):
             moved.append(second[other])
             # A page is given back and taken again: what it is from here on is another's.
-            for a, b in zip(here, there, strict=True):
+            for a, b in renamed:
                 names[a], back[b] = b, a
     mine, theirs = {one for one, _ in pairs}, {other for _, other in pairs}
-    return Alignment(
-        len(pairs) - len(moved),
-        [each for at, each in enumerate(first) if at not in mine],
-        [each for at, each in enumerate(second) if at not in theirs],
-        moved,
-    )
+    waiting: dict[tuple[str, ...], list[int]] = {}
+    for at, each in enumerate(second):
+        if at not in theirs:
+            waiting.setdefault(each.form, []).append(at)
+    left, displaced = [], []
+    for at, each in enumerate(first):
+        if at in mine:
+            continue
+        alike = waiting.get(each.form, [])
+        partner = next((other for other in alike if _fits(each, second[other], names)), None)
+        if partner is None:
+            left.append(each)
+        else:
+            alike.remove(partner)
+            displaced.append(second[partner])
+    over = sorted(at for alike in waiting.values() for at in alike)
+    return Alignment(len(pairs) - len(moved), left, [second[at] for at in over], displaced, moved)
+
+
+def _fits(one: Operation, other: Operation, names: Mapping[int, int]) -> bool:
+    return all(names.get(a, b) == b for a, b in zip(one.places, other.places, strict=True))
 
 
 def _pairs(first: Sequence[tuple[str, ...]], second: Sequence[tuple[str, ...]]) -> Iterator[tuple[int, int]]:

@@ -37,21 +37,34 @@ def _read(path: Path) -> list[Operation]:
 
 
 def _part(name: str, found: Alignment, same: str, otherwise: ExitCode) -> Part:
-    left = len(found.first), len(found.second), len(found.moved)
+    left = len(found.first), len(found.second)
     summary = f"{found.same:,} operations are {same}, one for one"
     if not found.is_identical:
-        summary += f"; {left[0]} and {left[1]} could not be aligned, {left[2]} are of other pages"
+        summary += f"; {left[0]} and {left[1]} could not be aligned"
+    summary += f", {len(found.displaced)} come earlier or later" if found.displaced else ""
+    summary += f", {len(found.moved)} are of other pages" if found.moved else ""
     return Part(
         name,
         ExitCode.CLEAN if found.is_identical else otherwise,
         summary,
         tuple(_lines(found)),
-        {"same": found.same, "first": left[0], "second": left[1], "moved": left[2]},
+        {
+            "same": found.same,
+            "first": left[0],
+            "second": left[1],
+            "displaced": len(found.displaced),
+            "moved": len(found.moved),
+        },
     )
 
 
 def _lines(found: Alignment) -> Iterator[str]:
-    kinds = {"only in the first": found.first, "only in the second": found.second, "of other pages": found.moved}
+    kinds = {
+        "only in the first": found.first,
+        "only in the second": found.second,
+        "earlier or later": found.displaced,
+        "of other pages": found.moved,
+    }
     for title, those in kinds.items():
         yield from (f"{title}: operation {each.number}, {each.call}" for each in those[:_MOST])
         if len(those) > _MOST:

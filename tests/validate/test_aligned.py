@@ -57,5 +57,12 @@ def test_what_one_has_more_is_told_and_the_rest_is_aligned() -> None:
     assert [operation.number for operation in found.second] == [5]
 
 
+def test_one_that_comes_later_is_told_apart() -> None:
+    each = [mapped(ipa=0x80000 + 0x1000 * at, table=0x40000000 + 8 * at) for at in range(6)]
+    found = align(of(*each), of(*each[:2], *each[3:5], each[2], *each[5:]))
+    assert not found.is_identical
+    assert (found.same, len(found.displaced), found.first, found.second) == (5, 1, [], [])
+
+
 def test_an_operation_that_does_not_end_is_none() -> None:
     assert of(mapped()[:2]) == []

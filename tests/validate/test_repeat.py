@@ -38,7 +38,7 @@ def test_a_run_that_is_not_repeated_does_not_pass(tmp_path: Path) -> None:
     two = trace(tmp_path / "two", 0x1000, 0x3000)
     repeated, order = in_order("vhe", one, [one, two])
     assert (repeated.name, repeated.code) == ("vhe: repeated", ExitCode.UNTESTABLE)
-    assert repeated.figures == {"same": 2, "first": 1, "second": 0, "moved": 0}
+    assert repeated.figures == {"same": 2, "first": 1, "second": 0, "displaced": 0, "moved": 0}
     assert "1 and 0 could not be aligned" in repeated.summary
     (line,) = repeated.lines
     assert line.startswith("only in the first: operation 2, call fn=kvm_pgtable_stage2_map") and "addr=0x2000" in line
