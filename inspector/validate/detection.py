@@ -78,6 +78,8 @@ def run_matrix(matrix: Matrix, tell: Callable[[str], None]) -> Iterator[Cell]:
     Raises `BadInput`, also for a folder that is not this command's.
     """
     require()
+    if not matrix.source.place.exists():
+        raise BadInput(f"{matrix.source.place} does not exist: give a kernel tree, its tarball, or its package's file")
     with _alone(matrix.folder):
         yield from _cells(matrix, tell)
 
