@@ -45,8 +45,8 @@ Commands
   run [--] CMD...   run CMD beside the machine, with `inspector` on PATH and already told where to connect;
                     a temporary machine is used when none was started
   build SOURCE...   build a small arm64 host kernel from a tree, a tarball or a linux-source package's file, and print
-                    the folder with its Image and vmlinux; then --patch FILE (repeatable), --revision REV of the tree,
-                    --page-size 4k|16k|64k, --debug-kernel (KASAN, lockdep …)
+                    the folder with its Image and vmlinux; then --patch FILE and --edit FILE (repeatable), --revision REV
+                    of the tree, --page-size 4k|16k|64k, --debug-kernel (KASAN, lockdep …)
   selftests SOURCE  build the kernel's KVM selftests that work on guests' memory, statically, from such a source, and
                     print the folder with the programs: each is a --workload
   test              set up, fetch the kernels that the tests need, then ruff check, ruff format --check and
@@ -73,6 +73,8 @@ Machine
   --trace           start it so that `inspector trace` can follow it (QEMU 10.0 or newer, which is fetched where the
                     machine's own is older)
   -o, --output FILE of trace: keep it, for `inspector replay`
+  --deterministic   the same each time: time is counted in instructions, on one CPU, clocks and entropy are fixed, no
+                    KASLR; give it all to do with --scenario (NAME,NAME...): what is sent later comes when it comes
   --boot-timeout S  seconds until the guests must run (default: 180)
   --owner PID       of start: the machine ends when that process has
   --name NAME       which machine: several can run side by side (default: default)
@@ -134,7 +136,7 @@ while (($#)); do
         --kernel) KERNEL=$(value "$@"); shift ;;
         --vmlinux) VMLINUX=$(value "$@"); shift ;;
         --cpu) CPU=$(value "$@"); shift ;;
-        --smp) SMP=$(number "$@"); shift ;;
+        --smp) SMP=$(number "$@"); SMP_GIVEN=yes; shift ;;
         --memory) MEMORY=$(number "$@"); MEMORY_GIVEN=yes; shift ;;
         --gic-version) GIC=$(number "$@"); shift ;;
         --append) APPEND=$(value "$@"); shift ;;
@@ -144,6 +146,7 @@ while (($#)); do
         --gdb-port) GDB_PORT=$(number "$@"); shift ;;
         --qemu) QEMU=$(value "$@"); shift ;;
         --trace) TRACE=yes ;;
+        --deterministic) DETERMINISTIC=yes ;;
         -o | --output) OUTPUT=$(value "$@"); shift ;;
         --workload) WORKLOAD=$(value "$@"); shift ;;
         --selftests) SELFTESTS=$(value "$@"); shift ;;

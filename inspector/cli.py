@@ -882,6 +882,12 @@ def inject(
     help="Also run the KVM selftests of this tree, tarball or package (linux-source-6.12) that work on guests' memory.",
 )
 @click.option("--seed", type=click.IntRange(0), default=1, help="Of the random actions. Default: 1.")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Machines that do the same each time (one CPU, time counted in instructions): the baseline's operations are "
+    "held against the kernel's in their order too.",
+)
 @click.option("--keep", metavar="FOLDER", type=click.Path(), help="Keep the traces, for `inspector replay`.")
 @click.option("--jobs", metavar="N", type=click.IntRange(1, 1024), default=1, help="Machines at once. Default: 1.")
 @click.option("--scheduler", metavar="ADDRESS", help="Boot them on the workers of a Dask cluster (tcp://host:8786).")
@@ -910,6 +916,7 @@ def validate(
     configurations: tuple[str, ...],
     selftests: str | None,
     seed: int,
+    deterministic: bool,
     keep: str | None,
     jobs: int,
     scheduler: str | None,
@@ -950,6 +957,7 @@ def validate(
         configurations=configurations,
         selftests=selftests,
         how=Spread(jobs, scheduler, Path(resume) if resume is not None else None),
+        deterministic=deterministic,
     )
     with signals_raise(), progress(options.debug) as tell:
         verdict = run_validate(request_of(asked, tell), tell)
@@ -967,6 +975,75 @@ def validate(
     if verdict.interrupted:
         say("interrupted; " + ("the verdict is on what was done so far" if verdict.parts else "nothing was done yet"))
     return verdict.code
+
+
+@_command(
+    "detection-matrix",
+    machine=False,
+    epilog="Examples: inspector detection-matrix --list | inspector detection-matrix -o matrix | "
+    "inspector detection-matrix no-break no-xn --source linux-source-6.12 --json. Exit code 0: every fault was found "
+    "by its owner, and the clean kernel gave nothing; 1: not so; 3: interrupted, and what was done is kept; 125: a "
+    "fault could not be tested.",
+)
+@click.argument("faults", metavar="[FAULT]...", nargs=-1)
+@click.option("--list", "wanted", flag_value="list", help="The faults, and who must find each.")
+@click.option("--source", "package", metavar="PACKAGE", help="Built from it. Default: linux-source-6.12.")
+@click.option("--tree", metavar="TREE", help="Built from this tree, tarball or package's file instead.")
+@click.option("--page-size", type=click.Choice(list(GRANULES)), default="4k", help="Of the kernels.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FOLDER",
+    type=click.Path(),
+    default="detection",
+    help="Where cells that are done are kept, with their traces. Default: detection.",
+)
+def detection_matrix(
+    options: Options,
+    faults: tuple[str, ...],
+    wanted: str | None,
+    package: str | None,
+    tree: str | None,
+    page_size: str,
+    output: str,
+) -> int:
+    """A kernel built with each seeded fault, and one without: which oracle finds what, where, and how soon.
+
+    A cell takes a build of one or two files and a boot: with all of them about half an hour. Those that the folder has
+    are not done again. The machines are run_qemu.sh's: run it from a checkout.
+    """
+    from inspector.crosscheck.run import default_cache
+    from inspector.target.signals import Interrupted, signals_raise
+    from inspector.validate.detection import Cell, Matrix, run_matrix
+    from inspector.validate.kernels import Build, place_of
+    from inspector.validate.seeded import seeded
+
+    known = seeded()
+    for name in faults:
+        if name not in known:
+            raise BadInput(f"there is no fault '{name}': inspector detection-matrix --list names them")
+    chosen = [known[name] for name in faults or known]
+    if wanted == "list":
+        options.emit(report.detection.listed, report.detection.listed_lines, chosen)
+        return ExitCode.CLEAN
+    if tree is not None and package is not None:
+        raise BadInput("--tree and --source are two sources: give one")
+    cells: list[Cell] = []
+    interrupted = False
+    with signals_raise(), progress(options.debug) as tell:
+        try:
+            name = tree or package or "linux-source-6.12"
+            place = Path(tree) if tree is not None else place_of(name, default_cache(), tell)
+            matrix = Matrix(chosen, Build(place, name, page_size=page_size), Path(output))
+            for cell in run_matrix(matrix, tell):
+                cells.append(cell)
+        except (KeyboardInterrupt, Interrupted):
+            interrupted = True
+    options.emit(report.detection.document, report.detection.lines, cells, known)
+    if interrupted:
+        say(f"interrupted; what was done is kept in {output}, and is not done again")
+        return ExitCode.TARGET_LOST
+    return report.detection.code_of(cells)
 
 
 # --- in a person's own gdb ---

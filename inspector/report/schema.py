@@ -46,6 +46,8 @@ DOCUMENTS: tuple[type[Document], ...] = (
     report.inject.FaultList,
     report.inject.InjectedFault,
     report.inject.FaultMatrix,
+    report.detection.SeededList,
+    report.detection.DetectionMatrix,
 )
 """Every document, in the order of the commands."""
 

@@ -180,6 +180,11 @@ class Following:
         """Rules broken, and operations that differ from the model, so far."""
         return len(self._judge.broken) + len(self._judge.differing)
 
+    @property
+    def judge(self) -> Judge:
+        """What it has come to so far; it grows as `go` goes."""
+        return self._judge
+
     def go(
         self, out: IO[bytes] | None, seconds: float | None, alive: Callable[[], bool], tell: Callable[[str], None]
     ) -> None:

@@ -45,6 +45,8 @@ _FRAMES: Final = 12
 """Callers of an operation that are told of; at most ``MOST_FRAMES`` of probe.c."""
 _MOST: Final = 1 << 16
 """Bytes of a function: beyond this the symbols are wrong."""
+_BESIDE = 6
+"""Functions beside those known to be pgtable.c's among which more of its own are looked for."""
 
 
 @dataclass(frozen=True)
@@ -323,11 +325,50 @@ def _probes(symbols: KernelSymbols, functions: list[Function]) -> Iterator[tuple
 
 
 def _walkers(symbols: KernelSymbols) -> tuple[int, int]:
-    """The stretch of pgtable.c's text around kvm_pgtable_stage2_map."""
+    """The stretch of pgtable.c's text around kvm_pgtable_stage2_map.
+
+    From its first function known by name to its last, whatever stands between, and what these branch to right beside: a
+    patch may split a helper and call the part what it likes, and the compiler puts it where it likes.
+    """
     low = symbols.require("kvm_pgtable_stage2_map")
     high = _end(symbols, low)
-    while (before := symbols.nearest(low - 4)) is not None and before[0].startswith(WALKERS):
-        low -= 4 + before[1]
-    while (after := symbols.nearest(high)) is not None and after[0].startswith(WALKERS):
+    while True:
+        called = set(_branches(symbols, low, high))
+
+        def is_part(at: int, called: set[int] = called) -> bool:
+            nearest = symbols.nearest(at)
+            return at in called or (nearest is not None and nearest[0].startswith(WALKERS))
+
+        below = [at for at in _before(symbols, low) if is_part(at)]
+        above = [_end(symbols, at) for at in _after(symbols, high) if is_part(at)]
+        if not below and not above:
+            return low, high
+        low, high = min([low, *below]), max([high, *above])
+
+
+def _before(symbols: KernelSymbols, low: int) -> Iterator[int]:
+    """Where the functions right before begin."""
+    for _ in range(_BESIDE):
+        nearest = symbols.nearest(low - 4)
+        if nearest is None:
+            return
+        low -= 4 + nearest[1]
+        yield low
+
+
+def _after(symbols: KernelSymbols, high: int) -> Iterator[int]:
+    """Where the functions right behind begin."""
+    for _ in range(_BESIDE):
+        if symbols.nearest(high) is None:
+            return
+        yield high
         high = _end(symbols, high)
-    return low, high
+
+
+def _branches(symbols: KernelSymbols, low: int, high: int) -> Iterator[int]:
+    """Where B and BL lead (DDI 0487 C6.2.25, C6.2.34: imm26 words from the instruction)."""
+    text = symbols.text(low, high - low) or b""
+    for at, word in enumerate(struct.unpack(f"<{len(text) // 4}I", text)):
+        if word >> 26 & 0x1F == 5:
+            imm26 = word & 0x3FFFFFF
+            yield low + 4 * at + 4 * (imm26 - (imm26 >> 25 << 26))

@@ -9,16 +9,23 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Configuration:
-    """A CPU model of QEMU's, more of the kernel's command line, how many CPUs."""
+    """A CPU model of QEMU's, more of the kernel's command line, how many CPUs.
+
+    ``deterministic``: two runs are the same; then the guests do ``scenario``, as run_qemu.sh takes it.
+    """
 
     name: str
     cpu: str
     append: str = ""
     smp: int = 2
+    deterministic: bool = False
+    scenario: str = ""
 
     def options(self) -> list[str]:
         """Of run_qemu.sh."""
-        return ["--cpu", self.cpu, "--smp", str(self.smp), *(["--append", self.append] if self.append else [])]
+        options = ["--cpu", self.cpu, "--smp", str(self.smp), *(["--append", self.append] if self.append else [])]
+        options += ["--deterministic"] if self.deterministic else []
+        return [*options, *(["--scenario", self.scenario] if self.scenario else [])]
 
 
 _VHE: Final = Configuration("vhe", "max,lpa2=off")

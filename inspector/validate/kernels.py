@@ -40,7 +40,10 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Build:
-    """A kernel that is built first: from ``place``, a tree or a file that holds one, or from a ``revision`` of it."""
+    """A kernel that is built first: from ``place``, a tree or a file that holds one, or from a ``revision`` of it.
+
+    ``edits`` are files of them, as in fixtures/edits.
+    """
 
     place: Path
     name: str
@@ -48,12 +51,14 @@ class Build:
     revision: str | None = None
     page_size: str = "4k"
     debug: bool = False
+    edits: Sequence[Path] = ()
 
     @property
     def title(self) -> str:
         """What a reader knows it by."""
         name = f"{self.revision} of {self.name}" if self.revision is not None else self.name
-        patches = f" with {', '.join(patch.name for patch in self.patches)}" if self.patches else ""
+        changed = [*self.patches, *self.edits]
+        patches = f" with {', '.join(each.name for each in changed)}" if changed else ""
         return printable(f"{name}{patches}, built with {self.page_size} pages{' and debugging' if self.debug else ''}")
 
     def make(self, tell: Tell) -> Kernel:
@@ -62,6 +67,7 @@ class Build:
         arguments += ["--revision", self.revision] if self.revision is not None else []
         arguments += ["--debug-kernel"] if self.debug else []
         arguments += [word for patch in self.patches for word in ("--patch", str(patch))]
+        arguments += [word for edit in self.edits for word in ("--edit", str(edit))]
         folder = machines.build(arguments, tell)
         lists = _LISTING in (folder / "config").read_text()
         return Kernel(str(folder / "Image"), str(folder / "vmlinux"), self.title, lists)

@@ -40,6 +40,7 @@ class Asked:
     how: Spread = SERIAL
     configurations: Sequence[str] = ()
     selftests: str | None = None
+    deterministic: bool = False
 
 
 def request_of(asked: Asked, tell: Callable[[str], None]) -> Request:
@@ -83,8 +84,21 @@ def request_of(asked: Asked, tell: Callable[[str], None]) -> Request:
         elif asked.package is not None and patches and baseline is None:
             baseline = Build(place, name, (), None, asked.page_size, asked.debug_kernel)
     selftests = _sources(asked.selftests, tell) if asked.selftests is not None else None
-    cells = asked.how, asked.configurations, selftests
-    return Request(kernel, baseline, asked.depth, asked.seed, asked.keep, source, asked.draw, *cells)
+    if asked.deterministic and baseline is None:
+        raise BadInput("--deterministic is about two kernels: give a baseline")
+    return Request(
+        kernel,
+        baseline,
+        asked.depth,
+        asked.seed,
+        asked.keep,
+        source,
+        draw=asked.draw,
+        how=asked.how,
+        configurations=asked.configurations,
+        selftests=selftests,
+        deterministic=asked.deterministic,
+    )
 
 
 def _sources(named: str, tell: Callable[[str], None]) -> Sources:

@@ -2,6 +2,7 @@
 
 A shape is the list of an operation's events with every address left out, every entry reduced to what it is and its
 attributes, and what repeats folded: two kernels that do the same to a table have the same shapes, whatever their pages.
+Of addresses there is only whether an invalidation by IPA, and a page or block that is mapped, is of what was asked for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ _DS: Final = 32
 _LONGEST: Final = 16
 """Events in a piece that may repeat."""
 _EAGAIN: Final = -11
+_PAGE: Final = 1 << 12
+"""The smallest, and the unit of an IPA in a TLBI."""
+_OUTPUT: Final = 0x0000_FFFF_FFFF_F000
+"""Of an entry, below 48 bits: with LPA2, or 64K pages and 52 bits, its lowest bits are elsewhere, for all alike."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class _Operation:
     number: int
     name: str
     call: str
+    ipas: range
+    pages: range
     tokens: list[str] = field(default_factory=list)
     lost: bool = False
 
@@ -56,7 +63,8 @@ def shapes(events: Iterable[tuple[int, RawEvent]]) -> dict[tuple[str, int], dict
         if kind == ev.CALL:
             number += 1
             lpa2 = lpa2 or bool(_word(raw[2], "vtcr") >> _DS & 1)
-            running[lane] = _Operation(number, operation_name(raw[1]), f"{raw[1]} {raw[2]}")
+            asked = _asked(raw[2], "addr"), _asked(raw[2], "phys")
+            running[lane] = _Operation(number, operation_name(raw[1]), f"{raw[1]} {raw[2]}", *asked)
         elif lane not in running:
             continue
         elif kind == ev.RET:
@@ -69,7 +77,7 @@ def shapes(events: Iterable[tuple[int, RawEvent]]) -> dict[tuple[str, int], dict
             elif kind == ev.FREE:
                 tables.discard(raw[1])
             running[lane].lost |= kind == ev.CASFAIL
-            running[lane].tokens.extend(_tokens(raw, tables, lpa2))
+            running[lane].tokens.extend(_tokens(raw, running[lane], tables, lpa2))
     return found
 
 
@@ -94,15 +102,27 @@ def _word(arguments: Any, name: str) -> int:
     return 0
 
 
-def _tokens(raw: RawEvent, tables: set[int], lpa2: bool) -> Iterator[str]:
+def _asked(arguments: Any, name: str) -> range:
+    """The pages from there on that an operation is about; nothing where it does not say."""
+    if f"{name}=" not in str(arguments):
+        return range(0)
+    start = _word(arguments, name) & ~(_PAGE - 1)
+    return range(start, start + max(_word(arguments, "size"), _PAGE))
+
+
+def _tokens(raw: RawEvent, running: _Operation, tables: set[int], lpa2: bool) -> Iterator[str]:
     kind = raw[0]
     if kind == ev.STORE:
         _, _, old, new, release, cas = raw
         how = " release" if release else " cmpxchg" if cas else ""
-        yield f"store {_entry(old, tables, lpa2)} -> {_entry(new, tables, lpa2)}{how}"
+        entry = _entry(new, tables, lpa2)
+        # What an entry is made from; a change of attributes keeps what is there, and is asked for no page.
+        other = entry[0] in "pb" and running.pages and new & _OUTPUT not in running.pages
+        yield f"store {_entry(old, tables, lpa2)} -> {entry}{how}{' of another page' if other else ''}"
     elif kind == ev.TLBI:
         level = "" if raw[3] is None else f" level {raw[3]}"
-        yield f"tlbi {raw[1]}{level}"
+        other = raw[1].startswith("ipas2") and raw[2] is not None and running.ipas and raw[2] not in running.ipas
+        yield f"tlbi {raw[1]}{level}{' of another IPA' if other else ''}"
     elif kind == ev.PUT:
         yield "put"
     elif kind == ev.CACHE:
@@ -118,7 +138,7 @@ def _tokens(raw: RawEvent, tables: set[int], lpa2: bool) -> Iterator[str]:
 def _entry(value: int, tables: set[int], lpa2: bool) -> str:
     if not value & 1:
         return "0" if not value else "locked" if value in _LOCKS else f"invalid {value:#x}"
-    if value & 3 == 3 and value & 0x0000_FFFF_FFFF_F000 in tables:
+    if value & 3 == 3 and value & _OUTPUT in tables:
         return "table"
     attributes = value & (_LOWER | _UPPER) & ~(_SH if lpa2 else 0)
     return f"{'page' if value & 2 else 'block'}:{attributes:#x}"

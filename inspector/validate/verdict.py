@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from inspector.validate.compare import Change, changes
 from inspector.validate.configurations import Configuration, chosen, workload
 from inspector.validate.kernels import Build, Kernel
 from inspector.validate.matrix import SERIAL, Spread, run_cells
+from inspector.validate.repeat import deterministic, in_order
 from inspector.validate.run import Run
 from inspector.validate.selftests import Selftests
 from inspector.validate.selftests import built as build_selftests
@@ -47,7 +49,8 @@ class Request:
     ``source`` is what the kernel was built from, held against the model first: that costs seconds.  A `Build` is built
     once that is done.  ``draw``: the courses of the kernel's operations are wanted; ``how``: where its cells are done.
     ``configurations`` are names of those that are wanted in place of ``depth``'s.
-    ``selftests`` are built from there and run in each.
+    ``selftests`` are built from there and run in each.  ``deterministic``: machines that do the same each time, and the
+    baseline's operations are held against the kernel's in their order too.
     """
 
     kernel: Kernel | Build
@@ -60,6 +63,7 @@ class Request:
     how: Spread = SERIAL
     configurations: Sequence[str] = ()
     selftests: Sources | None = None
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,20 @@ def validate(request: Request, tell: Callable[[str], None]) -> Validated:
     """Raises `BadInput` outside of a checkout.  Interrupted, what had been done is the verdict."""
     require()
     configurations = chosen(request.depth, request.configurations)
-    lines = workload(request.depth, request.seed)
+    lines = given = workload(request.depth, request.seed)
+    if request.deterministic:
+        configurations = tuple(deterministic(each, lines) for each in configurations)
+        lines = ()
     built: list[str] = []
     parts: list[Part] = []
     courses: list[Course] = []
     interrupted = False
-    if request.keep is not None:
-        request.keep.mkdir(parents=True, exist_ok=True)
+    keep, scratch = request.keep, None
+    if keep is None and request.deterministic:
+        scratch = tempfile.TemporaryDirectory(prefix="s2-traces-")
+        keep = Path(scratch.name)
+    elif keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
     try:
         if request.source is not None:
             interrupted = _source(request.source, isinstance(request.kernel, Build), tell, built, parts)
@@ -89,16 +100,24 @@ def validate(request: Request, tell: Callable[[str], None]) -> Validated:
             baseline = _kernel(baseline, "baseline: build", tell, parts)
         selftests = _selftests(request.selftests, tell, parts) if kernel is not None else None
         if kernel is not None:
-            ways = [_cells(kernel, baseline, each, lines, request, selftests) for each in configurations]
-            runs, interrupted = run_cells([cell for way in ways for cell in way], request.how, request.keep, tell)
+            ways = [
+                _cells(kernel, baseline, each, lines, request, selftests, keep is not None) for each in configurations
+            ]
+            runs, interrupted = run_cells([cell for way in ways for cell in way], request.how, keep, tell)
             for configuration, way in zip(configurations, ways, strict=True):
                 mine, runs = runs[: len(way)], runs[len(way) :]
                 _tell_of(configuration.name, way, mine, built, parts, courses)
+                if request.deterministic and keep is not None and all(run is not None and run.is_whole for run in mine):
+                    traces = [keep / cell.trace for cell in way if cell.selftests is None]
+                    parts += in_order(configuration.name, traces[0], traces[1:])
     except (KeyboardInterrupt, Interrupted):
         interrupted = True
+    finally:
+        if scratch is not None:
+            scratch.cleanup()
     if request.selftests is not None:
         built.append(printable(f"selftests: {request.selftests.title}"))
-    what = f"seed {request.seed}, {len(configurations)} configurations: the default scenario, {', '.join(lines)}"
+    what = f"seed {request.seed}, {len(configurations)} configurations: the default scenario, {', '.join(given)}"
     return Validated([*filter(None, dict.fromkeys(built)), what], parts, interrupted, courses)
 
 
@@ -153,9 +172,10 @@ def _cells(
     lines: Sequence[str],
     request: Request,
     selftests: Selftests | None,
+    keep: bool,
 ) -> list[Cell]:
     """The kernel's in one configuration, then the baseline's; and the kernel's with the selftests."""
-    name, keep = configuration.name, request.keep is not None
+    name = configuration.name
     cells = [Cell(kernel, configuration, tuple(lines), name, f"{name}.s2trace", request.draw, keep)]
     if isinstance(baseline, Kernel):
         for number in range(1, _BASELINES + 1):

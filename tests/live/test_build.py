@@ -85,10 +85,46 @@ def test_code_that_does_not_compile_is_not_tested(tmp_path: Path) -> None:
     assert "nothing_of_that_name" in part["summary"]
 
 
+def built(*edits: str) -> Path:
+    """The folder of a kernel with those of fixtures/edits."""
+    words = [word for edit in edits for word in ("--edit", REPO / "fixtures/edits" / edit)]
+    done = subprocess.run([RUN_QEMU, "build", package(), *words], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(done.stdout.strip())
+
+
+def test_a_refactoring_is_identical() -> None:
+    """Functions in another order, two helpers split, the parts called what no list of ours has."""
+    clean, other = built(), built("refactored.toml")
+    assert clean != other
+    kernel: list[str | Path] = ["--kernel", other / "Image", "--vmlinux", other / "vmlinux"]
+    baseline: list[str | Path] = ["--baseline-kernel", clean / "Image", "--baseline-vmlinux", clean / "vmlinux"]
+    code, document = validate(*kernel, *baseline, "--deterministic")
+    parts = {part["name"]: part for part in document["parts"]}
+    assert code == 0, parts
+    assert parts["vhe: compared"]["figures"]["changes"] == 0
+    repeated, order = (parts[f"vhe: {part}"]["figures"] for part in ("repeated", "in order"))
+    assert repeated.pop("same") > 700
+    assert not any(repeated.values()), parts["vhe: repeated"]
+    # An RCU callback comes when its time has come, and this kernel's instructions are not as many.
+    assert order["first"] == order["second"] == order["moved"] == 0, parts["vhe: in order"]
+    assert order["displaced"] <= 5 < 700 < order["same"]
+
+
+def test_a_seeded_fault_is_found_by_its_owner_and_the_clean_kernel_gives_nothing(tmp_path: Path) -> None:
+    """One of the matrix; the others with `inspector detection-matrix`, for half an hour."""
+    command = [sys.executable, "-m", "inspector", "detection-matrix", "no-break", "--tree", str(package()), "--json"]
+    for _ in range(2):
+        done = subprocess.run([*command, "-o", str(tmp_path)], cwd=REPO, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        cells = json.loads(done.stdout)["cells"]
+        assert [cell["verdict"] for cell in cells] == ["clean", "clean", "clean", "found"]
+        # The second time nothing is done again.
+        assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == len(cells)
+
+
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    done = subprocess.run([RUN_QEMU, "build", package()], stdout=subprocess.PIPE, text=True, check=True)
-    folder = Path(done.stdout.strip())
+    folder = built()
     options = ["--vmlinux", str(folder / "vmlinux")]
     with Machine.start(str(folder / "Image"), cpu="max,lpa2=off", options=options) as started:
         assert started.vmlinux is not None

@@ -91,3 +91,10 @@ def test_a_given_kernel_is_not_built(tmp_path: Path) -> None:
 def test_options_that_do_not_go_together(options: dict[str, Any], why: str) -> None:
     with pytest.raises(BadInput, match=why):
         request(**options)
+
+
+def test_deterministic_machines_compare_two_kernels() -> None:
+    made = request(kernel="Image", baseline_kernel="Other", deterministic=True)
+    assert made.deterministic
+    with pytest.raises(BadInput, match="give a baseline"):
+        request(kernel="Image", deterministic=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inspector.events import BARRIER, RawEvent, parse_raw
+from inspector.events import BARRIER, TLBI, RawEvent, parse_raw
 from inspector.validate.compare import changes
 from inspector.validate.shape import Shapes, folded, shapes
 
@@ -60,6 +60,24 @@ def test_a_change_shows_what_differs() -> None:
     lines = list(change.lines())
     assert "-tlbi ipas2e1is level 3" in lines
     assert "+tlbi ipas2e1is level 2" in lines
+
+
+def test_an_invalidation_of_another_ipa_makes_one() -> None:
+    """One that lies in what was asked for does not, wherever that is."""
+    other = [
+        (0, (*raw[:2], raw[2] + 0x1000, *raw[3:])) if raw[0] == TLBI and raw[2] else (0, raw) for _, raw in unmap()
+    ]
+    (change,) = changes([shapes(unmap())], shapes(other))
+    assert "+tlbi ipas2e1is level 3 of another IPA" in change.lines()
+
+
+def test_a_page_that_was_not_asked_for_makes_one() -> None:
+    def mapped(page: int) -> Shapes:
+        call = f"{MAP},addr=0x80000000,size=0x1000,phys=0x50000000"
+        return shapes(events(f"{call}\nstore pa=0x40000000 old=0x400 new=0x{page:x}7ff release=1 cas=0\nret value=0"))
+
+    (change,) = changes([mapped(0x50000)], mapped(0x50001))
+    assert "+store locked -> page:0x7fc release of another page" in change.lines()
 
 
 def test_a_table_is_not_a_page() -> None:
