@@ -46,7 +46,7 @@ def test_run_qemu_names_a_file_that_is_none() -> None:
 
 def test_a_deterministic_machine_has_one_cpu() -> None:
     """With more QEMU tells the probe another CPU than the one that runs (docs/qemu.md)."""
-    command = [REPO / "run_qemu.sh", "--no-install", "start", "--deterministic", "--smp", "2"]
+    command = [str(REPO / "run_qemu.sh"), "--no-install", "start", "--deterministic", "--smp", "2"]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 2
     assert "--deterministic is with one CPU, not --smp 2" in done.stderr
