@@ -643,6 +643,7 @@ def crosscheck(
 @_command(
     "trace",
     epilog="Examples: inspector trace --run-dir DIR --for 10 -o run.s2trace | ./run_qemu.sh trace | "
+    "inspector trace --run-dir DIR --since start --for 2 --json | "
     "inspector trace --connect :1234 --for 30 -o run.s2trace | inspector trace --connect :1234 -- ./workload.sh. "
     "Exit code 1: a rule is broken, or an operation does other than the model; 2: no machine is named, or it was not "
     "started to be traced; 3: interrupted, or the target was lost; 125: nothing could be followed.",

@@ -176,6 +176,7 @@ def _following(wanted: Wanted, folder: Path, tell: Tell) -> Following:
     if not wanted.begins_now:
         return Following(folder, header, _only(wanted, wanted.vm, tell) if wanted.vm is not None else None)
     from inspector.capture.take import take
+    from inspector.trace.gdb import only_of
 
     stub = _stub(wanted)
     tell("reading what the probe has seen so far")
@@ -185,10 +186,12 @@ def _following(wanted: Wanted, folder: Path, tell: Tell) -> Following:
         beginning = begin(
             folder, header, scan, lambda: take(machine, symbols, scope=Scope.WALK, progress=tell, command=command)
         )
-    only = None
-    if wanted.vm is not None and beginning is not None:
-        views = choose_views(beginning.capture, wanted.vm)
-        only = Only(frozenset(view.mmu.pgt for view in views if view.mmu.pgt))
+        only = None
+        if wanted.vm is not None and beginning is not None:
+            views = choose_views(beginning.capture, wanted.vm)
+            only = Only(frozenset(view.mmu.pgt for view in views if view.mmu.pgt))
+        elif wanted.vm is not None:
+            only = only_of(machine, symbols, wanted.vm, tell)
     return Following(folder, header, only, beginning)
 
 

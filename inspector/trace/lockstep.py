@@ -448,22 +448,14 @@ class Shadow:
         return self._generation.mkyoung_returns_pte
 
 
-class HypShadow:
-    """Hyp stage-1 in the model, as often as there are CPUs that it may be on: hVHE, BTI and LPA2 are not told.
+class AnyShadow:
+    """A table in the model, as often as there are CPUs that it may be on, where that is not told.
 
     What the kernel does says which: those that do otherwise are left out, as long as one does the same.
     """
 
-    def __init__(
-        self, generation: Generation, geometry: Geometry, features: Mapping[str, int], flags: Mapping[str, int]
-    ) -> None:
-        wide = generation.lpa2 and geometry.granule_shift != 16
-        self._possible = [
-            Shadow(generation, replace(geometry, lpa2=lpa2), features, flags, Machine(hvhe=hvhe, bti=bti))
-            for lpa2 in (False, True)[: 1 + wide]
-            for hvhe in (False, True)
-            for bti in (False, True)
-        ]
+    def __init__(self, possible: Sequence[Shadow]) -> None:
+        self._possible = list(possible)
 
     def take_over(self, truth: Truth, root: int) -> None:
         """As of `Shadow`."""
@@ -489,6 +481,31 @@ class HypShadow:
         verdicts.held += told.held
         verdicts.raced += told.raced
         verdicts.found += told.found
+
+
+def hyp_shadow(
+    generation: Generation, geometry: Geometry, features: Mapping[str, int], flags: Mapping[str, int]
+) -> AnyShadow:
+    """Hyp stage-1: hVHE, BTI and LPA2 are not told."""
+    wide = generation.lpa2 and geometry.granule_shift != 16
+    features = {"tlb_range": 0, **features}  # it has no range invalidations
+    return AnyShadow(
+        [
+            Shadow(generation, replace(geometry, lpa2=lpa2), features, flags, Machine(hvhe=hvhe, bti=bti))
+            for lpa2 in (False, True)[: 1 + wide]
+            for hvhe in (False, True)
+            for bti in (False, True)
+        ]
+    )
+
+
+def guest_shadow(
+    generation: Generation, geometry: Geometry, features: Mapping[str, int], flags: Mapping[str, int]
+) -> Shadow | AnyShadow:
+    """A guest's table.  QEMU 11.1 shows no ID_AA64ISAR0_EL1: whether the CPU invalidates by range is not told then."""
+    if "tlb_range" in features:
+        return Shadow(generation, geometry, features, flags)
+    return AnyShadow([Shadow(generation, geometry, {**features, "tlb_range": each}, flags) for each in (1, 0)])
 
 
 def _cache(performed: Performed) -> MemoryCache | None:

@@ -33,8 +33,8 @@ def generation_of(header: Mapping[str, Any]) -> Generation:
     return GENERATIONS[label]
 
 
-FEATURES: Final = ("fwb", "ttl", "xnx", "tlb_range", "dic")
-"""What the probe tells of the CPU: ARM64_HAS_STAGE2_FWB and so on, 0 or 1."""
+FEATURES: Final = ("fwb", "ttl", "xnx", "dic")
+"""What the probe tells of the CPU: ARM64_HAS_STAGE2_FWB and so on, 0 or 1; ``tlb_range`` too where QEMU shows it."""
 
 
 def features_of(header: Mapping[str, Any]) -> dict[str, int]:
@@ -42,7 +42,8 @@ def features_of(header: Mapping[str, Any]) -> dict[str, int]:
     found = header.get("features")
     if not isinstance(found, dict) or any(found.get(name) not in (0, 1) for name in FEATURES):
         return {}
-    return {name: int(found[name]) for name in FEATURES}
+    told = [*FEATURES, *(["tlb_range"] if found.get("tlb_range") in (0, 1) else [])]
+    return {name: int(found[name]) for name in told}
 
 
 NONSENSE: Final = (ArithmeticError, AssertionError, LookupError, NoSuchPage, TypeError, ValueError)

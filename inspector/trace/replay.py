@@ -36,7 +36,7 @@ from inspector.protocol.faults import is_exec_fault, unasked_execution
 from inspector.protocol.rules import Violation
 from inspector.snapshot import Capture
 from inspector.trace.functions import ABORTING, IOCTL, LOADING, PROTECTING
-from inspector.trace.lockstep import Difference, HypShadow, Shadow, Verdicts
+from inspector.trace.lockstep import AnyShadow, Difference, Shadow, Verdicts, guest_shadow, hyp_shadow
 from inspector.trace.performed import (
     BEGUN,
     CALLBACK,
@@ -123,7 +123,7 @@ class _Table:
 
     number: int
     protocol: Protocol
-    shadow: Shadow | HypShadow | None
+    shadow: Shadow | AnyShadow | None
     dic: int = 1
     taken: Taken | None = None
     under_way: set[int] = field(default_factory=set)
@@ -401,7 +401,7 @@ class Judge:
         self._number += 1
         geometry = geometry_of(words, self._page_shift)
         facts = facts_of(self._generation, geometry, xnx=self._generation.two_bit_xn, hyp=hyp)
-        of = HypShadow if hyp else Shadow
+        of = hyp_shadow if hyp else guest_shadow
         shadow = of(self._generation, geometry, words, self._walk_flags) if "fwb" in words else None
         return _Table(self._number, Protocol(facts), shadow, words.get("dic", 1))
 
@@ -471,7 +471,7 @@ class Judge:
             operation.performed.ret = ret
             self._compare(table, table.shadow, operation.performed)
 
-    def _compare(self, table: _Table, shadow: Shadow | HypShadow, performed: Performed) -> None:
+    def _compare(self, table: _Table, shadow: Shadow | AnyShadow, performed: Performed) -> None:
         """With what the model does."""
         before = len(self.verdicts.found)
         shadow.end(performed, self.verdicts)

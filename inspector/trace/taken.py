@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inspector.capture.view import OwnView, TableView, View, own_views, table_views
+from inspector.generations import Generation
 from inspector.protocol.facts import Counted, Facts, facts_of
 from inspector.snapshot import Capture, Mode, OwnKind
 from inspector.trace.performed import features_of, generation_of, geometry_of
@@ -64,14 +65,15 @@ def taken_over(capture: Capture, header: Mapping[str, Any]) -> Before:
     """Every table of ``capture`` that can be followed in a trace of ``header``, which says what the CPU can do, and
     which tables alone are followed (``only``).  Raises `BadInput` for a generation that is not known.
     """
-    generation, features, only = generation_of(header), features_of(header), header.get("only")
+    generation, features = generation_of(header), features_of(header)
+    only = header.get("only") if isinstance(header.get("only"), list) else None
     tables: list[Taken] = []
     left_out: list[tuple[str, str]] = []
     for view in _views(capture):
         if only is not None and _pgt(view) not in only:
             continue
         words = _words(view, features)
-        why = _why_not(view, words)
+        why = _why_not(view, words, generation)
         if why:
             left_out.append((view.title, why))
             continue
@@ -107,7 +109,7 @@ def _words(view: View, features: Mapping[str, int]) -> dict[str, int]:
     return words
 
 
-def _why_not(view: View, words: Mapping[str, int]) -> str:
+def _why_not(view: View, words: Mapping[str, int], generation: Generation) -> str:
     if view.tree.problems:
         problem = view.tree.problems[0]
         return f"its tree is not whole: {problem.kind} at table {problem.table_pa:#x}"
@@ -117,6 +119,8 @@ def _why_not(view: View, words: Mapping[str, int]) -> str:
         told = geometry_of(words, view.geometry.granule_shift)
     except ValueError as error:
         return str(error)
+    if told.lpa2 and not generation.lpa2:
+        return "its VTCR_EL2 has DS set, which this kernel does not know"
     same = ("ia_bits", "start_level", "root_pages")
     if any(getattr(told, name) != getattr(view.geometry, name) for name in same):
         return "its struct kvm_pgtable and VTCR_EL2 do not agree"

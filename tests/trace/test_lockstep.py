@@ -288,3 +288,15 @@ def test_without_the_cpus_features_the_model_is_not_asked() -> None:
     events = traced("6.12", FEATURES, AGED[:2])
     blind = [(0, (CALL, raw[1], raw[2].replace(",fwb=1", ""))) if raw[0] == CALL else (0, raw) for _, raw in events]
     assert judged(blind, "6.12").verdicts.held == 0
+
+
+@pytest.mark.parametrize("ranges", [0, 1])
+def test_a_cpu_that_does_not_say_whether_it_invalidates_by_range(ranges: int) -> None:
+    """QEMU 11.1 shows no ID_AA64ISAR0_EL1: what the kernel does says which it is, and a fault is still one."""
+    told = traced("6.12", {**FEATURES, "tlb_range": ranges})
+    call = told[0][1]
+    unsaid = [(0, (CALL, call[1], call[2].replace(f",tlb_range={ranges}", ""))), *told[1:]]
+    assert unsaid[0] != told[0]
+    judge = judged(unsaid, "6.12")
+    assert (judge.differing, judge.verdicts.held) == ([], judged(told, "6.12").verdicts.held)
+    assert judged(changed(unsaid, STORE, lambda raw: None), "6.12").differing

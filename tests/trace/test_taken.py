@@ -200,3 +200,32 @@ def test_an_rcu_callback_for_what_was_taken_out_before_is_told(protocol: Events)
     judge = from_there(protocol, at, {})
     assert judge.counts.orphans == sum(raw[0] == FREE for _, raw in protocol[at : at + 8]) == 1
     assert judge.broken == []
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ({"features": {"fwb": "yes"}, "only": 7}, 0),
+        ({"features": [1], "capture": -1}, 0),
+        ({"only": [1]}, None),
+        ({"only": [PGT]}, 0),
+    ],
+)
+def test_a_header_of_whatever_is_taken_as_far_as_it_goes(
+    protocol: Events, words: dict[str, object], left: int | None
+) -> None:
+    at = life(protocol)[0]
+    judge = Judge({"generation": LABEL, "page_shift": 12, **words}, captured(protocol[:at]))
+    assert judge.counts.tables_taken == (0 if left is None else 1)
+    for lane, raw in protocol[at:]:
+        judge.take(lane, raw)
+    assert judge.broken == []
+
+
+def test_a_shape_that_no_table_has_is_left_out(protocol: Events) -> None:
+    capture = captured(protocol[: life(protocol)[0]])
+    for changes in ({"ia_bits": 12}, {"start_level": 3}, {"ia_bits": 48}, {"pgt": None}):
+        mmu = replace(capture.vms[0].mmus[0], **changes)
+        spoilt = replace(capture, vms=(replace(capture.vms[0], mmus=(mmu,)),))
+        counts = Judge({"generation": LABEL, "page_shift": 12}, spoilt).counts
+        assert (counts.tables_taken, counts.tables_left_out) == (0, 1), changes
