@@ -30,7 +30,9 @@ def settled(look: Callable[[], Capture]) -> Capture:
         if not moved and not own and len(before.vms) == len(now.vms):
             break
         before = now
-    said = f"the kernel ran while it was read: what is judged was alike in two readings; {len(moved)} VMs were not"
+    said = "the kernel ran while it was read: what is judged was alike in two readings"
+    if moved:
+        said += f", which {len(moved)} of {len(now.vms)} VMs were not"
     vms = tuple(_without_tables(vm) if vm.name in moved else vm for vm in now.vms)
     notes = (*now.host.notes, said)
     return replace(now, vms=vms, own=() if own else now.own, host=replace(now.host, notes=notes))

@@ -94,7 +94,7 @@ def _headers(path: str) -> _Headers:
                 elif header.p_type == "PT_NOTE":
                     cpus += _cpus(segment)
     except PermissionError:
-        raise BadInput(f"{path} may not be read: be root") from None
+        raise BadInput(f"{path} may not be read: be root (and /proc/kcore is closed under kernel lockdown)") from None
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
     except (ELFError, ValueError, KeyError, struct.error, UnicodeDecodeError):
