@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from inspector.budget import DEFAULT
 from inspector.capture.file import load
+from inspector.capture.settled import settled
 from inspector.findings import BadInput, TargetLost, Untestable
 from inspector.snapshot import Capture, Scope
 
@@ -113,7 +115,16 @@ def take_of_dump(
 def look_at_dump(
     target: CoreTarget, symbols: Symbols, *, scope: Scope = Scope.FULL, progress: Callable[[str], None] = _quiet
 ) -> Capture:
-    """A capture of an open dump, in which what the dump lacks has that for its reason.  Raises as `take`."""
+    """A capture of an open dump, in which what the dump lacks has that for its reason.  Raises as `take`.
+
+    Of a kernel that runs on meanwhile it is taken several times, see `settled`.
+    """
+    if target.dump.live:
+        return settled(partial(_look_once, target, symbols, scope, progress))
+    return _look_once(target, symbols, scope, progress)
+
+
+def _look_once(target: CoreTarget, symbols: Symbols, scope: Scope, progress: Callable[[str], None]) -> Capture:
     from inspector.capture.take import take
     from inspector.target.dump import LEFT_OUT
 

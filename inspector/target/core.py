@@ -120,7 +120,7 @@ def opened(path: str, progress: Callable[[str], None]) -> Iterator[CoreTarget]:
         with Path(path).open("rb") as file:
             head = file.read(16)
     except PermissionError:
-        raise BadInput(f"{path} may not be read: be root") from None
+        raise BadInput(f"{path} may not be read: be root (and /proc/kcore is closed under kernel lockdown)") from None
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
     reader = kdump if head.startswith((kdump.SIGNATURE, kdump.FLATTENED)) else elf_dump

@@ -17,10 +17,13 @@ LEFT_OUT: Final = "left out of the dump"
 @dataclass(frozen=True)
 class Dump:
     """``read(pa, size)`` raises `UnreadableMemory`; ``ram`` is what the machine had, ``left_out`` how many bytes of it
-    whoever wrote the dump chose to leave out (free pages, say); ``notes`` are sentences on the dump as a whole."""
+    whoever wrote the dump chose to leave out (free pages, say); ``notes`` are sentences on the dump as a whole;
+    ``live``: the kernel runs on while it is read.
+    """
 
     read: Callable[[int, int], bytes]
     ram: tuple[RamRange, ...]
     cpus: tuple[Cpu, ...]
     left_out: int
     notes: tuple[str, ...]
+    live: bool = False

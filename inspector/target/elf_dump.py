@@ -54,7 +54,11 @@ def opened(path: str) -> Iterator[Dump]:
     if headers.missing:
         notes = (f"the dump ends early: {headers.missing >> 10} KiB of memory that it names are not in the file",)
     had, there = (sum(one.end - one.start for one in ranges) for ranges in (headers.ram, headers.present))
-    yield Dump(read=read, ram=headers.ram, cpus=headers.cpus, left_out=had - there, notes=notes)
+    yield Dump(read=read, ram=headers.ram, cpus=headers.cpus, left_out=had - there, notes=notes, live=_is_live(path))
+
+
+def _is_live(path: str) -> bool:
+    return Path(path).resolve() == Path(_KCORE)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def _headers(path: str) -> _Headers:
                 raise BadInput(f"{path} is an ELF file, but no core dump")
             if elf["e_machine"] != _MACHINE or elf.elfclass != 64 or not elf.little_endian:
                 raise BadInput(f"{path} is a dump of {elf.get_machine_arch()}, not of a little-endian AArch64 machine")
-            end = file.seek(0, 2) if path != _KCORE else None
+            end = None if _is_live(path) else file.seek(0, 2)
             ram: list[tuple[int, int]] = []
             present: list[tuple[int, int]] = []
             cpus: list[Cpu] = []
@@ -90,7 +94,7 @@ def _headers(path: str) -> _Headers:
                 elif header.p_type == "PT_NOTE":
                     cpus += _cpus(segment)
     except PermissionError:
-        raise BadInput(f"{path} may not be read: be root") from None
+        raise BadInput(f"{path} may not be read: be root (and /proc/kcore is closed under kernel lockdown)") from None
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
     except (ELFError, ValueError, KeyError, struct.error, UnicodeDecodeError):
