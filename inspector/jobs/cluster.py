@@ -127,8 +127,8 @@ class _Work:
 
     def _send(self, lacks: _Lacks) -> None:
         for digest in lacks.digests:
-            if (lacks.worker, digest) in self.sent:
-                continue
+            if (lacks.worker, digest) in self.sent or lacks.worker not in self.client.nthreads():
+                continue  # another piece of work said so before; or it is gone, and another worker has its turn
             self.sent.add((lacks.worker, digest))
             path = self.remote.files[digest]
             contents = path.read_bytes()

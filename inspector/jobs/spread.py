@@ -46,6 +46,7 @@ def spread(
     tell: Tell = lambda text: None,
     arrived: Callable[[int, R], None] = lambda number, result: None,
     remote: Remote | None = None,
+    grace: float = GRACE,
 ) -> Generator[R, None, None]:
     """``function`` of each chunk, in the order of the chunks, which may be endless: they are taken as they are needed.
 
@@ -55,7 +56,7 @@ def spread(
     process is left behind.
 
     ``arrived`` hears of each result, with its chunk's number, as soon as it is there, whether or not its turn has come.
-    ``remote`` is what a cluster has to know beside.
+    ``remote`` is what a cluster has to know beside.  ``grace``: seconds that a worker has to end by itself.
     """
     if scheduler is not None:
         from inspector.jobs.cluster import spread_over
@@ -67,7 +68,7 @@ def spread(
             arrived(number, result)
             yield result
     else:
-        yield from _over_processes(function, chunks, jobs, tell, arrived)
+        yield from _over_processes(function, chunks, jobs, tell, arrived, grace)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,12 @@ class _Worker(Generic[C]):
 
 
 def _over_processes(
-    function: Callable[[C], R], chunks: Iterable[C], jobs: int, tell: Tell, arrived: Callable[[int, R], None]
+    function: Callable[[C], R],
+    chunks: Iterable[C],
+    jobs: int,
+    tell: Tell,
+    arrived: Callable[[int, R], None],
+    grace: float,
 ) -> Iterator[R]:
     coming = (_Task(number, chunk) for number, chunk in enumerate(chunks))
     again: deque[_Task[C]] = deque()
@@ -145,7 +151,7 @@ def _over_processes(
                 if answer.raised is None:
                     arrived(task.number, answer.take())
     finally:
-        _end(*workers)
+        _end(*workers, grace=grace)
 
 
 def _start(function: Callable[[C], R]) -> _Worker[C]:
@@ -189,13 +195,13 @@ def _lost(worker: _Worker[C], task: _Task[C], tell: Tell) -> _Task[C]:
     return task
 
 
-def _end(*workers: _Worker[C]) -> None:
+def _end(*workers: _Worker[C], grace: float = GRACE) -> None:
     """Workers are asked to end, for they may be compiling, and made to when they do not answer."""
     for worker in workers:
         worker.pipe.close()
         worker.process.terminate()
     for worker in workers:
-        worker.process.join(GRACE)
+        worker.process.join(grace)
         worker.process.kill()
         worker.process.join()
         worker.process.close()

@@ -34,6 +34,9 @@ class Spread:
         return self.scheduler is not None or self.resume is not None
 
 
+_GRACE: Final = 20.0
+"""Seconds that a worker has to end its machine; it takes one."""
+
 SERIAL: Final = Spread()
 """One after the other, here."""
 
@@ -90,7 +93,8 @@ def _spread(
         tell(f"{len(done)} of {len(left)} cells: {done[-1]} is done")
 
     if how.scheduler is None:
-        here = spread(perform, [cells[number] for number in left], min(how.jobs, len(left)) or 1, None, tell, heard)
+        wanted = [cells[number] for number in left]
+        here = spread(perform, wanted, min(how.jobs, max(2, len(left))), tell=tell, arrived=heard, grace=_GRACE)
         with closing(here) as results:
             for _ in results:
                 pass

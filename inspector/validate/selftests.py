@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from inspector import machines
 from inspector.findings import ExitCode, TargetLost
@@ -41,11 +41,11 @@ _MANIFEST: Final = "selftests.json"
 
 @dataclass(frozen=True)
 class Selftest:
-    """``problem`` says why it could not be built; else empty."""
+    """``left_out`` says why it is not run; empty where it is."""
 
     name: str
     words: tuple[str, ...] = ()
-    problem: str = ""
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,21 @@ class Selftests:
         return ["--selftests", self.folder]
 
 
-def built(place: Path, title: str, tell: Tell) -> Selftests:
-    """Raises `machines.NotBuilt` when none of them can be, `BadInput` for what is no source."""
+def built(place: Path, title: str, quick: bool, tell: Tell) -> Selftests:
+    """With ``quick`` without those that take minutes.
+
+    Raises `machines.NotBuilt` when none of them can be, `BadInput` for what is no source.
+    """
     folder = machines.build([str(place)], tell, "selftests")
     listed = json.loads((folder / _MANIFEST).read_text())
-    tests = (Selftest(each["name"], tuple(each["words"]), each.get("problem", "")) for each in listed)
+    tests = (Selftest(each["name"], tuple(each["words"]), _left_out(each, quick)) for each in listed)
     return Selftests(str(folder), title, tuple(tests))
+
+
+def _left_out(listed: dict[str, Any], quick: bool) -> str:
+    if "problem" in listed:
+        return f"it cannot be built from this source ({printable(listed['problem'], SHORT)})"
+    return "it takes minutes, which --quick has not" if quick and listed["slow"] else ""
 
 
 def run_selftests(
@@ -75,8 +84,8 @@ def run_selftests(
     """Each to its end, and what it did judged: a part each.  Raises `TargetLost` when the machine ends."""
     ran = 0
     for test in tests:
-        if test.problem:
-            add(test.name, ExitCode.CLEAN, f"not run: it cannot be built from this source ({test.problem})")
+        if test.left_out:
+            add(test.name, ExitCode.CLEAN, f"not run: {test.left_out}")
             continue
         tell(f"{test.name} {' '.join(test.words)}")
         before = following.operations, following.found

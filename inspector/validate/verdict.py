@@ -98,7 +98,7 @@ def validate(request: Request, tell: Callable[[str], None]) -> Validated:
         baseline = request.baseline
         if kernel is not None and baseline is not None:
             baseline = _kernel(baseline, "baseline: build", tell, parts)
-        selftests = _selftests(request.selftests, tell, parts) if kernel is not None else None
+        selftests = _selftests(request, tell, parts) if kernel is not None else None
         if kernel is not None:
             ways = [
                 _cells(kernel, baseline, each, lines, request, selftests, keep is not None) for each in configurations
@@ -187,12 +187,13 @@ def _cells(
     return cells
 
 
-def _selftests(wanted: Sources | None, tell: Callable[[str], None], parts: list[Part]) -> Selftests | None:
+def _selftests(request: Request, tell: Callable[[str], None], parts: list[Part]) -> Selftests | None:
     """``None`` where there are none: then a part says why, if they were asked for."""
+    wanted = request.selftests
     if wanted is None:
         return None
     try:
-        return build_selftests(wanted.place, wanted.title, tell)
+        return build_selftests(wanted.place, wanted.title, request.depth == "quick", tell)
     except NotBuilt as error:
         parts.append(Part("selftests: build", ExitCode.UNTESTABLE, f"{wanted.title}: {error}", error.errors))
         return None

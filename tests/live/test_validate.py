@@ -115,3 +115,34 @@ def test_an_interrupted_one_leaves_no_machine(number: signal.Signals) -> None:
     assert errors.splitlines()[-1].startswith("inspector: interrupted; ")
     left = subprocess.run(["pgrep", "-f", f"name validate-{running.pid} "], capture_output=True, text=True, check=False)
     assert not left.stdout
+
+
+def test_machines_of_several_jobs_end_with_them() -> None:
+    """Ctrl-C on a terminal reaches every process of ours, at whatever each of them is."""
+    cells = ["--configuration", "vhe", "--configuration", "one-cpu", "--jobs", "2"]
+    command = [sys.executable, "-m", "inspector", "validate", "--kernel", str(image()), "--quick", "--json", *cells]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=REPO, start_new_session=True, **pipes) as running:
+        names: list[str] = []
+        while sum(bool(machines_named(name)) for name in names) < 2:
+            assert running.poll() is None
+            time.sleep(0.2)
+            workers = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=False)
+            names = [f"validate-{pid}" for pid in workers.stdout.split()]
+        os.killpg(running.pid, signal.SIGINT)
+        out, errors = running.communicate(timeout=60)
+    assert running.returncode == 3
+    assert json.loads(out)["interrupted"] is True
+    assert errors.splitlines()[-1] == "inspector: interrupted; nothing was done yet"
+    # The last of them may be on its way: a machine looks twice a second whether who wanted it is there.
+    end = time.monotonic() + 20
+    while any(machines_named(name) for name in names):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def machines_named(name: str) -> str:
+    done = subprocess.run(
+        ["pgrep", "-f", "--", f"qemu-system.*-name {name} "], capture_output=True, text=True, check=False
+    )
+    return done.stdout

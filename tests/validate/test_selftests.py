@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from inspector.findings import ExitCode
-from inspector.validate.selftests import Selftest, _tell_of
+from inspector.validate.selftests import Selftest, _left_out, _tell_of
 
 PAGE_FAULT = [
     "Test: ro_memslot_uffd_guest_write64",
@@ -67,3 +67,12 @@ def test_what_fails_under_qemu_whatever_the_kernel_does() -> None:
         ("dirty_log_test", PAGE_FAULT),
     ):
         assert told(name, {"code": 254}, said)[0] is ExitCode.UNTESTABLE
+
+
+def test_what_is_left_out_is_told() -> None:
+    made = {"name": "dirty_log_test", "words": [], "slow": True}
+    assert _left_out(made, quick=False) == ""
+    assert _left_out(made, quick=True) == "it takes minutes, which --quick has not"
+    assert _left_out({**made, "slow": False}, quick=True) == ""
+    problem = "dirty_log_test.c:775: undefined reference to `TEST_ASSERT_EQ'"
+    assert _left_out({**made, "problem": problem}, quick=True) == f"it cannot be built from this source ({problem})"
