@@ -41,7 +41,7 @@ class _Read:
     vms: list[ReadVm]
     trees: list[Tree]
     page_info: Mapping[int, PageInfo]
-    backings: Mapping[tuple[str, int], tuple[Backing, ...]]
+    backings: Mapping[tuple[str, int], Sequence[Backing]]
     own: tuple[OwnTable, ...]
     notes: list[str]
 
@@ -81,10 +81,8 @@ def _pages(
     return pages.page_info({table.pa for tree in trees for table in tree.tables}), held
 
 
-def _backings(
-    kernel: HostKernel, vms: Sequence[ReadVm], notes: list[str]
-) -> dict[tuple[str, int], tuple[Backing, ...]]:
-    result: dict[tuple[str, int], tuple[Backing, ...]] = {}
+def _backings(kernel: HostKernel, vms: Sequence[ReadVm], notes: list[str]) -> dict[tuple[str, int], Sequence[Backing]]:
+    result: dict[tuple[str, int], Sequence[Backing]] = {}
     for read in vms:
         if read.vm.unreadable:
             continue
@@ -114,7 +112,7 @@ def _read(target: Target, symbols: Symbols, scope: Scope, progress: Progress) ->
     trees: list[Tree] = []
     own: tuple[OwnTable, ...] = ()
     page_info: Mapping[int, PageInfo] = {}
-    backings: dict[tuple[str, int], tuple[Backing, ...]] = {}
+    backings: dict[tuple[str, int], Sequence[Backing]] = {}
     if host.mode is not Mode.NONE:
         progress("reading the VMs")
         pkvm = host.mode is Mode.PROTECTED
@@ -147,7 +145,7 @@ def _unreadable(trees: Sequence[Tree]) -> dict[int, str]:
     return found
 
 
-def _slots(vm: Vm, backings: Mapping[tuple[str, int], tuple[Backing, ...]]) -> tuple[Memslot, ...]:
+def _slots(vm: Vm, backings: Mapping[tuple[str, int], Sequence[Backing]]) -> tuple[Memslot, ...]:
     return tuple(replace(slot, backing=backings.get((vm.name, slot.id), ())) for slot in vm.memslots)
 
 
