@@ -5,7 +5,7 @@ Addresses and sizes are bytes; virtual addresses are as at run time (after KASLR
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
@@ -227,7 +227,7 @@ class Memslot:
     userspace_addr: int
     flags: int
     dirty_bitmap: int
-    backing: tuple[Backing, ...] = ()
+    backing: Sequence[Backing] = ()
     dirty_pages: bytes | None = field(default=None, repr=False)
 
 

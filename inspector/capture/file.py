@@ -15,7 +15,7 @@ Members, all deflated and CRC-checked by the zip format itself:
     The distinct table pages, one after the other.
 ``backing.bin``
     What backs the memory slots, in the order of the slots: a slot's ``backing`` in the header is ``[first, count]`` of
-    the records here, each `_RUN` (a VMM with scattered pages has a run a page).
+    the records here, each a `inspector.backing.ROW` (a VMM with scattered pages has a run a page).
 ``pages.idx``
     One little-endian record ``<QQI`` a table page, ascending by address: physical address, offset in ``pages.bin``,
     length in bytes.  Pages of equal content share an offset.
@@ -47,27 +47,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inspector.backing import ROW, STATES, BackingRuns
 from inspector.budget import DEFAULT, Budget
 from inspector.codec import Geometry
 from inspector.codec.geometry import MAX_ROOT_PAGES
 from inspector.codec.registers import PS_BITS
 from inspector.findings import BadInput
-from inspector.snapshot import SCHEMA, Backing, BackingState, Capture, Memslot, OwnKind, OwnTable, PkvmMapping
+from inspector.snapshot import SCHEMA, Capture, Memslot, OwnKind, OwnTable, PkvmMapping
 
 FORMAT = "kvm-stage2-inspector capture"
 HEADER, PAGES, INDEX, BACKING = "header.json", "pages.bin", "pages.idx", "backing.bin"
 _RECORD = struct.Struct("<QQI")
 _PLACE = np.dtype([("pa", "<u8"), ("offset", "<u8"), ("length", "<u4")])
-_RUN = np.dtype(
-    [("hva", "<u8"), ("size", "<u8"), ("pa", "<u8"), ("entry_size", "<u8"), ("state", "u1"), ("flags", "u1")]
-)
-"""A `Backing`: ``state`` indexes `_STATES`; ``flags``: 1 readable, 2 writable, 4 ``pa`` is known, 8 special."""
-_STATES = tuple(BackingState)
 _JSON_NUMBER_LIMIT = 1 << 32
 
 #: Bytes of memory that what is read takes, by what the file holds of it: a byte of JSON (``[],`` makes a list of 56
-#: and a reference), a record of the index (a key, a slice and their places), a record of backing (a `Backing`).
-_PER_HEADER_BYTE, _PER_PAGE, _PER_RUN = 24, 256, 320
+#: and a reference), a record of the index (a key, a slice and their places), a record of backing (a row, and what
+#: `check` makes of it).
+_PER_HEADER_BYTE, _PER_PAGE, _PER_RUN = 24, 256, 4 * ROW.itemsize
 #: A byte of a table page, wherever the index names it: a walk lays pages that share their bytes end to end, and an
 #: entry of eight bytes becomes a row of columns.
 _PER_TABLE_BYTE = 6
@@ -127,19 +124,7 @@ def _take_backing(header: dict[str, Any], capture: Capture) -> bytes:
     parts, first = [], 0
     for vm, vm_header in zip(capture.vms, header["vms"], strict=True):
         for slot, slot_header in zip(vm.memslots, vm_header["memslots"], strict=True):
-            runs = np.zeros(len(slot.backing), dtype=_RUN)
-            for name in ("hva", "size", "entry_size"):
-                runs[name] = np.fromiter((getattr(run, name) for run in slot.backing), np.uint64, len(runs))
-            runs["pa"] = np.fromiter((run.pa or 0 for run in slot.backing), np.uint64, len(runs))
-            runs["state"] = np.fromiter((_STATES.index(run.state) for run in slot.backing), np.uint8, len(runs))
-            runs["flags"] = np.fromiter(
-                (
-                    run.readable | run.writable << 1 | (run.pa is not None) << 2 | run.special << 3
-                    for run in slot.backing
-                ),
-                np.uint8,
-                len(runs),
-            )
+            runs = BackingRuns.of(slot.backing).rows
             parts.append(runs.tobytes())
             slot_header["backing"] = [first, len(runs)]
             first += len(runs)
@@ -162,27 +147,14 @@ def _put_backing(capture: Capture, runs: NDArray[np.void]) -> Capture:
     )
 
 
-def _runs(span: Any, runs: NDArray[np.void]) -> tuple[Backing, ...]:
+def _runs(span: Any, runs: NDArray[np.void]) -> BackingRuns:
     first, count = span
     if first < 0 or count < 0 or first + count > len(runs):
         raise _Malformed("what backs a slot lies outside of the file")
     some = runs[first : first + count]
-    if count and (int(some["state"].max()) >= len(_STATES) or int(some["flags"].max()) > 15):
+    if count and (int(some["state"].max()) >= len(STATES) or int(some["flags"].max()) > 15):
         raise _Malformed("what backs a slot has an unknown state")
-    columns = (some[name].tolist() for name in ("hva", "size", "pa", "entry_size", "state", "flags"))
-    return tuple(
-        Backing(
-            hva,
-            size,
-            pa if flags & 4 else None,
-            _STATES[state],
-            bool(flags & 1),
-            bool(flags & 2),
-            entry_size,
-            bool(flags & 8),
-        )
-        for hva, size, pa, entry_size, state, flags in zip(*columns, strict=True)
-    )
+    return BackingRuns(some)
 
 
 def _int_from_json(value: Any, where: str) -> int:
@@ -470,7 +442,7 @@ def load(path: str | os.PathLike[str], most: int = DEFAULT) -> Capture:
         with zipfile.ZipFile(path) as archive:
             body = _parse_header(_member(archive, HEADER, budget, _PER_HEADER_BYTE), name)
             pages = _unpack_pages(archive, (PAGES, INDEX), budget)
-            runs = np.frombuffer(_member(archive, BACKING, budget, _PER_RUN // _RUN.itemsize), dtype=_RUN)
+            runs = np.frombuffer(_member(archive, BACKING, budget, _PER_RUN // ROW.itemsize), dtype=ROW)
             capture: Capture = _object_from_json(Capture, body, "capture", {"pages": pages})
             if len({vm.name for vm in capture.vms}) < len(capture.vms):
                 raise _Malformed("two of its VMs have one name")

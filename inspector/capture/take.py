@@ -43,7 +43,7 @@ class _Read:
     trees: list[Tree]
     guest_pages: Sequence[GuestPage]
     page_info: Mapping[int, PageInfo]
-    backings: Mapping[tuple[str, int], tuple[Backing, ...]]
+    backings: Mapping[tuple[str, int], Sequence[Backing]]
     own: tuple[OwnTable, ...]
     notes: list[str]
 
@@ -116,10 +116,8 @@ def _counted_at_el2(
     return {pa: replace(page_info[pa], refcount=counts[pa]) for pa in pas if pa in page_info and pa in counts}
 
 
-def _backings(
-    kernel: HostKernel, vms: Sequence[ReadVm], notes: list[str]
-) -> dict[tuple[str, int], tuple[Backing, ...]]:
-    result: dict[tuple[str, int], tuple[Backing, ...]] = {}
+def _backings(kernel: HostKernel, vms: Sequence[ReadVm], notes: list[str]) -> dict[tuple[str, int], Sequence[Backing]]:
+    result: dict[tuple[str, int], Sequence[Backing]] = {}
     for read in vms:
         if read.vm.unreadable:
             continue
@@ -150,7 +148,7 @@ def _read(target: Target, symbols: Symbols, scope: Scope, progress: Progress) ->
     guest_pages: list[GuestPage] = []
     own: tuple[OwnTable, ...] = ()
     page_info: Mapping[int, PageInfo] = {}
-    backings: dict[tuple[str, int], tuple[Backing, ...]] = {}
+    backings: dict[tuple[str, int], Sequence[Backing]] = {}
     if host.mode is not Mode.NONE:
         progress("reading the VMs")
         pkvm = host.mode is Mode.PROTECTED
@@ -171,7 +169,7 @@ def _read(target: Target, symbols: Symbols, scope: Scope, progress: Progress) ->
     return _Read(host, vms, trees, guest_pages, page_info, backings, own, notes)
 
 
-def _slots(vm: Vm, backings: Mapping[tuple[str, int], tuple[Backing, ...]]) -> tuple[Memslot, ...]:
+def _slots(vm: Vm, backings: Mapping[tuple[str, int], Sequence[Backing]]) -> tuple[Memslot, ...]:
     return tuple(replace(slot, backing=backings.get((vm.name, slot.id), ())) for slot in vm.memslots)
 
 

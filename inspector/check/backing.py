@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inspector.backing import KNOWN, READABLE, SPECIAL, STATES, WRITABLE, BackingRuns
 from inspector.check.ownership import Owned
 from inspector.check.places import LIMIT
 from inspector.codec import Kind
 from inspector.codec.bulk import Flags, Flat, Words
-from inspector.snapshot import Backing, BackingState, Memslot, Vm
+from inspector.snapshot import BackingState, Memslot, Vm
 from inspector.tables.columns import Columns
 from inspector.tables.intervals import Intervals, runs
 
@@ -30,14 +31,24 @@ INVALID = 1 << 16
 NONE, PRESENT, UNREADABLE, UNKNOWN = range(4)
 """What is behind a piece: no page; a page; the VMM's tables cannot be read there; not the VMM's (guest_memfd)."""
 
-_STATES = {
-    BackingState.PRESENT: PRESENT,
-    BackingState.NONE: NONE,
-    BackingState.SWAP: NONE,
-    BackingState.UNREADABLE: UNREADABLE,
-}
+_STATES = np.array(
+    [
+        {BackingState.PRESENT: PRESENT, BackingState.NONE: NONE, BackingState.SWAP: NONE}.get(state, UNREADABLE)
+        for state in STATES
+    ],
+    dtype=np.uint8,
+)
+"""By the state's number in the rows."""
 _NO_PA = _WORD = (1 << 64) - 1
 _READABLE, _WRITABLE, _SPECIAL = 1, 2, 4
+_RIGHTS = np.array(
+    [
+        bool(flags & READABLE) * _READABLE | bool(flags & WRITABLE) * _WRITABLE | bool(flags & SPECIAL) * _SPECIAL
+        for flags in range(16)
+    ],
+    dtype=np.uint8,
+)
+"""By the flags of the rows."""
 
 
 def slot_range(slot: Memslot, page: int) -> tuple[int, int]:
@@ -52,48 +63,60 @@ def slots_of(vm: Vm, page: int) -> Intervals:
 
 @dataclass(frozen=True)
 class Backed:
-    """What backs the IPA space of a VM, as ascending runs: where, PA (or `_NO_PA`), state, rights."""
+    """What backs IPAs, as ascending runs: where, PA (or `_NO_PA`), state, rights."""
 
     at: Intervals
     pa: Words
-    state: Words
-    rights: Words
+    state: NDArray[np.uint8]
+    rights: NDArray[np.uint8]
+
+    def rows(self, chosen: Flags | Flat) -> Backed:
+        """Only these runs."""
+        at = Intervals(self.at.start[chosen], self.at.end[chosen])
+        return Backed(at, self.pa[chosen], self.state[chosen], self.rights[chosen])
 
 
 def backed(vm: Vm, page: int) -> Backed:
+    """The whole of a VM's memory.  Of a big guest this is as big as its table: nothing is copied that need not be."""
     parts = [_backed_slot(slot, *slot_range(slot, page)) for slot in vm.memslots]
-    table = np.concatenate(parts) if parts else np.zeros((0, 5), dtype=np.uint64)
-    ipa, end, pa, state, rights = table[np.argsort(table[:, 0], kind="stable")].T
-    return Backed(Intervals(ipa, end), pa, state, rights)
+    if len(parts) == 1:
+        found = parts[0]
+    else:
+        none = np.zeros(0, dtype=np.uint64)
+        found = Backed(
+            Intervals(
+                *(np.concatenate([none, *(getattr(one.at, name) for one in parts)]) for name in ("start", "end"))
+            ),
+            np.concatenate([none, *(one.pa for one in parts)]),
+            *(
+                np.concatenate([np.zeros(0, dtype=np.uint8), *(getattr(one, name) for one in parts)])
+                for name in ("state", "rights")
+            ),
+        )
+    start = found.at.start
+    return found if (start[1:] >= start[:-1]).all() else found.rows(np.argsort(start, kind="stable"))
 
 
-def _backed_slot(slot: Memslot, start: int, end: int) -> Words:
-    """Rows (IPA, end, PA, state, rights) of one slot, cut to the slot."""
+def _backed_slot(slot: Memslot, start: int, end: int) -> Backed:
+    """What backs one slot, cut to the slot."""
     if slot.flags & GUEST_MEMFD or not slot.backing:
         unknown = UNKNOWN if slot.flags & GUEST_MEMFD else UNREADABLE
-        return np.array([[start, end, _NO_PA, unknown, 0]], dtype=np.uint64)
-    count = len(slot.backing)
-    hva = np.fromiter((run.hva for run in slot.backing), np.uint64, count)
-    size = np.fromiter((run.size for run in slot.backing), np.uint64, count)
-    pa = np.fromiter((_NO_PA if run.pa is None else run.pa for run in slot.backing), np.uint64, count)
-    state = np.fromiter((_state(run) for run in slot.backing), np.uint64, count)
-    rights = np.fromiter(
-        (run.readable * _READABLE | run.writable * _WRITABLE | run.special * _SPECIAL for run in slot.backing),
-        np.uint64,
-        count,
-    )
-    low = np.clip(hva, slot.userspace_addr, slot.userspace_addr + end - start)
-    high = np.clip(hva + size, slot.userspace_addr, slot.userspace_addr + end - start)
-    pa = np.where(pa == np.uint64(_NO_PA), pa, pa + (low - hva))
+        whole = Intervals(np.array([start], dtype=np.uint64), np.array([end], dtype=np.uint64))
+        return Backed(whole, np.array([_NO_PA], dtype=np.uint64), np.array([unknown], np.uint8), np.zeros(1, np.uint8))
+    runs = BackingRuns.of(slot.backing).rows
+    known = runs["flags"] & KNOWN != 0
+    state = _STATES[runs["state"]]
+    state[(state == PRESENT) & ~known] = NONE
+    top = slot.userspace_addr + end - start
+    low = np.clip(runs["hva"], slot.userspace_addr, top)
+    high = np.clip(runs["hva"] + runs["size"], slot.userspace_addr, top)
+    pa = np.where(known, runs["pa"] + (low - runs["hva"]), np.uint64(_NO_PA))
+    kept = high > low
     shift = np.uint64((start - slot.userspace_addr) & (1 << 64) - 1)
-    rows: Words = np.stack((low + shift, high + shift, pa, state, rights), axis=1)
-    kept: Words = rows[high > low]
-    return kept
-
-
-def _state(run: Backing) -> int:
-    state = _STATES.get(run.state, UNREADABLE)
-    return NONE if state == PRESENT and run.pa is None else state
+    low += shift
+    high += shift
+    found = Backed(Intervals(low, high), pa, state, _RIGHTS[runs["flags"]])
+    return found if kept.all() else found.rows(kept)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from inspector.backing import BackingRuns
 from inspector.check import excuses
 from inspector.check.backing import GUEST_MEMFD, GuestMemory, Run, Runs, slot_range
 from inspector.check.catalogue import Judge, invariant
@@ -113,7 +114,7 @@ def _unjudged(rule: Judge, guest: GuestMemory) -> Iterator[Finding]:
     """One note a slot whose backing is not known, rather than silence."""
     view = guest.owned.view
     for slot in view.vm.memslots:
-        unread = not slot.backing or any(run.state is BackingState.UNREADABLE for run in slot.backing)
+        unread = not slot.backing or BackingRuns.of(slot.backing).having(0, BackingState.UNREADABLE)
         if unread and slot.npages and not slot.flags & GUEST_MEMFD:
             start, end = slot_range(slot, guest.page)
             yield rule.note(

@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from inspector.backing import KNOWN, SPECIAL, BackingRuns
 from inspector.capture.view import TableView
 from inspector.codec import Descriptor, decode, decode_register
 from inspector.codec.bulk import Flags, Flat, Words
@@ -106,7 +107,7 @@ def kernel_ram(view: TableView) -> Intervals:
     capture = view.capture
     known = [capture.host.image_pa[0], *capture.pages]
     ram = Intervals.of((start, end) for start, end in capture.host.ram if any(start <= pa < end for pa in known))
-    special = [run for slot in view.vm.memslots for run in slot.backing if run.special and run.pa is not None]
+    special = [run for slot in view.vm.memslots for run in BackingRuns.of(slot.backing).having(SPECIAL | KNOWN)]
     return ram.without(Intervals.of((run.pa or 0, (run.pa or 0) + run.size) for run in special))
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from inspector.backing import KNOWN, BackingRuns
 from inspector.capture.view import TableView
 from inspector.codec.bulk import Flags, Words
 from inspector.compare.fields import AF
@@ -54,10 +55,10 @@ def _huge(vm: Vm, page: int, size: int) -> Iterator[tuple[int, int, int]]:
     """(IPA, end, PA - IPA) of what the VMM maps with entries of at least ``size`` in slots that are not logged."""
     for slot in vm.memslots:
         start, hva, end = slot.base_gfn * page, slot.userspace_addr, slot.userspace_addr + slot.npages * page
-        for run in slot.backing:
-            if slot.dirty_bitmap or run.state is not BackingState.PRESENT or run.pa is None or run.entry_size < size:
-                continue
+        if slot.dirty_bitmap:
+            continue
+        for run in BackingRuns.of(slot.backing).of_entries(size).having(KNOWN, BackingState.PRESENT):
             low, high = max(run.hva, hva), min(run.hva + run.size, end)
             if low < high:
                 ipa = start + low - hva
-                yield ipa, ipa + high - low, run.pa + (low - run.hva) - ipa
+                yield ipa, ipa + high - low, (run.pa or 0) + (low - run.hva) - ipa

@@ -15,7 +15,7 @@ from inspector.codec.nested import guest_stage2, root_bytes
 from inspector.kernel.objects import HostKernel, KernelObject
 from inspector.kernel.space import BadPointer
 from inspector.kernel.vmm import backing
-from inspector.snapshot import Memslot, Mmu, Vm
+from inspector.snapshot import Backing, Memslot, Mmu, Vm
 from inspector.tables import Tree, walk_tree
 from inspector.tables.columns import columns_of
 from inspector.tables.intervals import Intervals
@@ -110,7 +110,7 @@ class _Pages:
             return [None] * len(pieces)
         answers: list[bytes | None] = []
         for (ipa, size), hva in zip(pieces, addresses, strict=True):
-            runs = () if hva is None else next(behind)
+            runs: Sequence[Backing] = () if hva is None else next(behind)
             pa = runs[0].pa if len(runs) == 1 else None
             data = None if pa is None else self.kernel.space.memory.read_many([(pa, size)])[0]
             answers.append(data)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from inspector.backing import BackingRuns
 from inspector.capture.view import vm_title
 from inspector.report.document import Bytes, Document, Hex, Number, Record, hex_or_null, hexed, rows
 from inspector.report.format import Lines, Painter, address, columns, size
@@ -120,7 +121,5 @@ def lines(paint: Painter, capture: Capture) -> Lines:
 
 
 def _backing(slot: Memslot) -> str:
-    totals: dict[str, int] = {}
-    for run in slot.backing:
-        totals[run.state] = totals.get(run.state, 0) + run.size
+    totals = BackingRuns.of(slot.backing).totals()
     return ", ".join(f"{size(total)} {state}" for state, total in sorted(totals.items())) or "-"

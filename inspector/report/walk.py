@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from inspector.backing import BackingRuns
 from inspector.capture.selection import translate_by_guest
 from inspector.capture.view import TableView, View
 from inspector.codec import Kind
@@ -84,7 +85,7 @@ def _slot_of(capture: Capture, vm: Vm, ipa: int) -> tuple[Memslot, int, Backing 
         offset = ipa - slot.base_gfn * page
         if 0 <= offset < slot.npages * page:
             hva = slot.userspace_addr + offset
-            run = next((run for run in slot.backing if run.hva <= hva < run.hva + run.size), None)
+            run = BackingRuns.of(slot.backing).at(hva)
             return slot, hva, run, None if run is None or run.pa is None else run.pa + hva - run.hva
     return None
 

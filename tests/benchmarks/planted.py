@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from inspector.backing import KNOWN, READABLE, ROW, STATES, WRITABLE, BackingRuns
 from inspector.capture.file import save
 from inspector.codec.bulk import Flat, Words
-from inspector.snapshot import Backing, BackingState, Capture, Memslot, PageInfo, PageState
+from inspector.snapshot import BackingState, Capture, Memslot, PageInfo, PageState
 from tests.check.build import GIB, PAGE, RAM, RW, World
 from tests.kernel.test_vmm import USER_RW
 
@@ -55,10 +56,12 @@ class Extents:
         found: Words = frames.astype(np.uint64) * np.uint64(PAGE) + np.uint64(MEMORY) | np.uint64(attributes)
         return found
 
-    def backing(self) -> tuple[Backing, ...]:
-        columns = (self.begin * PAGE + HVA, self.length * PAGE, self.first * PAGE + MEMORY)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return tuple(Backing(hva, size, pa, BackingState.PRESENT, True, True, PAGE) for hva, size, pa in rows)
+    def backing(self) -> BackingRuns:
+        rows = np.zeros(len(self.first), dtype=ROW)
+        rows["hva"], rows["size"], rows["pa"] = self.begin * PAGE + HVA, self.length * PAGE, self.first * PAGE + MEMORY
+        rows["state"], rows["entry_size"] = STATES.index(BackingState.PRESENT), PAGE
+        rows["flags"] = READABLE | WRITABLE | KNOWN
+        return BackingRuns(rows)
 
 
 def tables(words: Words, at: int) -> tuple[dict[int, bytes], dict[int, int], int]:

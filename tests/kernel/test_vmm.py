@@ -13,7 +13,7 @@ import pytest
 
 from inspector.codec import Format, Geometry, Regime
 from inspector.kernel.memory import StoppedMemory
-from inspector.kernel.vmm import _behind, _covered
+from inspector.kernel.vmm import read_runs
 from inspector.snapshot import Backing, BackingState
 from inspector.target.api import RamRange, UnreadableMemory
 
@@ -63,8 +63,8 @@ def tree(level3: dict[int, int], level2: dict[int, int] | None = None) -> Ram:
 def runs(ram: Ram, start: int, size: int, *, new: bool = False) -> list[Backing]:
     geometry = Geometry.for_stage1(48)
     space: Any = SimpleNamespace(geometry=geometry, memory=StoppedMemory(ram))
-    (found,) = _behind(space, ROOT, Format(regime=Regime.LINUX_STAGE1, linux_612=new), [(start, start + size)])
-    return list(_covered(found, start, start + size))
+    (found,) = read_runs(space, ROOT, Format(regime=Regime.LINUX_STAGE1, linux_612=new), [(start, start + size)])
+    return list(found)
 
 
 def test_neighbours_merge_and_holes_are_named() -> None:
@@ -124,7 +124,7 @@ def test_52_bit_addresses_start_a_level_higher() -> None:
     geometry = Geometry.for_stage1(52, pa_bits=52, lpa2=True)
     space: Any = SimpleNamespace(geometry=geometry, memory=StoppedMemory(ram))
     fmt = Format(regime=Regime.LINUX_STAGE1, linux_612=True)
-    (found,) = _behind(space, ROOT, fmt, [(HVA, HVA + PAGE)])
+    (found,) = read_runs(space, ROOT, fmt, [(HVA, HVA + PAGE)])
     assert found == [Backing(HVA, PAGE, 0x5000_0000, BackingState.PRESENT, True, True, PAGE)]
 
 
@@ -134,7 +134,7 @@ def test_two_mappings_may_share_a_table() -> None:
     ram.put(ROOT + PAGE, 511, ROOT + 2 * PAGE | TABLE)
     space: Any = SimpleNamespace(geometry=Geometry.for_stage1(48), memory=StoppedMemory(ram))
     starts = [HVA + BLOCK, HVA + (1 << 30) + BLOCK]
-    found = _behind(space, ROOT, Format(regime=Regime.LINUX_STAGE1), [(at, at + BLOCK) for at in starts])
-    assert [list(_covered(runs, at, at + BLOCK)) for at, runs in zip(starts, found, strict=True)] == [
+    found = read_runs(space, ROOT, Format(regime=Regime.LINUX_STAGE1), [(at, at + BLOCK) for at in starts])
+    assert [list(runs) for runs in found] == [
         [Backing(at, BLOCK, 0x6000_0000, BackingState.PRESENT, True, True, BLOCK)] for at in starts
     ]

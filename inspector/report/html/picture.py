@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from msgspec import Struct
 
+from inspector.backing import BackingRuns
 from inspector.capture.view import TableView
 from inspector.codec import Kind, bulk, decode
 from inspector.report.decode import Leaf, attributes, leaf
@@ -231,9 +232,7 @@ def _in_order(view: TableView) -> list[Memslot]:
 
 
 def _slot(slot: Memslot, page: int) -> SlotRow:
-    totals: dict[str, int] = {}
-    for run in slot.backing:
-        totals[run.state] = totals.get(run.state, 0) + run.size
+    totals = BackingRuns.of(slot.backing).totals()
     backing = ", ".join(f"{size(total)} {state}" for state, total in sorted(totals.items()))
     flags = flags_text(slot.flags) + (", dirty bitmap" if slot.dirty_bitmap else "")
     where = slot.base_gfn * page, slot.npages * page, slot.id, slot.as_id
