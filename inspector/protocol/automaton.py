@@ -478,6 +478,7 @@ class Protocol:
             elif self._broken.get(owed.pa) is owed:
                 del self._broken[owed.pa]
         cpu.owed = left
+        cpu.mixed = cpu.mixed and any(owed.kind is not Kind.BREAK for owed in left)
 
     def _tlbi(self, cpu: Cpu, raw: RawEvent) -> None:
         tlbi = TLBIS.get(raw[1])
@@ -632,6 +633,7 @@ class Protocol:
         else:
             cpu.owed.append(owed)
             if kind is not Kind.BREAK:
+                cpu.mixed = True
                 self._changed.add(pa)
         return owed
 
@@ -641,7 +643,8 @@ class Protocol:
             # What was changed in this entry and is not invalidated yet, the break's invalidation reaches.
             self._changed.discard(raw[1])
             for other in self._cpus.values():
-                other.owed = [owed for owed in other.owed if owed.pa != raw[1] or owed.kind is Kind.BREAK]
+                if other.mixed:
+                    other.owed = [owed for owed in other.owed if owed.pa != raw[1] or owed.kind is Kind.BREAK]
         owed = self._owe(cpu, Kind.BREAK, page, raw, child, "B2", "no TLBI came after the store")
         if owed.step is not Step.CLEAN:
             self._broken[raw[1]] = owed
@@ -772,7 +775,7 @@ class Protocol:
                 state = f"{owed.step.text}, was {owed.old:#x}"
                 self._say(owed.rule, what, self._entry_text(owed.page, owed.pa), state, cpu, owed.pa)
             owed.step = Step.CLEAN
-        cpu.owed = []
+        cpu.owed, cpu.mixed = [], False
 
     def _pages_at_end(self, cpu: Cpu, ret: int) -> None:
         for pa in [pa for pa, holder in self._locked.items() if holder == cpu.number]:

@@ -121,6 +121,7 @@ class Cpu:
     serial: int = 0
     fence: int = 0
     owed: list[Owed] = field(default_factory=list)
+    mixed: bool = False
     allocated: list[Page] = field(default_factory=list)
     detached: list[Page] = field(default_factory=list)
     dcache: tuple[int, int] = (0, 0)

@@ -13,8 +13,9 @@ BASE = 0x8000_0000
 
 
 def lines() -> list[str]:
-    """One map of 30,208 pages in 59 tables beside the one of ``table.trace``, then one unmap of all of these."""
+    """Of 30,208 pages in 59 tables beside that of ``table.trace``: one map, one write protection, one unmap."""
     mapped, unmapped = ["call fn=kvm_pgtable_stage2_map"], ["call fn=kvm_pgtable_stage2_unmap"]
+    protected = ["call fn=kvm_pgtable_stage2_wrprotect"]
     for number in range(1, TABLES):
         table = 0x4100_0000 + (number << 12)
         mapped += [
@@ -30,13 +31,15 @@ def lines() -> list[str]:
                 f"get page={table:#x}",
                 f"store pa={entry:#x} old=0x0 new={output | 0x7FF:#x} release=1 cas=0",
             ]
+            protected.append(f"store pa={entry:#x} old={output | 0x7FF:#x} new={output | 0x77F:#x} release=0 cas=0")
             unmapped += [
-                f"store pa={entry:#x} old={output | 0x7FF:#x} new=0x0 release=0 cas=0",
+                f"store pa={entry:#x} old={output | 0x77F:#x} new=0x0 release=0 cas=0",
                 f"put page={table:#x} count={512 - index}",
             ]
     pages = (TABLES - 1) * 512
-    unmapped.append(f"tlbi kind=range ipa={BASE + (1 << 21):#x} pages={pages}")
-    return [*mapped, "barrier kind=ishst", "ret value=0", *unmapped, "ret value=0"]
+    flush = f"tlbi kind=range ipa={BASE + (1 << 21):#x} pages={pages}"
+    ends = "ret value=0"
+    return [*mapped, "barrier kind=ishst", ends, *protected, flush, ends, *unmapped, flush, ends]
 
 
 def test_an_unmap_of_thirty_thousand_pages() -> None:
