@@ -3,7 +3,7 @@
 libkdumpfile reads them, flattened ones (``makedumpfile -F``, and all of QEMU's) included.  drgn is linked with it, and
 is not used itself: it refuses a dump that names no architecture (QEMU writes "Unknown") or has no VMCOREINFO.  Looking
 a symbol up in drgn's module finds it in the libraries that the module needs, wherever they are.  The few calls are
-those of kdumpfile.h, the same in 0.4 to 0.5.5.
+those of kdumpfile.h.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def _look_at(path: str) -> tuple[list[str], int]:
 
     Raises `OSError`, and `BadInput` for what the library need not be shown.
 
-    The library has crashed on damaged files (0.5.5: a flattened one without data), and takes the architecture that it
+    The library has crashed on damaged files (that of drgn 0.3.0: a flattened one without data), and takes the architecture that it
     is told for that of the dump.
     """
     notes: list[str] = []
