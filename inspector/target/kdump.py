@@ -249,8 +249,8 @@ def _look_at(path: str) -> tuple[list[str], int]:
 
     Raises `OSError`, and `BadInput` for what the library need not be shown.
 
-    The library has crashed on damaged files (that of drgn 0.3.0: a flattened one without data), and takes the architecture that it
-    is told for that of the dump.
+    The library crashes on a flattened file without data (drgn 0.3.0's does), and takes the architecture that it is told
+    for that of the dump.
     """
     notes: list[str] = []
     size = Path(path).stat().st_size
