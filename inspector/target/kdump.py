@@ -3,7 +3,7 @@
 libkdumpfile reads them, flattened ones (``makedumpfile -F``, and all of QEMU's) included.  drgn is linked with it, and
 is not used itself: it refuses a dump that names no architecture (QEMU writes "Unknown") or has no VMCOREINFO.  Looking
 a symbol up in drgn's module finds it in the libraries that the module needs, wherever they are.  The few calls are
-those of kdumpfile.h, the same in 0.4 to 0.5.5.
+those of kdumpfile.h.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _SPLIT: Final = struct.Struct("<12xi")
 """``split`` of ``struct kdump_sub_header``."""
 _DESCRIPTOR: Final = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
 """``struct page_desc``."""
+_PART: Final = 1 << 20
+"""Bytes of a bitmap that are looked at in one go."""
 _FLAT_START: Final = 4096
 _FLAT_PART: Final = struct.Struct(">2q")
 """A flattened dump's data begins there; before each part of it is its offset and size."""
@@ -58,6 +60,10 @@ class _Attribute(ctypes.Structure):
     """``kdump_attr_t``."""
 
     _fields_ = (("type", ctypes.c_int), ("value", _Value))
+
+
+Bitmap = NDArray[np.uint8]
+"""Bit ``n % 8`` of byte ``n // 8`` is page ``n``."""
 
 
 class _Refused(Exception):
@@ -105,16 +111,18 @@ class _File:
         value = self._get(key, _NUMBER)
         return None if value is None else int(value.number)
 
-    def pages(self, key: str, count: int) -> NDArray[np.bool_]:
-        """A bitmap of ``count`` pages."""
+    def pages(self, key: str, count: int) -> Bitmap:
+        """A bitmap of ``count`` pages, packed; empty where there is none."""
         value = self._get(key, _BITMAP)
         if value is None or not count:
-            return np.zeros(0, bool)
-        bits = ctypes.create_string_buffer((count + 7) // 8)
+            return np.zeros(0, np.uint8)
+        bits = ctypes.create_string_buffer(-(-count // 8))
         status = self._library.kdump_bmp_get_bits(ctypes.c_void_p(value.pointer), 0, count - 1, bits)
         if status != _OK:
             raise _Refused(status, f"{key} cannot be read")
-        return np.unpackbits(np.frombuffer(bits.raw, np.uint8), count=count, bitorder="little").astype(bool)
+        found = np.frombuffer(bits.raw, np.uint8).copy()
+        found[-1] &= 0xFF >> -count % 8
+        return found
 
     def read(self, pa: int, size: int) -> bytes:
         data = ctypes.create_string_buffer(size)
@@ -151,7 +159,7 @@ def opened(path: str) -> Iterator[Dump]:
     """What is in the compressed dump at ``path``.  Raises `BadInput` with one sentence for what is none."""
     library = _library()
     try:
-        notes = _look_at(path)
+        notes, most = _look_at(path)
         fd = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
@@ -162,23 +170,24 @@ def opened(path: str) -> Iterator[Dump]:
             why = "; ".join([str(error), *notes])
             raise BadInput(f"{path} cannot be read as a compressed dump: {why}") from None
         try:
-            yield _dump(path, file, notes)
+            yield _dump(path, file, notes, most)
         finally:
             file.close()
     finally:
         os.close(fd)
 
 
-def _dump(path: str, file: _File, notes: list[str]) -> Dump:
+def _dump(path: str, file: _File, notes: list[str], most: int) -> Dump:
+    """``most``: how many pages the bitmaps in the file can name, whatever the header says."""
     page = file.number("arch.page_size") or 0
-    count = file.number("max_pfn") or 0
+    count = min(file.number("max_pfn") or 0, most)
     try:
         present, there = (file.pages(key, count) for key in ("file.pagemap", "memory.pagemap"))
     except _Refused as error:
         raise BadInput(f"{path} is a damaged dump: {error}") from None
     if not page or not present.any():
         raise BadInput(f"{path} holds no physical memory: dump the whole machine (dump-guest-memory, kdump)")
-    there = present | there if len(there) else present
+    there = present | there if len(there) == len(present) else present
 
     def read(pa: int, size: int) -> bytes:
         try:
@@ -191,15 +200,38 @@ def _dump(path: str, file: _File, notes: list[str]) -> Dump:
         read=read,
         ram=tuple(RamRange(a * page, b * page, f"core {n}") for n, (a, b) in enumerate(_runs(there))),
         cpus=tuple(_cpus(file)),
-        left_out=(int(there.sum()) - int(present.sum())) * page,
+        left_out=(_count(there) - _count(present)) * page,
         notes=tuple(notes),
     )
 
 
-def _runs(bits: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+def _parts(bits: Bitmap) -> Iterator[tuple[int, Bitmap]]:
+    """A bitmap's parts that are not empty, with the first page of each: unpacked, a whole one is 8 times as large."""
+    for at in range(0, len(bits), _PART):
+        part = bits[at : at + _PART]
+        if part.any():
+            yield at * 8, part
+
+
+def _count(bits: Bitmap) -> int:
+    return sum(int(np.unpackbits(part).sum()) for _, part in _parts(bits))
+
+
+def _runs(bits: Bitmap) -> Iterator[tuple[int, int]]:
     """``[start, end)`` of each run of set bits."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], bits, [False])).astype(np.int8)))
-    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+    open_run: tuple[int, int] | None = None
+    for first, part in _parts(bits):
+        flags = np.unpackbits(part, bitorder="little")
+        edges = first + np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0))
+        for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            if open_run is not None and open_run[1] == start:
+                open_run = open_run[0], end
+                continue
+            if open_run is not None:
+                yield open_run
+            open_run = start, end
+    if open_run is not None:
+        yield open_run
 
 
 def _cpus(file: _File) -> Iterator[Cpu]:
@@ -212,11 +244,13 @@ def _cpus(file: _File) -> Iterator[Cpu]:
         number += 1
 
 
-def _look_at(path: str) -> list[str]:
-    """What is missing at its end, in sentences.  Raises `BadInput` for what the library need not be shown, `OSError`.
+def _look_at(path: str) -> tuple[list[str], int]:
+    """What is missing at its end, in sentences; how many pages its bitmaps can name.
 
-    The library has crashed on damaged files (0.5.5: a flattened one without data), and takes the architecture that it
-    is told for that of the dump.
+    Raises `OSError`, and `BadInput` for what the library need not be shown.
+
+    The library crashes on a flattened file without data (drgn 0.3.0's does), and takes the architecture that it is told
+    for that of the dump.
     """
     notes: list[str] = []
     size = Path(path).stat().st_size
@@ -236,17 +270,18 @@ def _look_at(path: str) -> list[str]:
             raise BadInput(f"{path} is a damaged dump: its header says blocks of {block} bytes")
         if status & _INCOMPLETE:
             notes.append("makedumpfile says that it could not write the whole dump")
+        most = bitmaps * block // 2 * 8
         if flattened:
             file.seek(max(size - len(_FLAT_END), 0))
             cut = file.read() != _FLAT_END
-            return [*notes, "the dump ends early: its end mark is not in the file"] if cut else notes
+            return [*notes, *(["the dump ends early: its end mark is not in the file"] if cut else [])], most
         file.seek(block)
         parts = file.read(_SPLIT.size)
         if len(parts) == _SPLIT.size and _SPLIT.unpack(parts)[0]:
             raise BadInput(f"{path} is one part of a split dump: join them (makedumpfile --reassemble)")
         start = (1 + sub + bitmaps) * block
         file.seek((1 + sub) * block + bitmaps * block // 2)
-        pages = int(np.unpackbits(np.frombuffer(file.read(bitmaps * block // 2), np.uint8)).sum())
+        pages = _count(np.frombuffer(file.read(most // 8), np.uint8))
     whole = max(0, min(pages, (size - start) // _DESCRIPTOR.itemsize))
     missing = pages - whole
     if whole:
@@ -254,4 +289,4 @@ def _look_at(path: str) -> list[str]:
         missing += int((table["offset"] + table["size"] > size).sum())
     if missing or size < start:
         notes.append(f"the dump ends early: {missing} of its {pages} pages are not in the file")
-    return notes
+    return notes, most
