@@ -99,6 +99,20 @@ def planted(leaves: int, longest: int = 0) -> Capture:
     return replace(capture, pages={**capture.pages, **pages}, page_info={**capture.page_info, **info})
 
 
+def many(vms: int) -> Capture:
+    """A host with so many VMs, each with a vCPU, a slot of 1 MiB, and four pages of it mapped."""
+    world = World()
+    for number in range(vms):
+        guest = world.guest(1 + number)
+        ipa, pa = GIB, MEMORY + number * (1 << 20)
+        guest.slot(ipa, 1 << 20, pa)
+        for page in range(4):
+            guest.map(ipa + page * PAGE, pa + page * PAGE)
+        guest.vcpu(0)
+    world.host_changes["ram"] = (RAM, (MEMORY, MEMORY + (vms << 20)))
+    return world.capture()
+
+
 def vmm_tables(leaves: int, longest: int = 0) -> tuple[dict[int, bytes], int]:
     """The stage-1 tables of the VMM of `planted`, and the PA of their root."""
     pages, _, entry = tables(Extents.of(leaves, longest).words(USER_RW), VMM_TABLES)

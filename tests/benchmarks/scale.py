@@ -1,4 +1,5 @@
-"""What commands cost by the size of a guest: ``python -m tests.benchmarks.scale [--pages N] [POWER …]``.
+"""What commands cost by the size of a guest: ``python -m tests.benchmarks.scale [--pages N] [POWER …]``; and by the
+number of VMs: ``python -m tests.benchmarks.scale --vms [NUMBER …]``.
 
 Every figure is of a process of its own: CPU seconds and peak memory as the kernel counts them, so that other work on
 the machine is not in it.  `capture` is what taking one does after the bytes have arrived (the walk of the guest's
@@ -25,7 +26,7 @@ from inspector.capture.view import table_views
 from inspector.codec import Format, Geometry, Regime
 from inspector.kernel.vmm import read_runs
 from inspector.tables import merged_ranges, reader_of, walk_tree
-from tests.benchmarks.planted import HVA, planted, vmm_tables
+from tests.benchmarks.planted import HVA, many, planted, vmm_tables
 from tests.check.build import PAGE, World
 
 REPO = Path(__file__).resolve().parents[2]
@@ -45,10 +46,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Guest:
-    """A planted guest, and what each command costs on it."""
+    """A planted guest of so many leaves, or a host of so many VMs, and what each command costs on it."""
 
-    leaves: int
-    ranges: int
+    size: int
+    what: str
     costs: dict[str, Cost]
 
 
@@ -67,7 +68,7 @@ def measured(leaves: int, longest: int, folder: Path) -> Guest:
     if not leaves:
         save(World().capture(), path)
         starts = [run(*_inspector(path, "vms")) for _ in range(3)]
-        return Guest(0, 0, {"vms": min(starts, key=lambda one: one.seconds)})
+        return Guest(0, "no VM", {"vms": min(starts, key=lambda one: one.seconds)})
     told = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.scale", "--take", str(path), "--pages", str(longest), str(leaves)],
         cwd=REPO,
@@ -78,7 +79,14 @@ def measured(leaves: int, longest: int, folder: Path) -> Guest:
     costs = {"capture": Cost(float(told[1]), int(told[2]))}
     costs |= {" ".join(command): run(*_inspector(path, *command)) for command in COMMANDS}
     path.unlink()
-    return Guest(leaves, int(told[0]), costs)
+    return Guest(leaves, f"{leaves} leaves, {told[0]} ranges", costs)
+
+
+def measured_host(vms: int, folder: Path) -> Guest:
+    """A host with so many VMs."""
+    path = folder / f"{vms}.s2cap"
+    save(many(vms), path)
+    return Guest(vms, f"{vms} VMs", {" ".join(command): run(*_inspector(path, *command)) for command in COMMANDS})
 
 
 def _inspector(path: Path, *command: str) -> list[str]:
@@ -111,12 +119,12 @@ def exponent(small: Guest, large: Guest, command: str, fixed: float = 0) -> floa
     """
     fixed = 0 if command == "capture" else fixed
     one, other = (max(0.01, guest.costs[command].seconds - fixed) for guest in (small, large))
-    return math.log(other / one) / math.log(large.leaves / small.leaves)
+    return math.log(other / one) / math.log(large.size / small.size)
 
 
 def table(guests: list[Guest], fixed: float) -> str:
     """All figures, and for each command its exponent from each guest to the next."""
-    lines = [f"{'':12}" + "".join(f"{f'{one.leaves} leaves, {one.ranges} ranges':>36}" for one in guests)]
+    lines = [f"{'':12}" + "".join(f"{one.what:>36}" for one in guests)]
     for command in guests[0].costs:
         cells = [f"{one.costs[command].seconds:.2f} s, {one.costs[command].memory >> 20} MiB" for one in guests]
         grows = [f"{exponent(*pair, command, fixed):.2f}" for pair in itertools.pairwise(guests)]
@@ -126,7 +134,8 @@ def table(guests: list[Guest], fixed: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("numbers", type=int, nargs="*", default=[18, 21, 24], metavar="POWER", help="Leaves: 2**POWER.")
+    parser.add_argument("numbers", type=int, nargs="*", metavar="POWER", help="Leaves: 2**POWER. Default: 18 21 24.")
+    parser.add_argument("--vms", action="store_true", help="Numbers of VMs in place of powers. Default: 125 1000.")
     parser.add_argument("--pages", type=int, default=0, metavar="N", help="Extents of 1 to N pages. Default: one.")
     parser.add_argument("--take", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -135,7 +144,10 @@ def main() -> None:
         return
     with TemporaryDirectory() as folder:
         fixed = measured(0, 0, Path(folder)).costs["vms"].seconds
-        guests = [measured(1 << power, given.pages, Path(folder)) for power in given.numbers]
+        if given.vms:
+            guests = [measured_host(number, Path(folder)) for number in given.numbers or [125, 1000]]
+        else:
+            guests = [measured(1 << power, given.pages, Path(folder)) for power in given.numbers or [18, 21, 24]]
     print(table(guests, fixed))
 
 
