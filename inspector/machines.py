@@ -150,9 +150,9 @@ class Machine:
         lines = (self.folder / "state").read_text().splitlines()
         return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
-    def send(self, line: str, seconds: float = MOST_SECONDS) -> subprocess.CompletedProcess[str]:
-        """To its exerciser; until it is done, the machine is, or so many seconds are over."""
-        return self._command("send", line, seconds=seconds)
+    def send(self, line: str, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+        """To its exerciser; until it is done, the machine is, or so many seconds are over (`MOST_SECONDS`)."""
+        return self._command("send", line, seconds=MOST_SECONDS if seconds is None else seconds)
 
     def inspect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`inspector` beside it, already told where to connect."""
