@@ -373,6 +373,10 @@ def _each(die: Any) -> Iterator[Any]:
             raise _Damaged("an entry's siblings go round in a circle")
         last = each.offset
         yield each
+        # Without that attribute the library looks for the next one by itself, which has no end below such a circle.
+        if each.has_children and "DW_AT_sibling" not in each.attributes and each._terminator is None:
+            for _ in _each(each):
+                pass
 
 
 def _children(die: Any, tag: str) -> Iterator[Any]:

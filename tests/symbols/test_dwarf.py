@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
+from inspect import signature
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from elftools.dwarf.dwarfinfo import DebugSectionDescriptor, DwarfConfig, DWARFInfo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inspector.findings import BadInput
-from inspector.symbols import StructType, TypeKind, TypeRef, open_symbols
+from inspector.symbols import StructType, TypeKind, TypeRef, dwarf, open_symbols
 from inspector.symbols.btf import Btf
 from inspector.symbols.dwarf import DwarfTypes
 from inspector.symbols.elf import Elf
@@ -183,3 +188,27 @@ def test_damage_is_refused_or_answered_but_nothing_else(plain: Path, tmp_path: P
             types.search("leaf")
         except BadInput as error:
             assert "\n" not in str(error)
+
+
+def _circle() -> DWARFInfo:
+    """A unit with an entry that does not name the next one, below which an entry is its own sibling.
+
+    DWARF 4, section 7.5: .debug_abbrev has code, tag, has-children, (attribute, form) pairs; .debug_info the entries.
+    """
+    unit, plain, ring = (1, 0x11, 1), (2, 0x13, 1), (3, 0x13, 1)
+    abbrevs = bytes([*unit, 0, 0, *plain, 0, 0, *ring, 0x01, 0x13, 0, 0, 0])  # DW_AT_sibling, DW_FORM_ref4
+    at = 11 + 1 + 1  # after the unit's header, its own entry and the one that names no sibling
+    entries = bytes([1, 2, 3]) + struct.pack("<I", at) + bytes([0, 0, 0, 0])
+    header = struct.pack("<IHIB", 7 + len(entries), 4, 0, 8)
+    sections: dict[str, Any] = {name: None for name in signature(DWARFInfo).parameters if name != "config"}
+    for name, data in (("debug_info_sec", header + entries), ("debug_abbrev_sec", abbrevs)):
+        sections[name] = DebugSectionDescriptor(BytesIO(data), name, 0, len(data), 0)
+    return DWARFInfo(DwarfConfig(True, "AArch64", 8), **sections)
+
+
+def test_siblings_that_go_round_are_no_type_information() -> None:
+    """Found by fuzzing: pyelftools looks for the next entry below one that does not name it, and there for ever."""
+    with pytest.raises(dwarf._Damaged, match="circle"):
+        for unit in _circle().iter_CUs():
+            for _ in dwarf._each(unit.get_top_DIE()):
+                pass
