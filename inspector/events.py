@@ -37,6 +37,8 @@ What each kind stands for in the kernel (``arch/arm64/kvm/hyp/pgtable.c``):
   its result.  ``warn``: a ``WARN_ON`` whose condition held (``WARN_ON_ONCE`` counts each time).
 - in a trace also ``enter`` and ``leave``: of a function that is no operation, which an operation may call (a TLB
   function), or be called by (an ioctl); and ``sysreg``: VTTBR_EL2 or HCR_EL2 is written on a CPU.
+  ``obtain`` and ``release``: in a guest's fault KVM takes a reference on a page of the host, frame ``pfn``, and lets
+  one go, ``what`` the frame up to 6.12, later the address of its ``struct page``.
   ``chain``: functions that called one another, the innermost first (``a<b<c``), which a ``call``'s ``by=`` refers to.
 """
 
@@ -56,7 +58,7 @@ LEVEL_UNDEFINED: Final = -128
 
 STORE, CASFAIL, TLBI, CACHE, GET, PUT, ALLOC, ALLOCFAIL = range(8)
 ALLOC_EXACT, FREE_EXACT, FREE, DEFER, BARRIER, CALL, RET, WARN = range(8, 16)
-ENTER, LEAVE, SYSREG, CHAIN = range(16, 20)
+ENTER, LEAVE, SYSREG, CHAIN, OBTAIN, RELEASE = range(16, 22)
 
 RawEvent: TypeAlias = tuple[Any, ...]
 """``(KIND, field, ...)``, the fields in the order of ``EVENT_TYPES``."""
@@ -85,6 +87,8 @@ EVENT_TYPES: Final[tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = (
     ("leave", (("fn", _WORD),)),
     ("sysreg", (("cpu", _DEC), ("reg", _WORD), ("value", _HEX))),
     ("chain", (("number", _DEC), ("functions", _WORD))),
+    ("obtain", (("pfn", _HEX),)),
+    ("release", (("what", _HEX),)),
 )
 
 _KIND_OF_WORD: Final = {word: kind for kind, (word, _) in enumerate(EVENT_TYPES)}

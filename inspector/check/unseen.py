@@ -20,7 +20,7 @@ R2 Unlinked tables reach a count of 0 and are freed; all table pages together ar
    instants says anything
 R3 Each page that a fault obtained is released exactly once.
  = user_mem_abort, kvm_release_faultin_page
- ? the page's count has every other user's references in it
+ ? the page's count has every other user's references in it; 'inspector trace' follows each fault
 M3 Write protection covers the whole range that it was asked for, also where no dirty log tells it.
  = kvm_pgtable_stage2_wrprotect
  ? outside of a logged slot nothing records what was asked for; 'inspector trace' holds it

@@ -109,6 +109,7 @@ _TAKES: Final = "stage2_unmap stage2_put_pte"
 _BREAK: Final = Gate(_IPA, "$w2 == 2", "stage2_try_break_pte stage2_put_pte")
 """A block is broken: dirty logging makes pages of it."""
 _CLEAN: Final = "clean_dcache_guest_page"
+_LET_GO: Final = "kvm_release_pfn_clean kvm_release_page_dirty"
 _DROP: Final = "drop"
 _MAP: Final = "one"
 _COW: Final = "cow"
@@ -362,6 +363,7 @@ _ALL: Final = (
     _unhelped("no-put", "a reference is not dropped", "kvm_s2_put_page", "R1", _DROP),
     _unhelped("destroy-leaks", "a page is not let go when its VM ends", "kvm_s2_put_page", "R2", "teardown"),
     _unhelped("no-get", "a reference is not taken", "kvm_host_get_page", "R1"),
+    _unhelped("page-kept", "the host's page of a fault is not let go", _LET_GO, "R3"),
     _misled("get-of-another", "a reference is taken on the next page", "kvm_host_get_page", "R1", "$x0 = $x0 ^ 0x1000"),
     # Of B11 only where memory is not forced write-back.
     *(

@@ -24,6 +24,7 @@ RULES: Final[Mapping[str, str]] = {
     "M5": "what becomes executable was to be executed: an instruction abort, but where CTR_EL0.DIC is set",
     "R1": "a table page's count is 1 and one for each counted entry",
     "R2": "every table page is freed once, when nobody uses it, and none is left",
+    "R3": "a page that a fault obtained is released once, whatever the fault comes to",
     "S3": "a table is a page that was allocated, and has one parent",
     "S6": "no entry stays LOCKED",
     "V1": "a guest runs with a VMID of its own, which is not 0",

@@ -26,7 +26,9 @@ from inspector.events import (
     FREE_EXACT,
     GET,
     LEAVE,
+    OBTAIN,
     PUT,
+    RELEASE,
     RET,
     STORE,
     SYSREG,
@@ -49,6 +51,8 @@ OUTSIDE: Final = 4096
 """Added to a CPU's number: the lane of what it does in no function that is followed."""
 _AROUND: Final = 2 * OUTSIDE
 """Likewise, of what has operations in it."""
+_OF_PAGES: Final = frozenset({Role.OBTAIN, Role.RELEASE})
+_PFN_BITS: Final = 52
 _HVC: Final[RawEvent] = (BARRIER, "hvc")
 _FEATURES: Final = {
     # What the kernel's capabilities are decided by (arch/arm64/kernel/cpufeature.c): register, lowest bit, least value,
@@ -78,7 +82,8 @@ def features_of(values: Sequence[int]) -> dict[str, int]:
 @dataclass
 class _Call:
     """A function that is being run; ``lane`` is the number under which its operation's events are told; ``waiting`` is
-    what is told of it once there is an operation in it, ``told`` the words that were."""
+    what is told of it once there is an operation in it, ``told`` the words that were.  ``obtained``: a fault has a page
+    of the host's; ``released`` is how it last let one go."""
 
     function: Function
     words: tuple[int, ...]
@@ -87,11 +92,18 @@ class _Call:
     events: list[RawEvent] = field(default_factory=list)
     waiting: RawEvent | None = None
     told: str = ""
+    obtained: bool = False
+    released: Record | None = None
 
     @property
     def flushes(self) -> bool:
         """It is a TLB function."""
         return self.function.role in (Role.FLUSH, Role.HYP_FLUSH)
+
+
+def _goes_on(last: Record, record: Record) -> bool:
+    """Whether the one function was left for the other (x30 and sp are as they were), or has called it (sp is lower)."""
+    return last.words[-2:] == record.words[-2:] or record.words[-1] < last.words[-1]
 
 
 @dataclass
@@ -258,6 +270,9 @@ class Assembler:
             yield record.cpu, (CALL, PROTECTING, "")
             return
         stack = record.words[-1] & self.stack_mask
+        if record.kind == RecordKind.PROBE and (function := self._functions[record.number % EXIT]).role in _OF_PAGES:
+            yield from self._of_pages(function, record, stack)
+            return
         if record.kind == RecordKind.PROBE:
             if record.number >= EXIT:
                 yield from self._leave(self._functions[record.number - EXIT], record, stack)
@@ -428,6 +443,26 @@ class Assembler:
         self._lanes.discard(call.lane)
         if call.waiting is None:
             yield call.lane, (LEAVE, function.name)
+
+    def _of_pages(self, function: Function, record: Record, stack: int) -> Iterator[tuple[int, RawEvent]]:
+        """A page of the host is obtained or let go: told of a guest's fault, in which nothing but that fault's is."""
+        fault = next(iter(self._sections.get(stack, [])[-1:]), None)
+        if fault is None or fault.function.name != ABORTING:
+            return
+        word = record.words[0]
+        if function.role is Role.OBTAIN:
+            # KVM_PFN_ERR_MASK and KVM_PFN_NOSLOT (include/linux/kvm_host.h): no frame is.
+            if record.number >= EXIT and not word >> _PFN_BITS:
+                fault.obtained = True
+                yield from self._tell_section(stack)
+                yield fault.lane, (OBTAIN, word)
+            return
+        last, fault.released = fault.released, record
+        # kvm_release_page_dirty goes on, or calls, kvm_release_page_clean for the same page: one release.
+        if last is not None and (last.number != record.number and last.words[0] == word) and _goes_on(last, record):
+            return
+        if fault.obtained:
+            yield fault.lane, (RELEASE, word)
 
     def _section(self, stack: int) -> int | None:
         """The lane of what runs on this stack around operations."""

@@ -26,6 +26,8 @@ class Role(enum.Enum):
     FLUSH = enum.auto()
     SECTION = enum.auto()
     PROTECTED = enum.auto()
+    OBTAIN = enum.auto()
+    RELEASE = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Function:
     @property
     def ends(self) -> bool:
         """Its return is looked at too."""
-        return self.role not in (Role.GET, Role.PUT, Role.DEFER, Role.DCACHE, Role.ICACHE, Role.PROTECTED)
+        return self.role not in (Role.GET, Role.PUT, Role.DEFER, Role.DCACHE, Role.ICACHE, Role.PROTECTED, Role.RELEASE)
 
 
 def _operation(name: str, *arguments: str) -> Function:
@@ -82,6 +84,9 @@ SWITCHING: Final = ("__tlb_switch_to_guest", "__tlb_switch_to_host", "enter_vmid
 
 ABORTING: Final = "kvm_handle_guest_abort"
 """What a fault of a guest is for, its syndrome says: ``vcpu->arch.fault.esr_el2`` (arch/arm64/kvm/mmu.c)."""
+
+RELEASING_FRAMES: Final = "kvm_release_pfn_clean"
+"""Up to 6.12 what a fault lets go is named by its frame, later by its page; the functions for that are there before."""
 
 PROTECTING: Final = "_kvm_host_prot_finalize"
 
@@ -129,6 +134,12 @@ _ALL: Final = (
     Function(ABORTING, Role.SECTION, ("vcpu",)),
     # Each CPU of a host in protected mode runs it, and no other (arch/arm64/kvm/pkvm.c; 6.1: arm.c).
     Function(PROTECTING, Role.PROTECTED, ()),
+    # The page of the host that a fault is about (virt/kvm/kvm_main.c; up to 6.12, and later).
+    Function("__gfn_to_pfn_memslot", Role.OBTAIN, ()),
+    Function("__kvm_faultin_pfn", Role.OBTAIN, ()),
+    Function(RELEASING_FRAMES, Role.RELEASE, ("pfn",)),
+    Function("kvm_release_page_clean", Role.RELEASE, ("page",)),
+    Function("kvm_release_page_dirty", Role.RELEASE, ("page",)),
     Function("clean_dcache_guest_page", Role.DCACHE, ("va", "size")),
     Function("invalidate_icache_guest_page", Role.ICACHE, ("va", "size")),
 )

@@ -21,6 +21,7 @@ from inspector.trace.functions import (
     INVALIDATING,
     NEEDED,
     OF_HYP,
+    RELEASING_FRAMES,
     SWITCHING,
     WALKERS,
     Function,
@@ -170,6 +171,8 @@ def make_plan(symbols: KernelSymbols, page_shift: int = 12) -> Plan:
     functions = [function for name, function in FUNCTIONS.items() if symbols.address(name) is not None]
     if not all(symbols.address(name) is not None and _returns(symbols, name) for name in OF_HYP):
         functions = [each for each in functions if not each.name.startswith(HYP_PREFIX) and each.name not in OF_HYP]
+    if symbols.address(RELEASING_FRAMES) is not None:
+        functions = [each for each in functions if each.role is not Role.RELEASE or each.name == RELEASING_FRAMES]
     low, high = _walkers(symbols)
     text = symbols.text(low, high - low) or b""
     code = struct.unpack(f"<{len(text) // 4}I", text)
@@ -319,7 +322,7 @@ def _probes(symbols: KernelSymbols, functions: list[Function]) -> Iterator[tuple
         if not function.ends:
             continue
         returns = _returns(symbols, function.name)
-        if not returns and function.role not in (Role.FLUSH, Role.SECTION):
+        if not returns and function.role not in (Role.FLUSH, Role.SECTION, Role.OBTAIN):
             raise Untestable(f"{function.name} of {symbols.description} never returns by itself: it cannot be followed")
         yield from ((address, EXIT + number, 1) for address in returns)
 

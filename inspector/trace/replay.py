@@ -19,7 +19,9 @@ from inspector.events import (
     FREE_EXACT,
     GET,
     LEAVE,
+    OBTAIN,
     PUT,
+    RELEASE,
     RET,
     STORE,
     SYSREG,
@@ -33,9 +35,10 @@ from inspector.protocol.automaton import Protocol
 from inspector.protocol.context import ALL_VMIDS, Contexts, Flush, stale_at_init
 from inspector.protocol.facts import Call, facts_of, operation_name
 from inspector.protocol.faults import is_exec_fault, unasked_execution
+from inspector.protocol.obtained import Done, Fault, not_let_go, unbalanced
 from inspector.protocol.rules import Violation
 from inspector.snapshot import Capture
-from inspector.trace.functions import ABORTING, IOCTL, LOADING, PROTECTING
+from inspector.trace.functions import ABORTING, IOCTL, LOADING, PROTECTING, RELEASING_FRAMES
 from inspector.trace.lockstep import AnyShadow, Difference, Shadow, Verdicts, guest_shadow, hyp_shadow
 from inspector.trace.performed import (
     BEGUN,
@@ -173,6 +176,8 @@ class Judge:
         self._loading: dict[int, int] = {}
         self._chains: dict[int, tuple[str, ...]] = {}
         self._aborts: dict[int, tuple[int, int | None]] = {}
+        self._faults: dict[int, Fault] = {}
+        self._by_frame = RELEASING_FRAMES in header.get("functions", ())
         self._ignored: set[int] = set()
         self._number = 0
         if capture is not None:
@@ -258,6 +263,7 @@ class Judge:
             words = words_of(str(raw[2]))
             if raw[1] == ABORTING:
                 self._aborts[lane] = words.get("cpu", 0), words.get("esr")
+                self._faults[lane] = Fault(words.get("cpu", 0))
             elif raw[1] == LOADING:
                 self._loading[lane] = words.get("cpu", 0)
                 self._contexts.load(words.get("cpu", 0), words.get("vcpu", 0))
@@ -266,6 +272,10 @@ class Judge:
                 self._flushes[lane] = flush, words.get("in"), _around(raw)
         elif kind == LEAVE and raw[1] == ABORTING:
             self._aborts.pop(lane, None)
+            self._let_go(lane, raw)
+        elif kind in (OBTAIN, RELEASE):
+            if fault := self._faults.get(lane):
+                (fault.obtained if kind == OBTAIN else fault.released).append(raw[1])
         elif kind == LEAVE and raw[1] == LOADING:
             self._contexts.loaded(self._loading.pop(lane, 0))
         elif kind == LEAVE:
@@ -275,6 +285,23 @@ class Judge:
         elif kind == SYSREG:
             self._contexts.wrote(raw[1], raw[3])
             self._gather_contexts(_around(raw))
+
+    def _let_go(self, lane: int, raw: RawEvent) -> None:
+        """A guest's fault ends."""
+        fault = self._faults.pop(lane, None)
+        what = unbalanced(fault, self._page_shift, by_frame=self._by_frame) if fault is not None else None
+        if fault is not None and what is not None:
+            self.broken.append(self._is_broken(_around(raw), 0, not_let_go(fault, what, raw)))
+
+    def _did(self, operation: _Lane, ret: int) -> None:
+        """An operation that maps or relaxes has ended: whether it is a fault's."""
+        words = operation.performed.words
+        fault = self._faults.get(words.get("in", -1))
+        if fault is None or "prot" not in words:
+            return
+        frame = words["phys"] >> self._page_shift if "phys" in words else None
+        counted = not model_prot(words["prot"], self._generation) & (Prot.DEVICE | Prot.NORMAL_NC)
+        fault.done.append(Done(frame, words.get("size", 0) >> self._page_shift, counted, ret))
 
     def _flush(self, lane: int, raw: RawEvent) -> None:
         """Within a TLB function that no operation called."""
@@ -450,6 +477,7 @@ class Judge:
     def _end(self, lane: int, operation: _Lane, raw: RawEvent) -> None:
         del self._lanes[lane]
         ret = raw[1]
+        self._did(operation, ret)
         if operation.name in _ENTRIES:
             # One entry or none; later kernels' mkyoung returns nothing.
             self.counts.returns[operation.name, int(bool(ret and self._generation.mkyoung_returns_pte))] += 1

@@ -1,6 +1,7 @@
 """VTTBR_EL2, HCR_EL2, VMIDs and vCPUs: traces written by hand from the kernel's tlb.c, vmid.c and arm.c.
 
-Written as those of `test_traces`, with ``kernel:`` where it is not 6.12 and the plan's ``initialising:``, and judged
+Written as those of `test_traces`, with ``kernel:`` where it is not 6.12 and the plan's ``initialising:`` and
+``functions:``, and judged
 as a trace file is: ``cpu=`` is the lane, from 4096 on what a CPU does in nothing that is followed, from 8192 on what
 has operations in it.
 """
@@ -41,6 +42,7 @@ def feed(judge: Judge, name: str) -> None:
 def judged(name: str) -> list[Broken]:
     text = text_of(name)
     plan = {"page_shift": 12, "initialising": header(text, "initialising").split()}
+    plan["functions"] = header(text, "functions").split()
     judge = Judge({"generation": header(text, "kernel") or "6.12", **plan})
     feed(judge, name)
     judge.finish()
@@ -63,7 +65,7 @@ def test_every_rule_is_broken_by_a_trace() -> None:
     assert set().union(*map(broken_by_table, TABLES), *map(breaks, ALL)) == RULES.keys()
 
 
-@pytest.mark.parametrize("rule", sorted(OF_CONTEXTS | {"B8"}))
+@pytest.mark.parametrize("rule", sorted(OF_CONTEXTS | {"B8", "R3"}))
 def test_every_rule_of_contexts_is_broken_in_two_ways(rule: str) -> None:
     assert sum(rule in breaks(name) for name in ALL) >= 2
 

@@ -19,6 +19,7 @@ from inspector.events import (
     FREE_EXACT,
     GET,
     LEAVE,
+    OBTAIN,
     PUT,
     RET,
     STORE,
@@ -26,6 +27,7 @@ from inspector.events import (
     TLBI,
     RawEvent,
 )
+from inspector.events import RELEASE as LET_GO
 from inspector.trace.assemble import MOST_EARLY, Assembler
 from inspector.trace.functions import FUNCTIONS
 from inspector.trace.plan import EXIT, Plan
@@ -479,3 +481,46 @@ def test_hyp_stage_1_is_followed_too() -> None:
     ]
     assert "ia_bits=48,start_level=0,vtcr=0x0" in events[4][1][2]
     assert not assembler.outside
+
+
+# --- the host's pages ---
+
+ABORT, OLD, NEW = "kvm_handle_guest_abort", "__gfn_to_pfn_memslot", "__kvm_faultin_pfn"
+BY_FRAME, BY_PAGE, DIRTY = "kvm_release_pfn_clean", "kvm_release_page_clean", "kvm_release_page_dirty"
+PAGE_AT = 0xFFFFFFC000200000
+LOWER = STACK - 0x40
+
+
+def of_pages(*records: Record) -> list[RawEvent]:
+    told = Assembler(plan(), _distance=0)
+    return [raw for record in records for _, raw in told.take(record) if raw[0] in (OBTAIN, LET_GO)]
+
+
+def test_a_page_of_the_hosts_is_told_of_a_fault_alone() -> None:
+    inside = (leave(OLD, 0x80000, sp=LOWER), enter(BY_FRAME, 0x80000, sp=LOWER))
+    assert of_pages(enter(ABORT), *inside, leave(ABORT)) == [(OBTAIN, 0x80000), (LET_GO, 0x80000)]
+    assert of_pages(*inside) == []
+    assert of_pages(enter(ABORT), leave(ABORT), *inside) == []
+    # Another task's, on a stack of its own.
+    other = (leave(OLD, 0x80000, sp=OTHER), enter(BY_FRAME, 0x80000, sp=OTHER))
+    assert of_pages(enter(ABORT), *other) == []
+
+
+def test_what_is_no_frame_is_not_obtained() -> None:
+    """KVM_PFN_ERR_FAULT and KVM_PFN_NOSLOT; what is then let go is not the fault's."""
+    for none in (0x7FF << 52, 1 << 63):
+        assert of_pages(enter(ABORT), leave(OLD, none, sp=LOWER), enter(BY_FRAME, 0x80000, sp=LOWER)) == []
+
+
+def test_dirty_and_clean_are_one_release() -> None:
+    """kvm_release_page_dirty ends in a branch to kvm_release_page_clean, or calls it; two calls are two releases."""
+    before = (enter(ABORT), leave(NEW, 0x80000, sp=LOWER))
+    dirty = enter(DIRTY, PAGE_AT, sp=LOWER)
+    one = [(OBTAIN, 0x80000), (LET_GO, PAGE_AT)]
+    assert of_pages(*before, dirty) == one
+    assert of_pages(*before, dirty, enter(BY_PAGE, PAGE_AT, sp=LOWER)) == one
+    assert of_pages(*before, dirty, enter(BY_PAGE, PAGE_AT, sp=LOWER - 0x20)) == one
+    again = enter(BY_PAGE, PAGE_AT, sp=LOWER)
+    again = Record(again.kind, again.cpu, again.number, (PAGE_AT, 0xBEEF, LOWER))  # called from elsewhere
+    assert of_pages(*before, dirty, again) == [*one, (LET_GO, PAGE_AT)]
+    assert of_pages(*before, dirty, dirty) == [*one, (LET_GO, PAGE_AT)]
