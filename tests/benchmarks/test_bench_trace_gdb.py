@@ -120,7 +120,8 @@ def raw_loop(machine: Machine, places: Places) -> Iterator[RawLoop]:
     ended = threading.Event()
     with raw_connect(machine.gdb_socket) as connection:
         connection.settimeout(60)
-        loop = RawLoop(connection, {stop[0]: (stop[1], stop[-1]) for stop in places.stops})
+        moves = {stop[0]: (stop[1], stop[-2]) for stop in places.stops}
+        loop = RawLoop(connection, moves)
         thread = threading.Thread(target=loop.follow, args=(ended,))
         thread.start()
         yield loop
