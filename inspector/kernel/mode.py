@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from inspector.codec import decode_register, has_e2h, table_address
 from inspector.kernel.accessors import accessor_variable
@@ -37,11 +37,19 @@ def kvm_mode(kernel: HostKernel, cpus: Sequence[Cpu]) -> Mode:
         return _mode_of_dump(kernel, cpus)
     if not e2h:
         return Mode.NVHE
-    # hVHE sets E2H at EL2 while the kernel stays at EL1; a VHE kernel has its tables in TTBR1_EL2.
+    # hVHE sets E2H at EL2 while the kernel stays at EL1.  A VHE kernel has its tables in TTBR1_EL2, but while the
+    # trampoline's are there (CONFIG_UNMAP_KERNEL_AT_EL0): then the host runs, with HCR_EL2.TGE, which hVHE never has.
     root = kernel.space.root_pa
     page = kernel.space.geometry.granule
-    at_el2 = any(table_address(cpu.registers.get("TTBR1_EL2", 0)) & -page == root for cpu in cpus)
+    at_el2 = any(
+        table_address(cpu.registers.get("TTBR1_EL2", 0)) & -page == root or _is_vhe_host(cpu.registers) for cpu in cpus
+    )
     return Mode.VHE if at_el2 else Mode.HVHE
+
+
+def _is_vhe_host(registers: Mapping[str, int]) -> bool:
+    """HCR_EL2.{E2H,TGE}: what runs is of the EL2&0 regime (DDI 0487 D24.2, HCR_EL2)."""
+    return has_e2h(registers) and bool(decode_register("hcr_el2", registers["HCR_EL2"])["TGE"])
 
 
 def _mode_of_dump(kernel: HostKernel, cpus: Sequence[Cpu]) -> Mode:

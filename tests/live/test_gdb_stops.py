@@ -30,7 +30,7 @@ _LOWER_EL_IRQ = 0x480
 def machine() -> Iterator[Machine]:
     """One CPU, so that it is the one that stopped."""
     with Machine.start(smp=1, append="kvm-arm.mode=nvhe") as machine:
-        machine.command("spin on")
+        machine.command("spin on busy=100000 sleep_us=1000")
         yield machine
 
 
