@@ -1,5 +1,5 @@
-"""P1 to P4: who owns what under pKVM, by the host's stage 2, EL2's stage 1, the tables of guests that the hypervisor
-keeps, and its own records.
+"""P1 to P4 and P7: who owns what under pKVM, by the host's stage 2, EL2's stage 1, the tables of guests that the
+hypervisor keeps, and its own records.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from inspector.check.pkvm_guests import (
     not_recorded,
     shared_with_guests,
 )
-from inspector.check.pkvm_host import both_tables, in_transition, runs_of_pages
+from inspector.check.pkvm_host import COUNTERPART, both_tables, in_transition, runs_of_pages
 from inspector.check.places import where_view
 from inspector.codec import Descriptor, InvalidForm, Kind, decode
 from inspector.codec.bulk import Flags
@@ -137,9 +137,6 @@ def owners(rule: Judge, context: Context) -> Iterator[Finding]:
 # --- P2: shares ---
 
 
-_COUNTERPART = {Share.SHARED_BORROWED: Share.SHARED_OWNED, Share.SHARED_OWNED: Share.SHARED_BORROWED}
-
-
 @invariant(
     "P2",
     "What the hypervisor or a guest borrows the host has shared, as often as it is counted, and what they share the "
@@ -152,13 +149,13 @@ def shares(rule: Judge, context: Context) -> Iterator[Finding]:
     yield from _of_guests(rule, context, shared_with_guests)
     for both in both_tables(context):
         granule = both.hyp.columns.geometry.granule
-        wrong = [pa for pa, (host, hyp) in both.states.items() if hyp in _COUNTERPART and host is not _COUNTERPART[hyp]]
+        wrong = [pa for pa, (host, hyp) in both.states.items() if hyp in COUNTERPART and host is not COUNTERPART[hyp]]
         for pa, many in runs_of_pages(wrong, granule):
             host, hyp = both.states[pa]
             said = f"{host.name} by the host, {hyp.name} by the hypervisor{many}"
             yield rule.error(
                 both.where(pa),
-                f"page {pa:#x} {_COUNTERPART[hyp].name} by the host",
+                f"page {pa:#x} {COUNTERPART[hyp].name} by the host",
                 said,
                 excuse=in_transition(context),
             )

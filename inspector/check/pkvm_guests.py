@@ -15,7 +15,7 @@ import numpy as np
 
 from inspector.check.context import Context
 from inspector.check.ownership import Owned
-from inspector.check.pkvm_host import Hosts
+from inspector.check.pkvm_host import COUNTERPART, Hosts
 from inspector.check.places import where_entry, where_view
 from inspector.codec import Kind
 from inspector.codec.bulk import Flat, Words
@@ -155,10 +155,9 @@ def given_to_nobody(guests: Guests) -> Iterator[Wrong]:
 def shared_with_guests(guests: Guests) -> Iterator[Wrong]:
     """Pages that a guest borrows and the host has not lent, or the other way round, and their counts."""
     both, shift = guests.both, guests.granule_shift
-    counterpart = {Share.SHARED_BORROWED: Share.SHARED_OWNED, Share.SHARED_OWNED: Share.SHARED_BORROWED}
     for guest in guests.guests:
         said = 0
-        for mine, theirs in counterpart.items():
+        for mine, theirs in COUNTERPART.items():
             for page in np.flatnonzero(guest.states == mine).tolist():
                 pa = int(guest.pfns[page]) << shift
                 host = both.states.get(pa, (Share.OWNED, Share.NOPAGE))[0]

@@ -27,6 +27,10 @@ _MOST = 1 << 18
 """Pages of one entry that are looked at: a block of 1G."""
 
 
+COUNTERPART = {Share.SHARED_BORROWED: Share.SHARED_OWNED, Share.SHARED_OWNED: Share.SHARED_BORROWED}
+"""How a page stands with the other of the two that share it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Hosts:
     """The host's stage 2 beside EL2's stage 1."""

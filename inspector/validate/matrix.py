@@ -53,7 +53,7 @@ def run_cells(cells: Sequence[Cell], how: Spread, keep: Path | None, tell: Tell)
         runs[number] = result.run
         if how.resume is not None:
             kept.store(how.resume, known[number], result)
-        if keep is not None:
+        if keep is not None and result.trace:
             (keep / cells[number].trace).write_bytes(result.trace)
 
     try:
